@@ -1,0 +1,87 @@
+# `make` lists the targets. PYTHON chooses the interpreter that .venv is made from.
+PYTHON ?= python3
+TORCH ?= "torch>=2.13" torchvision
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+BUILD_INPUTS := setup.py $(shell find csrc build_support -name '*.py' -o -name '*.cpp' -o -name '*.h' \
+  -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+# a torch that was exchanged in the environment asks for a new build as well
+INSTALLED_TORCH = $(wildcard $(VENV)/lib/python3*/site-packages/torch/version.py)
+CXX_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test bench data lint format isa-test cuda-check asan clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed cnnfast/_build_info.json ## make .venv, install what is needed, build the extension
+	@:
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("cnnfast needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) -m venv failed: install Python's venv module (Debian: apt-get install python3-venv)"; exit 1; }
+
+# torchvision goes with torch, so that pip chooses two that match
+$(VENV)/.torch: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) install --quiet --upgrade "setuptools>=77" wheel ninja pybind11
+	$(PIP) install $(TORCH)
+	@touch $@
+
+cnnfast/_build_info.json: $(VENV)/.torch $(BUILD_INPUTS) $(INSTALLED_TORCH)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch | cnnfast/_build_info.json
+	$(PIP) install --quiet --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+demo: venv ## train, fuse, freeze, export, load again, compare: the whole way on real data
+	$(BIN)/python -m cnnfast demo
+
+test: venv data ## all tests
+	$(BIN)/python -m pytest -q
+
+bench: venv ## measure against PyTorch and against installed peers (pip install ".[peers]")
+	$(BIN)/python -m pytest bench
+
+data: venv ## fetch Fashion-MNIST, or say where it lies
+	$(BIN)/python -m cnnfast data
+
+lint: venv ## formatting and static checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: venv ## bring all sources into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+isa-test: venv ## tests of operators and frozen networks, once per instruction set of this machine
+	@isas=$$($(BIN)/python -m cnnfast doctor --isas) && test -n "$$isas" && for isa in $$isas; do \
+	  echo "instruction set $$isa"; \
+	  CNNFAST_CPU_ISA=$$isa $(BIN)/python -m pytest -q tests/ops tests/freeze || exit 1; \
+	done
+
+cuda-check: venv ## compile the CUDA sources for sm_80 and sm_90 where nvcc exists
+	$(BIN)/python -m build_support.cuda_check
+
+# In a copy of its own, so that nothing imports the ordinary build. The runtime must be the first library of the
+# process; torch leaves memory to the end of the process, hence no search for leaks.
+SANITIZED := build/sanitized
+asan: venv ## tests of operators under the address and undefined-behaviour sanitizers
+	@mkdir -p $(SANITIZED)
+	@cp -a --update setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests $(SANITIZED)
+	cd $(SANITIZED) && CNNFAST_SANITIZE=address,undefined ../../$(BIN)/python setup.py --quiet build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  ../../$(BIN)/python -m pytest -q tests/ops
+
+clean: ## remove what the build wrote; .venv stays
+	rm -rf build dist cnnfast.egg-info cnnfast/lib cnnfast/_info*.so cnnfast/_build_info.json

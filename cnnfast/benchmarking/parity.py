@@ -1,0 +1,147 @@
+"""Right answers before times: every contender is held against float64 eager PyTorch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .case import TOLERANCE, Case
+from .fill import fill_weights, images, load_state_dict
+
+# Batches that a round cycles through, so that no timing is of one cached input.
+BATCHES = 4
+_GRADIENT_TOLERANCE = 1e-3
+_LOSS_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Parity:
+    """`error` of `quantity`, the one nearest to or furthest past its `tolerance` (both in its own unit)."""
+
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # false for NaN
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+    def __str__(self) -> str:
+        return f"{self.quantity} differs by {self.error:.3g} (allowed {self.tolerance:.3g})"
+
+
+def prepare(case: Case) -> None:
+    """Writes what every contender of a case starts from: weights, batches, float64 reference."""
+    model = case.spec.module()
+    if not case.weights_file.exists():
+        _initial_weights(case, model)
+        torch.save(model.state_dict(), case.weights_file)
+    model.load_state_dict(load_state_dict(case.weights_file))
+    batches = [images(case.batch, case.spec.input_shape, seed) for seed in range(1, BATCHES + 1)]
+    saved = {"inputs": batches}
+    if case.mode == "training":
+        saved["targets"], saved["reference"] = _training_reference(model, batches)
+    else:
+        saved["reference"] = _inference_reference(case, model, batches)
+    torch.save(saved, case.batches_file)
+
+
+def _initial_weights(case: Case, model: nn.Module) -> None:
+    if case.spec.state_dict_path is None:
+        fill_weights(model, case.spec.gain)
+    else:
+        model.load_state_dict(load_state_dict(case.spec.state_dict_path))
+
+
+def _inference_reference(case: Case, model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+    model.double().eval()
+    with torch.inference_mode():
+        reference = [model(batch.double()) for batch in batches]
+    _require_spread(case, reference)
+    return reference
+
+
+def _require_spread(case: Case, reference: Sequence[Tensor]) -> None:
+    """A network whose answer hardly depends on its input would make every parity check pass."""
+    rows = torch.cat([output.flatten(1) for output in reference])
+    spread = (rows - rows.mean(0)).abs().max().item()
+    tolerance = TOLERANCE[case.dtype] * rows.abs().max().item()
+    if not spread > 10 * tolerance:
+        raise ValueError(
+            f"{case.title}: outputs of different images differ by {spread:.3g} only, "
+            f"too little beside the tolerance {tolerance:.3g} to tell right answers from wrong ones"
+        )
+
+
+def _training_reference(
+    model: nn.Module, batches: Sequence[Tensor]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    without_dropout(model)
+    model.double().train()
+    first = model(batches[0].double())
+    if first.ndim != 2:
+        raise ValueError(
+            f"training needs class scores (N, classes), but the network gives {tuple(first.shape)}"
+        )
+    generator = torch.Generator().manual_seed(0)
+    targets = [torch.randint(first.shape[1], (len(batch),), generator=generator) for batch in batches]
+    loss = nn.functional.cross_entropy(first, targets[0])
+    loss.backward()
+    return targets, {"loss": loss.detach(), "gradients": gradient_norms(model)}
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Sets every dropout's p to 0: a step must have one right answer."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+
+
+def gradient_norms(model: nn.Module) -> Tensor:
+    """Float64 norms of all gradients, in the order of the parameters; a missing gradient counts as NaN."""
+    norms = [float("nan") if p.grad is None else p.grad.double().norm().item() for p in model.parameters()]
+    return torch.tensor(norms, dtype=torch.float64)
+
+
+def compare_outputs(case: Case, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Parity:
+    """Largest difference over all batches against the dtype's part of the largest reference value."""
+    tolerance = TOLERANCE[case.dtype] * max(expected.abs().max().item() for expected in reference)
+    worst = 0.0
+    for expected, output in zip(reference, outputs, strict=True):
+        if output.shape != expected.shape:
+            found = f"{tuple(output.shape)} instead of {tuple(expected.shape)}"
+            return Parity(f"output shape {found}", float("nan"), tolerance)
+        error = (output.double() - expected).abs().max().item()
+        worst = error if error != error else max(worst, error)
+        if worst != worst:
+            break
+    return Parity("output", worst, tolerance)
+
+
+def compare_training(reference: dict[str, Tensor], loss: Tensor, gradients: Tensor) -> Parity:
+    """Loss and gradient norms of one step, each relative to its reference.
+
+    Norms below 1e-3 of the largest are measured against that instead: a convolution bias in front of a batch
+    norm has a true gradient of zero.
+    """
+    norms = reference["gradients"]
+    if gradients.shape != norms.shape:
+        return Parity(f"number of gradients {len(gradients)} instead of {len(norms)}", float("nan"), 0.0)
+    expected_loss = reference["loss"].item()
+    loss_error = abs(loss.item() - expected_loss) / max(abs(expected_loss), 1e-3)
+    relative = (gradients - norms).abs() / norms.clamp_min(1e-3 * norms.max().item())
+    checks = [
+        Parity("loss (relative)", loss_error, _LOSS_TOLERANCE),
+        Parity("gradient norm (relative)", relative.max().item(), _GRADIENT_TOLERANCE),
+    ]
+    return max(checks, key=_rank)
+
+
+def _rank(check: Parity) -> float:
+    ratio = check.error / check.tolerance
+    return float("inf") if ratio != ratio else ratio

@@ -1,0 +1,201 @@
+"""Runs contenders against each other: right answers first, then rounds in turn, one running at a time."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from . import machine
+from .case import Case, ModelSpec
+from .contenders import find, registry
+from .process import Worker, WorkerError
+from .result import Result, Row
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    rounds: int
+    min_time_s: float
+    timeout_s: float
+
+
+def compare(
+    model: str | ModelSpec,
+    batches: Sequence[int] = (1, 16),
+    contenders: Sequence[str] | None = None,
+    rounds: int = 5,
+    threads: int | None = None,
+    mode: str = "inference",
+    *,
+    dtype: str = "float32",
+    state_dict_path: str | None = None,
+    min_time: float = 0.2,
+    timeout: float = 300.0,
+    progress: Progress | None = None,
+) -> Result:
+    """Times a network's contenders, each in a process of its own, the others stopped meanwhile.
+
+    Args:
+        model: name of a network of the notes, or a ModelSpec.
+        batches: batch sizes, one group of rows each.
+        contenders: names (`default_contenders(mode)` when None) or "package.module:Class".
+        rounds: rounds of which the median is taken; each lasts at least `min_time` seconds.
+        threads: threads of every contender; all usable cores when None.
+        mode: "inference" or "training" (forward, cross entropy, backward, SGD step).
+        dtype: precision of the contenders.
+        state_dict_path: weights of a trained network under the plain network's keys (.safetensors or torch).
+        timeout: seconds that one request to a worker may take (building a contender is one).
+        progress: called with (steps done, steps in all, what comes next).
+
+    Returns a Result. A contender that answers wrongly, fails or is not installed has a row that says so.
+    Raises ValueError for an unknown name or setting, RuntimeError when the reference cannot be computed.
+    """
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(model)
+    if state_dict_path is not None:
+        spec = replace(spec, state_dict_path=state_dict_path)
+    spec = spec.resolved()
+    names = list(default_contenders(mode) if contenders is None else contenders)
+    for name in names:
+        find(name, mode)
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but must be at least 1")
+    settings = Settings(rounds, min_time, timeout)
+    threads = machine.usable_cores() if threads is None else threads
+    result = Result(_header(settings, threads), [])
+    steps = _Steps(progress, len(batches) * (1 + len(names) * (rounds + 1)))
+    with TemporaryDirectory(prefix="cnnfast-bench-") as folder:
+        for batch in batches:
+            case = Case(spec, int(batch), mode, dtype, threads, folder)
+            result.rows += _run_case(case, names, settings, steps)
+    return result
+
+
+def default_contenders(mode: str = "inference", peers: bool = False) -> list[str]:
+    """Names that run when none are given: eager PyTorch and cnnfast, with peers also every other runtime."""
+    chosen = [kind for kind in registry(mode).values() if kind.default]
+    if peers:
+        return [kind.name for kind in chosen]
+    return [kind.name for kind in chosen if kind.name.startswith(("eager", "cnnfast"))]
+
+
+def _header(settings: Settings, threads: int) -> dict[str, Any]:
+    return {
+        "machine": machine.describe(),
+        "settings": {"threads": threads, "rounds": settings.rounds, "min_time_s": settings.min_time_s},
+    }
+
+
+class _Steps:
+    """Counts what is done for the progress callback."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def next(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total, text)
+        self._done += 1
+
+
+def _run_case(case: Case, names: Sequence[str], settings: Settings, steps: _Steps) -> list[Row]:
+    steps.next(f"{case.title}: float64 reference")
+    with Worker("reference", case.threads) as worker:
+        worker.ask("prepare", settings.timeout_s, case=case.to_dict())
+    with ExitStack() as workers:
+        lanes = []
+        for name in names:
+            steps.next(f"{case.title}: set up {name}")
+            lane = _Lane(case, name, settings)
+            workers.callback(lane.close)
+            lane.start()
+            lanes.append(lane)
+        for number in range(settings.rounds):
+            # Another one begins each round, so that none always follows the same neighbour.
+            first = number % max(1, len(lanes))
+            for lane in lanes[first:] + lanes[:first]:
+                steps.next(f"{case.title}: round {number + 1}, {lane.row.contender}")
+                lane.round()
+        for lane in lanes:
+            lane.finish()
+        return [lane.row for lane in lanes]
+
+
+class _Lane:
+    """One contender of a case: its row and, while it can run, its stopped worker."""
+
+    def __init__(self, case: Case, name: str, settings: Settings):
+        kind = find(name, case.mode)
+        self._case = case
+        self._name = name
+        self._settings = settings
+        self._worker: Worker | None = None
+        self.row = Row(case.spec.label, case.batch, case.mode, case.dtype, kind.name, kind.setting)
+        reason = kind.unavailable()
+        if reason is not None:
+            self._end("missing", reason)
+
+    def start(self) -> None:
+        """Builds the contender and checks its answers; leaves it stopped."""
+        if self.row.status != "ok":
+            return
+        self._worker = Worker(self._name, self._case.threads)
+        reply = self._ask("setup", case=self._case.to_dict(), contender=self._name)
+        if reply is not None:
+            self.row.setup_s = reply["setup_seconds"]
+            self._check("check", "")
+        if self._worker is not None:
+            self._worker.pause()
+
+    def round(self) -> None:
+        """One round of timing, running alone."""
+        if self._worker is None:
+            return
+        self._worker.resume()
+        reply = self._ask("measure", min_time=self._settings.min_time_s)
+        if reply is None:
+            return
+        self._worker.pause()
+        self.row.rounds_s.append(reply["seconds"] / reply["calls"])
+        self.row.calls.append(reply["calls"])
+        if reply["peak_rss_bytes"] is not None:
+            self.row.peak_rss_bytes = max(self.row.peak_rss_bytes or 0, reply["peak_rss_bytes"])
+
+    def finish(self) -> None:
+        """Checks the answers again after all rounds, then ends the process."""
+        if self._worker is None:
+            return
+        self._worker.resume()
+        self._check("finish", "after the rounds: ")
+        self.close()
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _check(self, request: str, when: str) -> None:
+        reply = self._ask(request)
+        if reply is None:
+            return
+        if self.row.parity is None or not reply["ok"]:
+            self.row.parity = reply
+        if not reply["ok"]:
+            error, tolerance = reply["error"], reply["tolerance"]
+            self._end("parity", f"{when}{reply['quantity']} differs by {error:.3g} (allowed {tolerance:.3g})")
+
+    def _ask(self, request: str, **arguments: Any) -> dict[str, Any] | None:
+        try:
+            return self._worker.ask(request, self._settings.timeout_s, **arguments)
+        except WorkerError as error:
+            self._end("failed", str(error))
+            return None
+
+    def _end(self, status: str, detail: str) -> None:
+        self.row.status = status
+        self.row.detail = detail
+        self.close()

@@ -1,0 +1,72 @@
+"""The benchmark table on the terminal."""
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from .result import Result, Row, baseline
+
+_STYLES = {"parity": "red", "failed": "red", "missing": "dim"}
+
+
+def build(result: Result) -> Group:
+    return Group(Text(header_line(result.header)), _table(result), *_notes(result))
+
+
+def header_line(header: dict) -> str:
+    machine, settings = header["machine"], header["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    load = machine["load_average"]
+    return (
+        f"{machine['cpu']}, {settings['threads']} of {machine['cores']} cores"
+        f" ({' '.join(machine['instruction_sets'][-6:])})\n"
+        f"kernels of cnnfast: {machine['cnnfast_isa'] or 'not loaded'}; "
+        f"{versions}; {settings['rounds']} rounds of at least {settings['min_time_s']:g} s"
+        + (f"; load average at the start {load:.1f}" if load is not None else "")
+    )
+
+
+def _table(result: Result) -> Table:
+    training = any(row.mode == "training" for row in result.rows)
+    table = Table(title="milliseconds a call, each contender alone in its process", box=SIMPLE_HEAD)
+    table.add_column("network", no_wrap=True)
+    table.add_column("batch", justify="right")
+    table.add_column("contender", no_wrap=True)
+    for title in ("median", "min", "images/s", "speed-up", "difference", *(["peak MiB"] if training else [])):
+        table.add_column(title, justify="right", no_wrap=True)
+    for _, rows in result.groups():
+        base = baseline(rows)
+        for row in rows:
+            mark = " (=1)" if row is base else ""
+            network = f"{row.model} {row.mode}" if training else row.model
+            cells = [network, str(row.batch), row.contender + mark, *_figures(result, row)]
+            table.add_row(*cells, *([_peak(row)] if training else []), style=_STYLES.get(row.status))
+        table.add_section()
+    return table
+
+
+def _figures(result: Result, row: Row) -> list[str]:
+    difference = f"{row.parity['error']:.1e}" if row.parity else ""
+    if not row.timed:
+        return [{"parity": "wrong", "failed": "failed", "missing": "-"}[row.status], "", "", "", difference]
+    speedup = result.speedup(row)
+    return [
+        f"{row.median_s * 1e3:.3f}",
+        f"{row.min_s * 1e3:.3f}",
+        f"{row.images_per_s:,.0f}",
+        "" if speedup is None else f"{speedup:.2f}",
+        difference,
+    ]
+
+
+def _peak(row: Row) -> str:
+    return f"{row.peak_rss_bytes / 2**20:.0f}" if row.timed and row.peak_rss_bytes else ""
+
+
+def _notes(result: Result) -> list[Text]:
+    """Why some rows have no time, each reason once."""
+    notes = dict.fromkeys(f"{row.contender}: {row.detail}" for row in result.rows if row.status == "missing")
+    broken = [row for row in result.rows if row.status in ("parity", "failed")]
+    notes.update(dict.fromkeys(f"{row.group}, {row.contender}: {row.detail}" for row in broken))
+    return [Text(note) for note in notes]

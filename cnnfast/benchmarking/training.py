@@ -1,0 +1,99 @@
+"""Contenders of a training step: forward, cross entropy, backward, SGD."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .case import Case
+from .contenders import extension_unavailable
+
+# Small, so that hundreds of steps on the same batches neither diverge nor reach a loss of exactly zero.
+LEARNING_RATE = 1e-3
+
+
+class TrainingContender(ABC):
+    """One way to run a training step. Built inside a worker from a train-mode float32 network."""
+
+    name: ClassVar[str]
+    setting: ClassVar[str]
+    mode: ClassVar[str] = "training"
+    default: ClassVar[bool] = True
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+
+    def __init__(self, case: Case, model: nn.Module, example: Tensor):
+        model = model.to(memory_format=self.memory_format)
+        self.network = self.prepare(model)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return None
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> Any:
+        """The callable that computes class scores with the parameters of `model`."""
+
+    def context(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def feed(self, batch: Tensor, target: Tensor) -> Any:
+        return batch.contiguous(memory_format=self.memory_format), target
+
+    def backward(self, fed: Any) -> Tensor:
+        """Loss and gradients, without a change of the weights."""
+        inputs, target = fed
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(self.network(inputs), target)
+        loss.backward()
+        return loss.detach()
+
+    def step(self, fed: Any) -> Tensor:
+        """The timed call."""
+        loss = self.backward(fed)
+        self.optimizer.step()
+        return loss
+
+
+class EagerTraining(TrainingContender):
+    name = "eager"
+    setting = "torch.nn modules, NCHW, SGD"
+    memory_format = torch.contiguous_format
+
+    def prepare(self, model: nn.Module) -> Any:
+        return model
+
+
+class EagerChannelsLastTraining(TrainingContender):
+    name = "eager_channels_last"
+    setting = "torch.nn modules, model and input channels_last, SGD"
+
+    def prepare(self, model: nn.Module) -> Any:
+        return model
+
+
+class CompiledTraining(TrainingContender):
+    name = "compile"
+    setting = "torch.compile(model), channels_last, SGD"
+
+    def prepare(self, model: nn.Module) -> Any:
+        return torch.compile(model, dynamic=False)
+
+
+class FusedTraining(TrainingContender):
+    name = "cnnfast_fused"
+    setting = "cnnfast.fuse(model).train(), channels_last, SGD"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return extension_unavailable()
+
+    def prepare(self, model: nn.Module) -> Any:
+        import cnnfast
+
+        return cnnfast.fuse(model).train()
+
+
+TRAINING = (EagerTraining, EagerChannelsLastTraining, CompiledTraining, FusedTraining)

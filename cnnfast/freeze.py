@@ -1,0 +1,162 @@
+"""Snapshots for inference: folded, packed, and run as one operator call."""
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from cnnfast import _ext
+from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
+from cnnfast.fuse.shells import unfused
+from cnnfast.plan import files
+from cnnfast.plan.build import Built, UnsupportedNetworkError, build
+from cnnfast.plan.codec import encode
+from cnnfast.plan.files import FileFormatError
+from cnnfast.plan.network import EagerNet, FrozenNet
+from cnnfast.report import Report, Row
+
+__all__ = ["EagerNet", "FileFormatError", "FrozenNet", "UnsupportedNetworkError", "freeze", "load"]
+
+
+def freeze(
+    model: nn.Module,
+    example_inputs: Tensor | tuple,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    winograd: bool = True,
+    tune: bool = False,
+    error_budget: float | None = None,
+    strict: bool = False,
+    verify: bool = False,
+    allow_eager: bool = False,
+) -> FrozenNet | EagerNet:
+    """A snapshot of `model` in evaluation mode: batch norm folded, weights packed, one planned call.
+
+    The weights are copied: later changes of the model are not followed. Any batch and image size that the
+        network
+    itself allows can be given to the result. Takes plain modules, cnnfast's own, and what cnnfast.fuse
+    returned.
+
+    Args:
+        model: takes and gives one float32 tensor; in training mode its evaluation mode is frozen all the
+            same.
+        example_inputs: a tensor or a tuple of one, (N, C, H, W) or whatever the network takes; it is run
+            once.
+        dtype: of the arithmetic; torch.float32 in this version.
+        winograd: allow Winograd convolutions. This version computes every convolution directly, so both
+            mean the same.
+        tune, error_budget: choose kernels by measurement. This version has one kernel for a layer and
+            nothing to choose: ValueError for other values than False and None.
+        strict: raise where not every layer runs on cnnfast's kernels, whatever allow_eager says.
+        verify: compare with the model on example_inputs; raise above 1e-4 of the largest output value.
+        allow_eager: where the plan cannot hold the network, or the extension is not built, return an
+            eager snapshot (EagerNet), whose report says so. Without it that is an error.
+
+    Raises:
+        UnsupportedNetworkError: names each layer without a place in a plan, and why.
+        TypeError, ValueError: arguments that do not fit. RuntimeError: the extension is not built.
+        VerificationError: see verify.
+    """
+    inputs = as_tuple(example_inputs)
+    _check_options(dtype, tune, error_budget)
+    _check_model(model)
+    _check_inputs(inputs)
+    allow_eager = allow_eager and not strict
+    with torch.inference_mode(False), torch.no_grad():
+        if not _ext.AVAILABLE:
+            if allow_eager:
+                return EagerNet(model, f"the extension is not there: {_ext.REASON}")
+            raise RuntimeError(f"freeze needs the compiled extension, or allow_eager=True: {_ext.REASON}")
+        try:
+            built = build(model, inputs)
+        except UnsupportedNetworkError as error:
+            if allow_eager:
+                return EagerNet(model, str(error))
+            raise
+        frozen = _assemble(model, built)
+        return _compared(frozen, model, inputs, verify)
+
+
+def load(path: str | os.PathLike) -> FrozenNet:
+    """The network that FrozenNet.save wrote to `path`, packed for the CPU at hand.
+
+    Nothing is unpickled and everything is checked. Raises FileFormatError, with what to do, for a
+    damaged, foreign or newer file; OSError where it cannot be read; RuntimeError where the extension is
+    not built.
+    """
+    if not _ext.AVAILABLE:
+        raise RuntimeError(f"load needs the compiled extension: {_ext.REASON}")
+    with torch.inference_mode(False):
+        weights, plan, network = files.read(path)
+        try:
+            rows = tuple(Row(**row) for row in network["rows"])
+            report = Report(network["title"], rows, tuple(network["notes"]))
+            return FrozenNet(weights, plan, list(network["names"]), report)
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} lacks the description of the network: save it again") from error
+        except RuntimeError as error:  # the library's own checks of the plan
+            raise FileFormatError(f"{path}: {error}") from error
+
+
+def _assemble(model: nn.Module, built: Built) -> FrozenNet:
+    notes = ("The model was in training mode; its evaluation mode is frozen.",) if model.training else ()
+    title = f"freeze({type(unfused(model)).__name__})"
+    report = Report(title, tuple(built.rows), notes)
+    return FrozenNet(built.weights, encode(built.plan, built.weights), built.names, report)
+
+
+def _compared(frozen: FrozenNet, model: nn.Module, inputs: tuple, verify: bool) -> FrozenNet:
+    """Run the example through both."""
+    wanted, got = unfused(model).eval()(*inputs), frozen(*inputs)
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        raise VerificationError(
+            f"freeze: the plan gives {list(got.shape)} {got.dtype} where the model gives "
+            f"{list(wanted.shape)} "
+            f"{wanted.dtype}: please report this network"
+        )
+    if verify:
+        error = relative_error(got, wanted)
+        if not error <= TOLERANCE[torch.float32]:
+            raise VerificationError(f"freeze: the plan's output differs by {error:.1e} of its largest value")
+        frozen.add_note(f"verified: error {error:.1e} of the largest output value")
+    return frozen
+
+
+def _check_options(dtype: object, tune: bool, error_budget: float | None) -> None:
+    if dtype != torch.float32:
+        raise ValueError(
+            f"freeze: this version computes in float32 only: write dtype=torch.float32, not {dtype}"
+        )
+    if tune or error_budget is not None:
+        raise ValueError(
+            "freeze: this version has one kernel for a layer, so there is nothing to tune and no "
+            "error to budget: "
+            "leave out tune and error_budget"
+        )
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"freeze: model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, (FrozenNet, EagerNet)):
+        raise TypeError("freeze: model is frozen already")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("freeze: model is scripted already; freeze the original and script the result")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            raise ValueError(
+                f"freeze: '{name}' is {tensor.dtype} on {tensor.device}; this version freezes float32 "
+                "networks on the "
+                "CPU: write freeze(model.float().cpu(), ...)"
+            )
+
+
+def _check_inputs(inputs: tuple) -> None:
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        kinds = ", ".join(type(value).__name__ for value in inputs)
+        raise ValueError(f"freeze: a plan of this version takes one tensor, example_inputs has ({kinds})")
+    if inputs[0].dtype != torch.float32 or inputs[0].device.type != "cpu":
+        raise ValueError(
+            f"freeze: example_inputs is {inputs[0].dtype} on {inputs[0].device}: give a float32 "
+            "tensor on the CPU"
+        )

@@ -1,0 +1,126 @@
+"""Running a fused network beside the original: multiply-adds of the layers, and the error of each."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnfast.fuse.convert import Unit
+from cnnfast.fuse.shells import shell_copy, unfused
+from cnnfast.fuse.tracing import is_layer
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+class VerificationError(RuntimeError):
+    """A fused layer gives other values than the original one."""
+
+
+def as_tuple(example_inputs: Tensor | tuple) -> tuple:
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
+    """Multiply-adds of the convolutions and linear layers for these inputs, by layer name."""
+    probe = unfused(network).eval()
+    counts: dict[str, int] = {}
+
+    def count(name: str):
+        def hook(layer, args, output):
+            counts[name] = counts.get(name, 0) + _layer_multiply_adds(layer, output)
+
+        return hook
+
+    for name, layer in probe.named_modules():
+        if is_layer(layer) and _weight(layer) is not None:
+            layer.register_forward_hook(count(name))
+    with torch.no_grad():
+        probe(*example_inputs)
+    return counts
+
+
+def _weight(layer: nn.Module) -> Tensor | None:
+    """The weight that every output value is a scalar product with."""
+    holder = getattr(layer, "conv", layer)
+    return holder.weight if isinstance(holder, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) else None
+
+
+def _layer_multiply_adds(layer: nn.Module, output: Tensor) -> int:
+    weight = _weight(layer)
+    return output.numel() * weight[0].numel()
+
+
+def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) -> dict[str, float]:
+    """Largest difference of each layer's output relative to its largest value, both in evaluation mode.
+
+    Each unit starts from the original's values; within it errors accumulate as they do in use.
+    """
+    eager, probe = unfused(fused).eval(), shell_copy(fused).eval()
+    calls = _arguments(eager, [unit.path for unit in units], example_inputs)
+    errors = {}
+    for unit in units:
+        if unit.path not in calls:
+            continue  # a branch that evaluation mode does not take
+        wanted, got = (
+            _Recorder(module.get_submodule(unit.path), graph, {names[i] for names in unit.values.values()})
+            for i, (module, graph) in enumerate(((eager, unit.eager), (probe, unit.fused)))
+        )
+        with torch.no_grad():
+            wanted.run(*calls[unit.path])
+            got.run(*calls[unit.path])
+        for layer, (before, after) in unit.values.items():
+            if before in wanted.values and after in got.values:
+                errors[layer] = relative_error(got.values[after], wanted.values[before])
+    return errors
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest value; infinite where shapes or non-finite values differ."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    got, wanted = got.double(), wanted.double()
+    if not torch.equal(got.isfinite(), wanted.isfinite()):
+        return float("inf")
+    finite = wanted.isfinite()
+    if not finite.any():
+        return 0.0
+    scale = wanted[finite].abs().max().item()
+    difference = (got[finite] - wanted[finite]).abs().max().item()
+    return difference / scale if scale > 0 else difference
+
+
+def check_errors(errors: dict[str, float], dtype: torch.dtype) -> None:
+    """Raises VerificationError naming the layers whose error is above the tolerance for the dtype."""
+    limit = TOLERANCE[dtype]
+    wrong = [f"{name} ({error:.1e})" for name, error in errors.items() if not error <= limit]
+    if wrong:
+        raise VerificationError(
+            f"fused layers differ from the original by more than {limit:.0e} of their largest value: "
+            + ", ".join(wrong)
+        )
+
+
+def _arguments(eager: nn.Module, paths: list[str], example_inputs: tuple) -> dict[str, tuple]:
+    """What each unit is called with, the last time if more than once."""
+    calls: dict[str, tuple] = {}
+    for path in paths:
+        hook = lambda module, args, path=path: calls.__setitem__(path, args)  # noqa: E731
+        eager.get_submodule(path).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        eager(*example_inputs)
+    return calls
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps copies of the tensors that some nodes gave, before a later node writes into them."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, wanted: set[str]):
+        super().__init__(module, graph=graph)
+        self.wanted = wanted
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, node: fx.Node):
+        result = super().run_node(node)
+        if node.name in self.wanted and isinstance(result, Tensor):
+            self.values[node.name] = result.clone()
+        return result

@@ -1,0 +1,176 @@
+"""Fusing a network unit by unit: what traces as a whole becomes one generated forward."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from cnnfast.fuse.kinds import layer_name, module_of
+from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
+from cnnfast.fuse.match import Group, Match, find_groups
+from cnnfast.fuse.module import FusedModule
+from cnnfast.fuse.rewrite import kernel_name, replace_groups
+from cnnfast.fuse.shells import Guarded, Inlined, become, mark_swallowed
+from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
+from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
+
+_NO_WORK = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A module that got a generated forward, with its graphs before and after."""
+
+    path: str
+    eager: fx.Graph
+    fused: fx.Graph
+    values: dict[str, tuple[str, str]]  # by layer: the node that has its value before, and after
+
+
+class Converter:
+    """Fuses a tree of shells in place; collects a row for each layer."""
+
+    def __init__(self, root: nn.Module, chosen: Callable[[str, nn.Module], bool]):
+        self.root, self.chosen = root, chosen
+        self.rows: dict[str, Row] = {}
+        self.units: list[Unit] = []
+        self.notes: list[str] = []
+        self._seen: set[nn.Module] = set()
+
+    def run(self) -> list[Row]:
+        self.convert(self.root, "")
+        if not isinstance(self.root, FusedModule):
+            become(self.root, (FusedModule,))
+        order = {name: i for i, (name, _) in enumerate(self.root.named_modules())}
+        return sorted(self.rows.values(), key=lambda row: order.get(row.name, len(order)))
+
+    def convert(self, module: nn.Module, path: str) -> None:
+        if module in self._seen:
+            return
+        self._seen.add(module)
+        if is_layer(module):  # the whole network is one layer
+            reason = "a layer alone is not fused: put it into a network, nn.Sequential(layer)"
+            ours = is_ours(module)
+            self.rows[path] = _row(path, module, ALREADY if ours else EAGER, reason="" if ours else reason)
+            return
+        try:
+            traced = trace(module, is_layer, live_training=True)
+        except NotTraceable as error:
+            self.keep_forward(module, path, str(error))
+            return
+        match = find_groups(traced.graph, module, lambda name, layer: self.chosen(_join(path, name), layer))
+        self.add_rows(module, path, traced.graph, match)
+        opened = _opened(module, traced.graph)
+        closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+        for name in closed:
+            if not is_layer(module.get_submodule(name)):
+                self.convert(module.get_submodule(name), _join(path, name))
+        if match.groups:
+            self.generate(module, path, traced.graph, match.groups, opened)
+
+    def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:
+        """Fuse the children of a module whose forward stays as it is."""
+        here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
+        self.notes.append(f"{here} keeps its own forward: {reason}. Its children were fused one by one.")
+        for name, child in _nearest(module, path):
+            if is_layer(child):
+                self.rows[name] = _row(name, child, EAGER, reason=f"called by a forward that stays: {reason}")
+            else:
+                self.convert(child, name)
+
+    def generate(self, module, path, graph: fx.Graph, groups: list[Group], opened: set[nn.Module]) -> None:
+        """Give the module a forward that calls the fused operators."""
+        eager = fx.Graph()
+        eager.output(eager.graph_copy(graph, copies := {}))
+        values = {layer_name(node): node for node in graph.nodes if node.op == "call_module"}
+        values |= {layer_name(group.first): group.last for group in groups}
+        before = {name: copies[node].name for name, node in values.items()}
+        swallowed = {module_of(node, module) for group in groups for node in group.nodes} - {None}
+        for group in groups:
+            for node in group.nodes[1:]:
+                values.pop(layer_name(node), None)
+        made = replace_groups(graph, module, groups)
+        calls = set(made.values())
+        views_as_reshapes(graph, module, calls)
+        rows_for_kept_forwards(graph, module, calls, inner=bool(path))
+        after = {name: made.get(node, node).name for name, node in values.items()}
+        code = graph.python_code("self")
+        names = {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
+        become(module, (Guarded if path else FusedModule,), code.src, names)
+        for container in opened:
+            become(container, (Inlined,))
+        mark_swallowed(module, swallowed | opened)
+        self.units.append(
+            Unit(path, eager, graph, {_join(path, name): (before[name], after[name]) for name in after})
+        )
+
+    def add_rows(self, module: nn.Module, path: str, graph: fx.Graph, match: Match) -> None:
+        for group in match.groups:
+            for row in _group_rows(module, path, group):
+                self.rows[row.name] = row
+        calls = {node.target for node in graph.nodes if node.op == "call_module"}
+        for name, layer in module.named_modules():
+            full = _join(path, name)
+            inside = any(name.startswith(call + ".") for call in calls)  # and gets a row there
+            if is_layer(layer) and full not in self.rows and not inside:
+                self.rows[full] = _row_of_rest(full, layer, name in calls, match.reasons.get(name, ""))
+        parts = dict(module.named_modules())
+        for name, reason in match.reasons.items():
+            if name not in parts:
+                self.rows[_join(path, name)] = Row(_join(path, name), "function", EAGER, reason=reason)
+
+
+def _row_of_rest(name: str, layer: nn.Module, called: bool, reason: str) -> Row:
+    """A layer that is in no group."""
+    if not called:
+        return _row(name, layer, DROPPED, reason="the forward does not call it")
+    if is_ours(layer):
+        return _row(name, layer, ALREADY, runs_as=f"cnnfast.nn.{type(layer).__name__}")
+    return _row(name, layer, DROPPED if type(layer) in _NO_WORK else EAGER, reason=reason)
+
+
+def _group_rows(module: nn.Module, path: str, group: Group) -> list[Row]:
+    names = [_join(path, layer_name(node)) if node.op == "call_module" else node.name for node in group.nodes]
+    runs_as = f"cnnfast.ops.{kernel_name(group)}: {' + '.join(names)}"
+    rows = []
+    for name, node in zip(names, group.nodes, strict=True):
+        layer = module_of(node, module)
+        if layer is not None:
+            rows.append(
+                _row(name, layer, FUSED, runs_as=runs_as if node is group.first else f"with {names[0]}")
+            )
+        elif node is group.first:
+            rows.append(Row(_join(path, name), "function", FUSED, runs_as))
+    return rows
+
+
+def _row(name: str, layer: nn.Module, status: str, runs_as: str = "", reason: str = "") -> Row:
+    return Row(name, type(layer).__name__, status, runs_as, reason)
+
+
+def _opened(module: nn.Module, graph: fx.Graph) -> set[nn.Module]:
+    """The modules below `module` that were stepped into."""
+    closed = [node.target for node in graph.nodes if node.op == "call_module"]
+    opened = set()
+    for name, part in module.named_modules():
+        inside = any(name == call or name.startswith(call + ".") for call in closed)
+        if name and not inside and not is_layer(part):
+            opened.add(part)
+    return opened
+
+
+def _nearest(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+    """Direct children; those of lists and dicts of modules, which have no forward, in their place."""
+    found = []
+    for name, child in module.named_children():
+        name = _join(path, name)
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            found.extend(_nearest(child, name))
+        else:
+            found.append((name, child))
+    return found
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,91 @@
+"""What a node of a traced graph is, and whether a layer is what its class says."""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cnnfast.fuse.shells import has_hooks
+from cnnfast.fuse.tracing import is_number, torch_ancestor
+
+_ACTIVATION_FUNCTIONS = {
+    F.relu: "relu",
+    F.relu_: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
+    F.sigmoid: "sigmoid",
+}
+_ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
+ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
+_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+_ADD_METHODS = ("add", "add_")
+
+
+def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    return root.get_submodule(node.target) if node.op == "call_module" else None
+
+
+def layer_name(node: fx.Node) -> str:
+    """How reports name a node: by the module's path, or by the node's own name for a function."""
+    return node.target if node.op == "call_module" else node.name
+
+
+def activation_of(node: fx.Node, root: nn.Module) -> str | None:
+    """ "relu" or "sigmoid" where the node is that and nothing else."""
+    if node.op == "call_module":
+        return ACTIVATION_MODULES.get(type(module_of(node, root)))
+    if node.op == "call_method":
+        return _ACTIVATION_METHODS.get(node.target)
+    return _ACTIVATION_FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+
+def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors of a plain sum a + b."""
+    is_add = (node.op == "call_function" and node.target in _ADD_FUNCTIONS) or (
+        node.op == "call_method" and node.target in _ADD_METHODS
+    )
+    if not is_add or len(node.args) != 2 or {k: v for k, v in node.kwargs.items() if (k, v) != ("alpha", 1)}:
+        return None
+    a, b = node.args
+    tensors = all(isinstance(arg, fx.Node) and not is_number(arg) for arg in (a, b))
+    return (a, b) if tensors else None
+
+
+def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node changes one of its arguments."""
+    if node.op == "call_module":
+        return bool(getattr(module_of(node, root), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place_operator = getattr(node.target, "__module__", "") == "_operator" and name in (
+        "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "setitem",
+    )  # fmt: skip
+    named_so = name.endswith("_") and not name.endswith("__")
+    return in_place_operator or named_so or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+
+
+def why_not_plain(module: nn.Module) -> str | None:
+    """Why a layer's forward cannot be taken for that of its torch.nn class; None where it can."""
+    cls, ancestor = type(module), torch_ancestor(module)
+    if has_hooks(module):
+        return "it has hooks: remove them, or register them on the network around it"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    for name in ("forward", "_conv_forward", "__call__", "_call_impl"):
+        if getattr(cls, name, None) is not getattr(ancestor, name, None):
+            return f"{cls.__name__} is a subclass of {ancestor.__name__} with its own {name}"
+    return None
+
+
+def why_not_live(module: nn.Module) -> str | None:
+    """Why a layer's parameters cannot be read at every call in the place of calling it."""
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrized: remove the parametrization (leaving its value) first"
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    return why_not_plain(module)

@@ -1,0 +1,234 @@
+"""Copies of a module tree that share its tensors, and classes that carry a generated forward.
+
+A shell is a shallow copy of a module: own dictionaries, the same Parameter and buffer objects. Fusing
+swaps the class of a shell for a generated subclass of it, so isinstance, attributes and methods of the
+original stay; giving the class back unfuses.
+"""
+
+import copy
+import importlib
+import itertools
+import linecache
+import types
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+_OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_SWALLOWED = "_cnnfast_swallowed"
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def shell_copy(module: nn.Module, class_of: Callable[[nn.Module], type] = type) -> nn.Module:
+    """A copy of the module tree with the same Parameters and buffers; modules used twice stay shared."""
+    return _shell_copy(module, class_of, {})
+
+
+def _shell_copy(
+    module: nn.Module, class_of: Callable[[nn.Module], type], memo: dict[int, nn.Module]
+) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    if isinstance(module, torch.jit.ScriptModule):  # no Python shell to copy
+        memo[id(module)] = copy.copy(module)
+        return memo[id(module)]
+    shell = object.__new__(class_of(module))
+    memo[id(module)] = shell
+    for key, value in module.__dict__.items():
+        own = key in _OWN_DICTS or (key.startswith("_") and "hooks" in key and isinstance(value, dict))
+        shell.__dict__[key] = _copied(value) if own else value
+    for name, child in module._modules.items():
+        if child is not None:
+            shell._modules[name] = _shell_copy(child, class_of, memo)
+    return shell
+
+
+def _copied(value: object) -> object:
+    return OrderedDict(value) if isinstance(value, WatchedHooks) else copy.copy(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to make a generated class again, in another process too."""
+
+    original: type
+    bases: tuple[type, ...]
+    source: str = ""  # of forward; empty: the original's forward stays
+    names: dict[str, object] = field(default_factory=dict)  # what the source refers to; modules as ModuleName
+
+    def __deepcopy__(self, memo: dict) -> "Recipe":
+        return self
+
+    def key(self) -> tuple:
+        names = ((name, obj if isinstance(obj, ModuleName) else id(obj)) for name, obj in self.names.items())
+        return self.original, self.bases, self.source, *names
+
+
+class ModuleName(str):
+    """Stands for an imported module, which pickle does not take."""
+
+
+class Generated:
+    """Base of the generated classes: pickles by recipe."""
+
+    _cnnfast_recipe: Recipe
+
+    def __reduce_ex__(self, protocol):
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _new_instance, (self._cnnfast_recipe,), state
+
+
+class Guarded(Generated):
+    """A module whose forward does the work of some children: replacing one would go unnoticed."""
+
+    def __setattr__(self, name, value):
+        _refuse_replacement(self, name, value)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name):
+        _refuse_replacement(self, name, None)
+        super().__delattr__(name)
+
+    def add_module(self, name, module):
+        _refuse_replacement(self, name, module)
+        super().add_module(name, module)
+
+
+class Inlined(Guarded):
+    """A container whose forward became part of the fused network around it."""
+
+    @torch.jit.unused
+    def forward(self, *args, **kwargs):
+        return self._cnnfast_recipe.original.forward(self, *args, **kwargs)
+
+
+def original_class(module: nn.Module) -> type:
+    """The class that the user wrote, for generated classes too."""
+    return module._cnnfast_recipe.original if isinstance(module, Generated) else type(module)
+
+
+def unfused(module: nn.Module) -> nn.Module:
+    """A copy with every generated class and mark taken back; the tensors are shared."""
+    copied = shell_copy(module, original_class)
+    for part in copied.modules():
+        for key in [key for key in part.__dict__ if key.startswith("_cnnfast_")]:
+            del part.__dict__[key]
+    return copied
+
+
+def become(module: nn.Module, bases: tuple[type, ...], source: str = "", names: dict | None = None) -> None:
+    """Swap the class of a shell for a generated subclass of it."""
+    kept = {
+        name: ModuleName(obj.__name__) if isinstance(obj, types.ModuleType) else obj
+        for name, obj in (names or {}).items()
+    }
+    module.__class__ = class_for(Recipe(original_class(module), bases, source, kept))
+
+
+_classes: "weakref.WeakValueDictionary[tuple, type]" = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def class_for(recipe: Recipe) -> type:
+    key = recipe.key()
+    made = _classes.get(key)
+    if made is None:
+        body = {
+            "__module__": recipe.original.__module__,
+            "__doc__": recipe.original.__doc__,
+            "__jit_unused_properties__": _properties(recipe.original),
+            "_cnnfast_recipe": recipe,
+        }
+        if recipe.source:
+            body["forward"] = _compile_forward(recipe)
+        made = type(f"Fused{recipe.original.__name__}", (*recipe.bases, recipe.original), body)
+        _classes[key] = made
+    return made
+
+
+def _properties(cls: type) -> list[str]:
+    """torch.jit.script compiles every property, also those that its forward never asks for."""
+    return [name for name in dir(cls) if isinstance(getattr(cls, name, None), property)]
+
+
+def _compile_forward(recipe: Recipe) -> types.FunctionType:
+    """The source goes to linecache, where torch.jit and tracebacks look for it."""
+    filename = f"<fused {recipe.original.__name__} {next(_numbers)}>"
+    linecache.cache[filename] = (len(recipe.source), None, recipe.source.splitlines(True), filename)
+    namespace = {
+        name: importlib.import_module(obj) if isinstance(obj, ModuleName) else obj
+        for name, obj in recipe.names.items()
+    }
+    exec(compile(recipe.source, filename, "exec"), namespace)
+    for name in recipe.names:
+        if getattr(namespace[name], "__module__", "").startswith("cnnfast."):
+            exec(
+                f"__import__('torch').fx.wrap({name!r})", namespace
+            )  # one call in an FX graph of this forward
+    return namespace["forward"]
+
+
+def _new_instance(recipe: Recipe) -> nn.Module:
+    return object.__new__(class_for(recipe))
+
+
+class WatchedHooks(OrderedDict):
+    """Hooks of a layer whose forward is not called any more: adding one says so."""
+
+    def __setitem__(self, key, value):
+        warnings.warn(
+            "this layer is fused with others, so its hooks do not run: register them before cnnfast.fuse, "
+            "which then leaves the layer as it is, or on fused.unfuse()",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        super().__setitem__(key, value)
+
+
+def mark_swallowed(root: nn.Module, swallowed: set[nn.Module]) -> None:
+    """Remember in each parent which children's forward is not called any more."""
+    for path, child in list(root.named_modules(remove_duplicate=False)):
+        if child not in swallowed:
+            continue
+        parent_path, _, name = path.rpartition(".")
+        parent = root.get_submodule(parent_path)
+        parent.__dict__[_SWALLOWED] = parent.__dict__.get(_SWALLOWED, frozenset()) | {name}
+        for key in _FORWARD_HOOKS:
+            if key in child.__dict__ and not child.__dict__[key]:
+                child.__dict__[key] = WatchedHooks()
+
+
+def _refuse_replacement(module: nn.Module, name: str, value: object) -> None:
+    if name not in module.__dict__.get(_SWALLOWED, ()):
+        return
+    old = module._modules.get(name)
+    if value is old or _serves_as_well(old, value):
+        return
+    raise RuntimeError(
+        f"'{name}' ({original_class(old).__name__}) is fused with the layers around it, so that "
+        "replacing it would change "
+        "nothing: take network = fused.unfuse(), change network, and call cnnfast.fuse(network) again"
+    )
+
+
+def _serves_as_well(old: nn.Module, new: object) -> bool:
+    """Another layer of the same kind: the generated forward reads its weights and settings at every call."""
+    if type(new) is not type(old) or next(old.children(), None) is not None or has_hooks(new):
+        return False
+    fixed = ("padding_mode", "return_indices")
+    if isinstance(getattr(old, "padding", None), str) or isinstance(getattr(new, "padding", None), str):
+        fixed += ("padding", "kernel_size", "dilation")
+    same_form = all(
+        type(getattr(old, key, None)) is type(getattr(new, key, None)) for key in ("kernel_size", "stride")
+    )
+    return same_form and all(getattr(old, key, None) == getattr(new, key, None) for key in fixed)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward."""
+    return any(module.__dict__.get(key) for key in _FORWARD_HOOKS)

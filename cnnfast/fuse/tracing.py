@@ -1,0 +1,208 @@
+"""torch.fx tracing of a network down to the layers that cnnfast knows by name."""
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_NUMBER_ATTRIBUTES = ("shape", "ndim", "training")
+_NUMBER_METHODS = ("size", "dim", "numel", "nelement", "stride")
+
+
+class NotTraceable(Exception):
+    """Why a forward cannot be written down as a graph."""
+
+
+@dataclass
+class Trace:
+    """The graph of one forward, and why some modules in it were not stepped into (by path)."""
+
+    graph: fx.Graph
+    closed: dict[str, str] = field(default_factory=dict)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module counts as one layer: torch.nn's and cnnfast.nn's own, and their subclasses."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    if is_ours(module):
+        return not any(is_ours(child) for child in module.children())  # a block of ours is no layer
+    if isinstance(module, _CONTAINERS):
+        return False
+    if type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")):
+        return True
+    has_children = next(module.children(), None) is not None
+    return not has_children and torch_ancestor(module) is not nn.Module
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module is of cnnfast.nn, or a subclass of one that is."""
+    return any(cls.__module__.startswith("cnnfast.nn") for cls in original_class(module).__mro__)
+
+
+def torch_ancestor(module: nn.Module) -> type:
+    """The first class of torch.nn in a module's ancestry, e.g. Conv2d."""
+    return next(
+        cls for cls in original_class(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")
+    )
+
+
+def trace(root: nn.Module, is_leaf: Callable[[nn.Module], bool], live_training: bool) -> Trace:
+    """The graph of root.forward; modules for which `is_leaf` holds, and those that resist, are single nodes.
+
+    live_training: `self.training` in a forward becomes a value read at run time (else it is the present
+        flag, and
+    the graph holds for that mode alone). Raises NotTraceable with the reason where root's own forward
+    resists.
+    """
+    _check_signature(root)
+    closed: dict[str, str] = {}
+    while True:
+        probe = shell_copy(root)
+        tracer = _Tracer(probe, is_leaf, closed, live_training)
+        before = _plain_state(probe, tracer)
+        try:
+            graph = tracer.trace(probe)
+        except Exception as error:
+            if tracer.resisting in ("", None):
+                raise NotTraceable(_first_line(error)) from error
+            closed[tracer.resisting] = _first_line(error)
+            continue
+        changed = _changed_state(before, probe, tracer)
+        if changed is None:
+            _drop_unused_attributes(graph)
+            return Trace(graph, closed)
+        path, reason = changed
+        if path == "":
+            raise NotTraceable(reason)
+        closed[path] = reason
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, root, is_leaf, closed, live_training):
+        super().__init__()
+        self.paths = {module: path for path, module in root.named_modules()}
+        self._is_leaf = is_leaf
+        self._closed = closed
+        self._live_training = live_training
+        self._depth: list[str] = [""]
+        self.resisting: str | None = None  # the innermost module whose forward raised
+
+    def create_args_for_root(self, *args, **kwargs):
+        result = super().create_args_for_root(*args, **kwargs)
+        if self._live_training:
+            self._proxy_training_flags()
+        return result
+
+    def _proxy_training_flags(self):
+        for module, path in self.paths.items():
+            if not self.is_leaf_module(module, path) or path == "":
+                target = f"{path}.training" if path else "training"
+                module.__dict__["training"] = self.create_proxy("get_attr", target, (), {})
+
+    def is_leaf_module(self, module, path):
+        return path in self._closed or self._is_leaf(module) or has_hooks(module)
+
+    def call_module(self, module, forward, args, kwargs):
+        path = self.path_of_module(module)
+        self._depth.append(path)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            if self.resisting is None:
+                self.resisting = self._depth[-1] if not self.is_leaf_module(module, path) else self._depth[-2]
+            raise
+        finally:
+            self._depth.pop()
+
+    def proxy(self, node):
+        return _Value(node, self)
+
+    def to_bool(self, obj):
+        if is_training_flag(obj.node):
+            raise NotTraceable("its forward takes another path in training than in evaluation")
+        raise NotTraceable("its forward decides by the values or sizes of tensors")
+
+    def get_fresh_qualname(self, prefix):
+        raise NotTraceable(
+            "its forward makes a tensor that is no parameter or buffer: register it as a buffer"
+        )
+
+
+class _Value(fx.Proxy):
+    """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`."""
+
+
+def _in_place(name: str) -> Callable:
+    def method(self, other):
+        target = getattr(operator, name[1:] if is_number(self.node) else name)
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
+    setattr(_Value, f"__{_name}__", _in_place(_name))
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a node stands for a size or another plain number, not for a tensor."""
+    if node.op == "call_method":
+        return node.target in _NUMBER_METHODS
+    if node.op == "get_attr":
+        return is_training_flag(node)
+    if node.target is getattr:
+        return node.args[1] in _NUMBER_ATTRIBUTES
+    arithmetic = getattr(node.target, "__module__", None) == "_operator"
+    return arithmetic and all(is_number(arg) for arg in node.args if isinstance(arg, fx.Node))
+
+
+def is_training_flag(node: fx.Node) -> bool:
+    return node.op == "get_attr" and str(node.target).split(".")[-1] == "training"
+
+
+def _check_signature(root: nn.Module) -> None:
+    if "forward" in root.__dict__:
+        raise NotTraceable("its forward was replaced on the instance")
+    for parameter in list(inspect.signature(type(root).forward).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise NotTraceable(f"its forward takes any number of arguments (*{parameter.name})")
+        if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY:
+            raise NotTraceable(f"its forward has an optional argument ({parameter.name})")
+
+
+def _plain_state(probe: nn.Module, tracer: _Tracer) -> dict[str, dict[str, object]]:
+    """The attributes of the modules that will be stepped into."""
+    return {
+        path: {key: value for key, value in module.__dict__.items() if key != "training"}
+        for module, path in tracer.paths.items()
+        if path == "" or not tracer.is_leaf_module(module, path)
+    }
+
+
+def _changed_state(before, probe: nn.Module, tracer: _Tracer) -> tuple[str, str] | None:
+    for path, attributes in before.items():
+        after = probe.get_submodule(path).__dict__
+        for key in after.keys() | attributes.keys():
+            if key != "training" and after.get(key) is not attributes.get(key):
+                return path, f"its forward changes the module (attribute '{key}')"
+    return None
+
+
+def _drop_unused_attributes(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,14 @@
+"""The fused operators as typed functions: the only place where a backend is chosen.
+
+With the extension they are `torch.ops.cnnfast.*` (CPU kernels; an ATen composite on other devices and
+dtypes); without it they are `cnnfast.reference`. All of them differentiate once, and compile with
+torch.jit.script and torch.compile.
+"""
+
+from cnnfast.ops.conv2d import conv2d
+from cnnfast.ops.conv2d_batch_norm import conv2d_batch_norm
+from cnnfast.ops.conv2d_bn_act import conv2d_bn_act
+from cnnfast.ops.linear import linear
+from cnnfast.ops.pool2d import avg_pool2d, max_pool2d
+
+__all__ = ["avg_pool2d", "conv2d", "conv2d_batch_norm", "conv2d_bn_act", "linear", "max_pool2d"]

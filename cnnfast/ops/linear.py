@@ -1,0 +1,34 @@
+"""Fully connected layer with its activation."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from cnnfast import _ext, reference
+from cnnfast.ops import _backend
+
+_linear = torch.ops.cnnfast.linear if _ext.AVAILABLE else reference.linear
+
+
+def linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activation: str = "none") -> Tensor:
+    """act(input @ weight.T + bias).
+
+    Args:
+        input: (..., in), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        weight: (out, in), dtype and device of the input.
+        bias: (out,) or None.
+        activation: "none", "relu" (keeps NaN) or "sigmoid".
+
+    Returns:
+        (..., out), contiguous, differentiable once in all three tensors.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; names operator, argument and shapes.
+
+    Source: course notes, the fully connected layers of LeNet and its successors; torch.nn.functional.linear.
+    """
+    if not torch.jit.is_scripting():
+        if _backend.needs_reference(input, weight):
+            return reference.linear(input, weight, bias, activation)
+    return _linear(input, weight, bias, activation=activation)

@@ -1,0 +1,78 @@
+"""Merging steps: batch norm into weights, sums and activations into the step that makes their operand."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from cnnfast.plan.nodes import Act, Op
+from cnnfast.plan.steps import Step, reachable
+
+_ACTIVATED = (Op.CONV2D, Op.LINEAR, Op.ADD, Op.AFFINE)
+
+
+def fold(outputs: list[Step]) -> list[Step]:
+    """Merge what can be merged; returns the outputs, some of which may be other steps now."""
+    steps = reachable(outputs)
+    uses = Counter(source for step in steps for source in step.inputs) + Counter(outputs)
+    merged: dict[Step, Step] = {}
+    for step in steps:
+        step.inputs = [merged.get(source, source) for source in step.inputs]
+        for rule in (_fold_affine, _fold_add, _fold_activation):
+            into = rule(step, uses)
+            if into is not None:
+                into.layers += [name for name in step.layers if name not in into.layers]
+                merged[step] = into
+                uses[into] = uses[step]
+                break
+    return [merged.get(step, step) for step in outputs]
+
+
+def _is_open(step: Step, uses: Counter) -> bool:
+    """Whether more can be merged into a step: nobody else looks at its value."""
+    return uses[step] == 1 and step.activation is Act.NONE
+
+
+def _fold_affine(step: Step, uses: Counter) -> Step | None:
+    if step.op is not Op.AFFINE:
+        return None
+    source = step.inputs[0]
+    if source.op not in (Op.CONV2D, Op.LINEAR) or len(source.inputs) > 1 or not _is_open(source, uses):
+        return None
+    scale, shift = step.constants["scale"], step.constants["shift"]
+    weight, bias = source.constants["weight"].double(), source.constants["bias"]
+    source.constants["weight"] = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    source.constants["bias"] = shift if bias is None else bias.double() * scale + shift
+    return source
+
+
+def _fold_add(step: Step, uses: Counter) -> Step | None:
+    if step.op is not Op.ADD:
+        return None
+    for source, other in (step.inputs, step.inputs[::-1]):
+        if source.op is Op.CONV2D and len(source.inputs) == 1 and _is_open(source, uses):
+            source.inputs.append(other)
+            source.position = step.position  # the other operand may come later than the convolution did
+            return source
+    return None
+
+
+def _fold_activation(step: Step, uses: Counter) -> Step | None:
+    if step.op is not Op.ACTIVATION:
+        return None
+    source = step.inputs[0]
+    if source.op not in _ACTIVATED or not _is_open(source, uses):
+        return None
+    source.activation = step.activation
+    return source
+
+
+def batch_norm_as_affine(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift, in float64, of a batch norm with fixed statistics."""
+    scale = torch.rsqrt(var.detach().double() + eps)
+    if weight is not None:
+        scale = scale * weight.detach().double()
+    shift = -mean.detach().double() * scale
+    return scale, shift if bias is None else shift + bias.detach().double()

@@ -1,0 +1,246 @@
+"""From a traced graph to steps: the walk; what each node becomes stands in layers.py and shapes.py."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnfast.fuse.kinds import activation_of, addends, module_of, why_not_plain, writes_in_place
+from cnnfast.fuse.tracing import is_number, is_ours, torch_ancestor
+from cnnfast.plan.nodes import ANY, Act, Op
+from cnnfast.plan.steps import Step
+
+Handler = Callable[..., Step]
+FUNCTIONS: dict[object, Handler] = {}
+METHODS: dict[str, Handler] = {}
+MODULES: dict[type, Handler] = {}
+ACTS = {"none": Act.NONE, "relu": Act.RELU, "sigmoid": Act.SIGMOID}
+_VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE)
+
+
+class Unsupported(Exception):
+    """Why a node has no place in a plan."""
+
+
+class _Behind(Exception):
+    """A node behind one that has no place: not worth a reason of its own."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A layer that has no place in a plan."""
+
+    name: str
+    what: str
+    reason: str
+
+
+def lowers(
+    *functions: object, methods: Iterable[str] = (), modules: Iterable[type] = ()
+) -> Callable[[Handler], Handler]:
+    """Register what torch functions, tensor methods or modules become. Arguments as those have them."""
+
+    def register(handler: Handler) -> Handler:
+        FUNCTIONS.update(dict.fromkeys(functions, handler))
+        METHODS.update(dict.fromkeys(methods, handler))
+        MODULES.update(dict.fromkeys(modules, handler))
+        return handler
+
+    return register
+
+
+class Lowering:
+    """One walk. shapes: of the tensors that the nodes give for the example inputs."""
+
+    def __init__(
+        self, graph: fx.Graph, root: nn.Module, shapes: dict[fx.Node, torch.Size], closed: dict[str, str]
+    ):
+        self.graph, self.root, self.shapes, self.closed = graph, root, shapes, closed
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.values: dict[fx.Node, Step] = {}
+        self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory eager PyTorch would share
+        self.placed = 0
+        self.inputs: list[Step] = []
+        self.free_inputs: set[Step] = set()  # those that a reshape takes in any shape
+        self.refusals: list[Refusal] = []
+        self.node: fx.Node | None = None
+
+    def run(self) -> list[Step]:
+        """The output steps; empty where `refusals` says why there are none."""
+        outputs: list[Step] = []
+        needed = self._needed()
+        for node in self.graph.nodes:
+            self.node = node
+            try:
+                if node.op == "output":
+                    outputs = [self._output(node.args[0])]
+                elif node in needed:
+                    self._lower(node)
+            except Unsupported as error:
+                self.refusals.append(Refusal(self.name_of(node), _what(node, self.root), str(error)))
+            except _Behind:
+                pass
+        return [] if self.refusals else outputs
+
+    def _needed(self) -> set[fx.Node]:
+        """Nodes that the output depends on, and those that write into tensors."""
+        needed = {node for node in self.graph.nodes if node.op in ("placeholder", "output")}
+        for node in reversed(self.graph.nodes):
+            if node in needed or writes_in_place(node, self.root):
+                needed.update((node, *node.all_input_nodes))
+        return needed
+
+    def _lower(self, node: fx.Node) -> None:
+        if node.op == "get_attr" or is_number(node):
+            return
+        step = self._input(node) if node.op == "placeholder" else self._step_for(node)
+        self.place(step)
+        writes = writes_in_place(node, self.root)
+        if writes:
+            self._overwrite(node.args[0], step)
+        self.values[node] = step
+        self.memory[node] = self.memory[node.args[0]] if writes or self._is_alias(node, step) else node
+
+    def _step_for(self, node: fx.Node) -> Step:
+        activation = activation_of(node, self.root)
+        if node.op == "call_module":
+            module = module_of(node, self.root)
+            reason = self.closed.get(node.target) or why_not_plain(module)
+            if reason is not None:
+                raise Unsupported(reason)
+            handler = MODULES.get(torch_ancestor(module))
+            if activation is None and handler is not None:
+                return handler(self, module, *node.args, **node.kwargs)
+        if activation is not None:
+            return Step(Op.ACTIVATION, [self.step(node.args[0])], activation=ACTS[activation])
+        if addends(node) is not None:
+            return self._add(*addends(node))
+        handler = METHODS.get(node.target) if node.op == "call_method" else FUNCTIONS.get(node.target)
+        if handler is None:
+            raise Unsupported("a plan of this version has no node for it")
+        return handler(self, *node.args, **node.kwargs)
+
+    def _input(self, node: fx.Node) -> Step:
+        step = Step(Op.INPUT, settings={"rank": len(self.shapes[node]), "channels": ANY})
+        self.inputs.append(step)
+        return step
+
+    def _add(self, a: fx.Node, b: fx.Node) -> Step:
+        steps = [self.step(a), self.step(b)]
+        if self.shapes[a] != self.shapes[b]:
+            raise Unsupported(f"it adds {list(self.shapes[a])} and {list(self.shapes[b])}, which broadcasts")
+        return Step(Op.ADD, steps)
+
+    def _output(self, value: object) -> Step:
+        if not isinstance(value, fx.Node):
+            raise Unsupported("the network gives several values; a plan of this version gives one tensor")
+        step = self.step(value)
+        if step.op is Op.INPUT:
+            raise Unsupported("the network computes nothing")
+        return step
+
+    def _is_alias(self, node: fx.Node, step: Step) -> bool:
+        """Whether eager PyTorch returns its argument, or a view of it."""
+        if node.op == "placeholder" or node.target in ("clone", torch.clone):
+            return False
+        return step.op in _VIEWS or step is self.values.get(node.args[0])
+
+    def _overwrite(self, target: fx.Node, step: Step) -> None:
+        """After an in-place operation everybody who looks at the target's memory sees the new values."""
+        old = self.values[target]
+        for node, memory in self.memory.items():
+            if memory is not self.memory[target]:
+                continue
+            if self.values[node] is old:
+                self.values[node] = step
+            elif self._is_read_later(node):
+                raise Unsupported("it writes in place into a tensor that is read in another shape later")
+
+    def _is_read_later(self, node: fx.Node) -> bool:
+        return any(self.order[user] > self.order[self.node] for user in node.users)
+
+    def name_of(self, node: fx.Node) -> str:
+        """The layer that a node belongs to; for functions outside layers the node's own name."""
+        if node.op in ("call_module", "placeholder"):
+            return str(node.target)
+        for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())):
+            if path and is_ours(self.root.get_submodule(path)):
+                return path
+        return node.name
+
+    # what handlers ask for
+
+    def place(self, step: Step) -> Step:
+        """Give a new step its position, behind all others, and the name of the present node."""
+        if not step.layers:
+            step.position, step.layers = self.placed, [self.name_of(self.node)]
+            self.placed += 1
+        return step
+
+    def step(self, value: object) -> Step:
+        """The step that gives a tensor argument."""
+        if not isinstance(value, fx.Node) or value.op == "get_attr" or is_number(value):
+            raise Unsupported("it works on something other than the network's activations")
+        if value not in self.values:
+            raise _Behind
+        return self.values[value]
+
+    def image(self, value: object) -> Step:
+        """The step that gives a tensor argument with 4 dimensions."""
+        step = self.step(value)
+        if len(self.shapes[value]) != 4:
+            raise Unsupported(f"its input has shape {list(self.shapes[value])}, not (N, C, H, W)")
+        return step
+
+    def tensor(self, value: object) -> Tensor | None:
+        """A parameter or buffer argument."""
+        if value is None or isinstance(value, Tensor):
+            return value
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            path, _, name = value.target.rpartition(".")
+            return getattr(self.root.get_submodule(path), name)
+        raise Unsupported("its weights are computed in the forward")
+
+    def features(self, value: fx.Node) -> int:
+        """Values per image."""
+        return math.prod(self.shapes[value][1:])
+
+    def is_batch_size(self, value: object) -> bool:
+        """Whether an argument is the number of images, as x.size(0) or x.shape[0] give it."""
+        if not isinstance(value, fx.Node):
+            return False
+        if value.op == "call_method" and value.target == "size" and value.args[1:] == (0,):
+            source = value.args[0]
+        elif value.target is operator.getitem and value.args[1] == 0 and is_size(value.args[0]):
+            source = value.args[0].args[0]
+        else:
+            return False
+        step = self.values.get(source)
+        return step is not None and step not in self.free_inputs
+
+
+def is_size(value: object) -> bool:
+    """Whether a node is x.size() or x.shape."""
+    if not isinstance(value, fx.Node):
+        return False
+    by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
+    return by_method or (value.target is getattr and value.args[1] == "shape")
+
+
+def numbers(value: object, what: str) -> tuple[int, ...]:
+    """Plain numbers from an argument that is one or a pair of them."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(v, int) for v in values):
+        raise Unsupported(f"its {what} is computed in the forward: write it as a number")
+    return values * 2 if len(values) == 1 else values
+
+
+def _what(node: fx.Node, root: nn.Module) -> str:
+    if node.op == "call_module":
+        return type(module_of(node, root)).__name__
+    if node.op == "call_method":
+        return f"Tensor.{node.target}"
+    return getattr(node.target, "__name__", str(node.target))

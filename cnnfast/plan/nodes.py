@@ -1,0 +1,84 @@
+"""The words of a plan: operations, their attributes, activations.
+
+A plan is a list of nodes in an order in which they can run. A node names its inputs by their place in the
+list. An attribute that ends in _at is a place in the weights, -1 where there is none.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+MAGIC = 0x434E4E46  # "CNNF"
+FORMAT = 1
+ABSENT = -1
+ANY = -1
+ALIGNMENT = 16  # floats: constants start on a cache line
+
+
+class Op(IntEnum):
+    INPUT = 0
+    CONV2D = 1
+    LINEAR = 2
+    MAX_POOL2D = 3
+    AVG_POOL2D = 4
+    FLATTEN = 5
+    RESHAPE_IMAGE = 6
+    ACTIVATION = 7
+    ADD = 8
+    CONCAT = 9
+    GLOBAL_AVG_POOL = 10
+    AFFINE = 11
+
+
+class Act(IntEnum):
+    NONE = 0
+    RELU = 1
+    SIGMOID = 2
+
+
+ATTRIBUTES: dict[Op, tuple[str, ...]] = {
+    Op.INPUT: ("rank", "channels"),
+    Op.CONV2D: (
+        "weight_at", "out_channels", "group_channels", "kernel_h", "kernel_w", "bias_at",
+        "stride_h", "stride_w", "pad_top", "pad_left", "pad_bottom", "pad_right",
+        "dilation_h", "dilation_w", "groups",
+    ),
+    Op.LINEAR: ("weight_at", "out_features", "in_features", "bias_at"),
+    Op.MAX_POOL2D: (
+        "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w",
+        "dilation_h", "dilation_w", "ceil_mode",
+    ),
+    Op.AVG_POOL2D: (
+        "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w",
+        "ceil_mode", "count_include_pad", "divisor_override",
+    ),
+    Op.FLATTEN: (),
+    Op.RESHAPE_IMAGE: ("channels", "height", "width"),
+    Op.ACTIVATION: (),
+    Op.ADD: (),
+    Op.CONCAT: (),
+    Op.GLOBAL_AVG_POOL: (),
+    Op.AFFINE: ("scale_at", "shift_at", "channels"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step: an operation on earlier values, its attributes by name, then an activation."""
+
+    op: Op
+    inputs: tuple[int, ...] = ()
+    attributes: dict[str, int] = field(default_factory=dict)
+    activation: Act = Act.NONE
+
+    def __getitem__(self, attribute: str) -> int:
+        return self.attributes[attribute]
+
+
+@dataclass(frozen=True)
+class Plan:
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+
+
+class PlanError(ValueError):
+    """Tensors that hold no plan of this version."""

@@ -1,0 +1,61 @@
+"""Shapes and multiply-adds of a plan's nodes; the operator library infers its own and has the last word."""
+
+import math
+
+from cnnfast.plan.nodes import Node, Op, Plan
+
+Shape = tuple[int, ...]
+
+
+def infer(plan: Plan, input_shape: Shape) -> list[Shape]:
+    """The shape that each node gives, for one external input."""
+    shapes: list[Shape] = []
+    for node in plan.nodes:
+        sources = [shapes[i] for i in node.inputs]
+        shapes.append(tuple(input_shape) if node.op is Op.INPUT else _shape(node, sources))
+    return shapes
+
+
+def _shape(node: Node, sources: list[Shape]) -> Shape:
+    first = sources[0]
+    if node.op is Op.CONV2D:
+        pads = (node["pad_top"] + node["pad_bottom"], node["pad_left"] + node["pad_right"])
+        return first[0], node["out_channels"], *_windows(node, first, pads)
+    if node.op in (Op.MAX_POOL2D, Op.AVG_POOL2D):
+        return *first[:2], *_windows(node, first, (2 * node["pad_h"], 2 * node["pad_w"]))
+    if node.op is Op.LINEAR:
+        return first[0], node["out_features"]
+    if node.op is Op.FLATTEN:
+        return first[0], math.prod(first[1:])
+    if node.op is Op.RESHAPE_IMAGE:
+        image = (node["channels"], node["height"], node["width"])
+        return math.prod(first) // math.prod(image), *image
+    if node.op is Op.CONCAT:
+        return first[0], sum(shape[1] for shape in sources), *first[2:]
+    if node.op is Op.GLOBAL_AVG_POOL:
+        return *first[:2], 1, 1
+    return first
+
+
+def _windows(node: Node, shape: Shape, pads: tuple[int, int]) -> tuple[int, int]:
+    """How many windows fit, vertically and horizontally."""
+    counts = []
+    for size, pad, axis in zip(shape[2:], pads, "hw", strict=True):
+        kernel, stride = node[f"kernel_{axis}"], node[f"stride_{axis}"]
+        span = size + pad - node.attributes.get(f"dilation_{axis}", 1) * (kernel - 1) - 1
+        count = span // stride + 1
+        if node.attributes.get("ceil_mode"):
+            count = -(-span // stride) + 1
+            if (
+                count - 1
+            ) * stride >= size + pad // 2:  # a window has to start inside the input or its left padding
+                count -= 1
+        counts.append(count)
+    return counts[0], counts[1]
+
+
+def multiply_adds(node: Node, shape: Shape) -> int:
+    """Of a node that gives this shape; 0 for all but convolutions and linear layers."""
+    if node.op is Op.CONV2D:
+        return math.prod(shape) * node["group_channels"] * node["kernel_h"] * node["kernel_w"]
+    return math.prod(shape) * node["in_features"] if node.op is Op.LINEAR else 0

@@ -1,0 +1,67 @@
+"""A plan in words."""
+
+from cnnfast.plan.nodes import Act, Node, Op, Plan
+
+
+def describe(node: Node) -> str:
+    """One node, e.g. "conv2d 16→32 5×5, stride 2 + relu"."""
+    words = _WORDS.get(node.op, lambda n: "")(node)
+    inputs = (
+        " of " + ", ".join(map(str, node.inputs)) if len(node.inputs) > 1 and node.op is not Op.CONV2D else ""
+    )
+    residual = f" + node {node.inputs[1]}" if node.op is Op.CONV2D and len(node.inputs) == 2 else ""
+    activation = f" + {node.activation.name.lower()}" if node.activation is not Act.NONE else ""
+    return f"{node.op.name.lower()}{words}{inputs}{residual}{activation}"
+
+
+def lines(plan: Plan, names: list[str]) -> list[str]:
+    """A line for each node: number, layers, what it does."""
+    width = max(len(name) for name in names)
+    return [
+        f"{i:3}  {name.ljust(width)}  {describe(node)}"
+        for i, (node, name) in enumerate(zip(plan.nodes, names, strict=True))
+    ]
+
+
+def _input(node: Node) -> str:
+    return f" {node['rank']}-D" + (f", {node['channels']} channels" if node["channels"] > 0 else "")
+
+
+def _conv(node: Node) -> str:
+    channels = node["group_channels"] * node["groups"]
+    words = f" {channels}→{node['out_channels']} {node['kernel_h']}×{node['kernel_w']}"
+    sides = tuple(node[f"pad_{side}"] for side in ("top", "left", "bottom", "right"))
+    padding = sides[:2] if sides[:2] == sides[2:] else sides
+    for name, value, plain in (
+        ("stride", (node["stride_h"], node["stride_w"]), 1),
+        ("padding", padding, 0),
+        ("dilation", (node["dilation_h"], node["dilation_w"]), 1),
+        ("groups", (node["groups"],), 1),
+    ):
+        words += _setting(name, value, plain)
+    return words
+
+
+def _pool(node: Node) -> str:
+    words = f" {node['kernel_h']}×{node['kernel_w']}"
+    words += _setting("stride", (node["stride_h"], node["stride_w"]), None)
+    words += _setting("padding", (node["pad_h"], node["pad_w"]), 0)
+    return words + (", ceil_mode" if node["ceil_mode"] else "")
+
+
+def _setting(name: str, values: tuple[int, ...], plain: int | None) -> str:
+    """Empty where the values are the ordinary ones."""
+    if set(values) == {plain}:
+        return ""
+    return f", {name} " + (str(values[0]) if len(set(values)) == 1 else str(values))
+
+
+_WORDS = {
+    Op.INPUT: _input,
+    Op.CONV2D: _conv,
+    Op.LINEAR: lambda node: f" {node['in_features']}→{node['out_features']}",
+    Op.MAX_POOL2D: _pool,
+    Op.AVG_POOL2D: _pool,
+    Op.RESHAPE_IMAGE: lambda node: f" {node['channels']}×{node['height']}×{node['width']}",
+    Op.AFFINE: lambda node: f" {node['channels']} channels",
+}

@@ -1,0 +1,52 @@
+"""A plan while it is being made: nodes that point at each other and still hold their constants."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from cnnfast.plan.codec import Constants
+from cnnfast.plan.nodes import ABSENT, ATTRIBUTES, Act, Node, Op, Plan
+
+
+@dataclass(eq=False)
+class Step:
+    """A node of a plan in the making."""
+
+    op: Op
+    inputs: list["Step"] = field(default_factory=list)
+    settings: dict[str, int] = field(default_factory=dict)  # attributes other than places in the weights
+    constants: dict[str, Tensor | None] = field(default_factory=dict)  # weight, bias, scale, shift
+    activation: Act = Act.NONE
+    position: int = 0  # among the steps, in an order in which they can run
+    layers: list[str] = field(default_factory=list)  # whose work it does
+
+
+def reachable(outputs: Iterable[Step]) -> list[Step]:
+    """All steps that the outputs depend on, in the order of their positions."""
+    found: dict[Step, None] = {}
+    waiting = list(outputs)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found[step] = None
+            waiting.extend(step.inputs)
+    return sorted(found, key=lambda step: step.position)
+
+
+def to_plan(inputs: list[Step], outputs: list[Step]) -> tuple[Plan, Tensor, list[str]]:
+    """The plan, its weights, and a name for each node. External inputs come first, used or not."""
+    steps = inputs + [step for step in reachable(outputs) if step not in inputs]
+    number = {step: i for i, step in enumerate(steps)}
+    constants = Constants()
+    nodes = [_to_node(step, number, constants) for step in steps]
+    names = [" + ".join(step.layers) for step in steps]
+    return Plan(tuple(nodes), tuple(number[step] for step in outputs)), constants.tensor(), names
+
+
+def _to_node(step: Step, number: dict[Step, int], constants: Constants) -> Node:
+    attributes = dict(step.settings)
+    for name, value in step.constants.items():
+        attributes[f"{name}_at"] = ABSENT if value is None else constants.add(value)
+    ordered = {name: int(attributes[name]) for name in ATTRIBUTES[step.op]}
+    return Node(step.op, tuple(number[source] for source in step.inputs), ordered, step.activation)

@@ -1,0 +1,1 @@
+"""The parts of `cnnfast.train`: settings per network, one epoch, checkpoints, log and curves."""

@@ -1,0 +1,85 @@
+// Gradients of conv2d_batch_norm and batch_norm_act.
+#include "ops/batch_norm.h"
+
+#include "autograd/common.h"
+
+namespace cnnfast {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Forward = decltype(conv2d_batch_norm_composite);
+using Backward = BatchNormGradients(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                    const OptionalTensor&, const at::Tensor&, const at::Tensor&,
+                                    const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                    at::IntArrayRef, int64_t, double, std::string_view, std::array<bool, 6>);
+
+class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& bn_weight,
+                               const OptionalTensor& bn_bias, const OptionalTensor& residual,
+                               at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                               int64_t groups, double eps, std::string_view activation) {
+    static auto op = typed_operator<Forward>("cnnfast::conv2d_batch_norm");
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [output, conv, mean, var] = op.call(input, weight, bias, bn_weight, bn_bias, residual, stride,
+                                                   padding, dilation, groups, eps, activation);
+    ctx->saved_data["needs"] =
+        std::vector<bool>{input.requires_grad(),     weight.requires_grad(),  wants_gradient(bias),
+                          wants_gradient(bn_weight), wants_gradient(bn_bias), wants_gradient(residual)};
+    ctx->saved_data["stride"] = stride.vec();
+    ctx->saved_data["padding"] = padding.vec();
+    ctx->saved_data["dilation"] = dilation.vec();
+    ctx->saved_data["groups"] = groups;
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["activation"] = std::string(activation);
+    const at::Tensor conv_mean = present(bias) ? mean - as_type(*bias, mean.scalar_type()) : mean;
+    ctx->save_for_backward({input, weight, value_or_undefined(bn_weight), conv, conv_mean, var, output});
+    ctx->mark_non_differentiable({conv, mean, var});
+    return {output, conv, mean, var};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static auto op = typed_operator<Backward>("cnnfast::conv2d_batch_norm_backward");
+    variable_list result(12);
+    if (!grads[0].defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    const auto needs = ctx->saved_data["needs"].toBoolList();
+    std::array<bool, 6> mask;
+    for (size_t i = 0; i < mask.size(); ++i) mask[i] = needs[i];
+    const auto stride = ctx->saved_data["stride"].toIntVector(),
+               padding = ctx->saved_data["padding"].toIntVector(),
+               dilation = ctx->saved_data["dilation"].toIntVector();
+    const auto [input, weight, bias, bn_weight, bn_bias, residual] = op.call(
+        grads[0], saved[0], saved[1], saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor(),
+        saved[3], saved[4], saved[5], saved[6], stride, padding, dilation, ctx->saved_data["groups"].toInt(),
+        ctx->saved_data["eps"].toDouble(), ctx->saved_data["activation"].toStringRef(), mask);
+    const at::Tensor gradients[6] = {input, weight, bias, bn_weight, bn_bias, residual};
+    for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], gradients[i]);
+    return result;
+  }
+};
+
+BatchNormOutputs conv2d_batch_norm_autograd(const at::Tensor& input, const at::Tensor& weight,
+                                            const OptionalTensor& bias, const OptionalTensor& bn_weight,
+                                            const OptionalTensor& bn_bias, const OptionalTensor& residual,
+                                            at::IntArrayRef stride, at::IntArrayRef padding,
+                                            at::IntArrayRef dilation, int64_t groups, double eps,
+                                            std::string_view activation) {
+  const auto out = Conv2dBatchNorm::apply(input, weight, bias, bn_weight, bn_bias, residual, stride, padding,
+                                          dilation, groups, eps, activation);
+  return {out[0], out[1], out[2], out[3]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
+  m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm_autograd));
+  m.impl("conv2d_batch_norm_backward", torch::autograd::autogradNotImplementedFallback());
+  // Inference only: training goes through conv2d_batch_norm, and a backward here raises.
+  m.impl("batch_norm_act", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace cnnfast

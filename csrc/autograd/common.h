@@ -1,0 +1,25 @@
+// Calls of this library's own operators through torch's dispatcher, for the autograd and autocast layers.
+#pragma once
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "ops/common.h"
+
+namespace cnnfast {
+
+template <class Signature>
+auto typed_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline bool wants_gradient(const OptionalTensor& t) { return present(t) && t->requires_grad(); }
+
+// Undefined where no gradient was asked for.
+inline at::Tensor gradient_or_none(bool wanted, const at::Tensor& gradient) {
+  return wanted ? gradient : at::Tensor();
+}
+
+}  // namespace cnnfast

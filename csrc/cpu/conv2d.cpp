@@ -1,0 +1,91 @@
+// conv2d on the CPU: float32 through the kernel table, other types through ATen.
+#include "ops/conv2d.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include "cpu/conv2d.h"
+#include "cpu/conv_job.h"
+#include "cpu/pack_cache.h"
+#include "cpu/parallel.h"
+#include "cpu/tensor_view.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Below this much work a second thread costs more than it saves.
+constexpr double kSerialFlops = 4e5;
+
+AlignedFloats channel_values(const ConvGeometry& g, const OptionalTensor& t) {
+  return present(t) ? pack_channels(g, t->contiguous().const_data_ptr<float>()) : AlignedFloats(0);
+}
+
+ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef sizes) {
+  return {a.input.size(0),
+          a.input.size(1),
+          sizes[1],
+          a.params.groups,
+          a.weight.size(2),
+          a.weight.size(3),
+          a.params.stride[0],
+          a.params.stride[1],
+          a.params.dilation[0],
+          a.params.dilation[1],
+          sizes[2],
+          sizes[3],
+          parse_activation("conv2d", a.activation)};
+}
+
+std::vector<int64_t> concrete(const std::vector<c10::SymInt>& sizes) {
+  std::vector<int64_t> result;
+  for (const auto& size : sizes) result.push_back(size.expect_int());
+  return result;
+}
+
+}  // namespace
+
+at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& symbolic_sizes) {
+  const auto sizes = concrete(symbolic_sizes);
+  const at::Tensor output = at::empty(sizes, a.input.options(), at::MemoryFormat::ChannelsLast);
+  if (output.numel() == 0) return output;
+  const ConvGeometry g = geometry_of(a, sizes);
+  at::Tensor padded, dense_residual;
+  const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
+  const View input = with_border(a.input, {ph, pw, ph, pw}, padded);
+  View residual{};
+  if (present(a.residual)) {
+    dense_residual = *a.residual;
+    if (!channels_adjacent(dense_residual))
+      dense_residual = dense_residual.contiguous(at::MemoryFormat::ChannelsLast);
+    residual = view_of(dense_residual);
+  }
+  const auto weight = packed_weight(a.weight, g);
+  const AlignedFloats scale = channel_values(g, a.scale), shift = channel_values(g, a.bias);
+  const View out = view_of(output);
+  const ConvJob job(g, {input.data - ph * input.row - pw * input.pixel, input.image, input.row, input.pixel},
+                    out, residual);
+  const int threads = g.flops() < kSerialFlops ? 1 : team_size();
+  parallel_team(threads,
+                [&](int thread, int team, Barrier&) { job.run({*weight, scale, shift}, thread, team); });
+  return output;
+}
+
+namespace {
+
+at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& scale, const OptionalTensor& residual, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                      std::string_view activation) {
+  if (!is_plain_float(input))
+    return conv2d_composite(input, weight, bias, scale, residual, stride, padding, dilation, groups,
+                            activation);
+  const Conv2dArgs args{input,     weight, bias, scale, residual, {stride, padding, dilation, groups},
+                        activation};
+  return conv2d_float(args, check_conv2d("conv2d", args));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("conv2d", TORCH_FN(conv2d_cpu)); }
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,181 @@
+#include "cpu/conv_job.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "cpu/parallel.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Weights of one pass over a block of pixels should stay in the first-level cache beside the pixels they
+// meet.
+constexpr int64_t kChunkBytes = 24 * 1024;
+// Input of a block of pixels should stay in the second-level cache while all panels pass over it.
+constexpr int64_t kBlockBytes = 192 * 1024;
+
+}  // namespace
+
+double ConvGeometry::flops() const {
+  return 2.0 * static_cast<double>(images) * out_height * out_width * out_channels * depth();
+}
+
+AlignedFloats::AlignedFloats(int64_t count) : size_(count) {
+  if (count == 0) return;
+  void* p =
+      std::aligned_alloc(64, static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(float)), 64)));
+  if (!p) throw std::bad_alloc();
+  data_.reset(static_cast<float*>(p));
+}
+
+void AlignedFloats::Free::operator()(float* p) const { std::free(p); }
+
+Panels Panels::of(int64_t channels) {
+  const int64_t width = kernels().vector_width;
+  const int64_t vectors = std::max<int64_t>(1, (channels + width - 1) / width);
+  const int64_t count = (vectors + kernels().max_panel_vectors - 1) / kernels().max_panel_vectors;
+  return {(vectors + count - 1) / count, count};
+}
+
+AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides) {
+  const int64_t in = g.group_in(), out = g.group_out();
+  auto at = [&](int64_t o, int64_t y, int64_t x, int64_t i) {
+    return weight[o * strides.out + i * strides.in + y * strides.row + x * strides.column];
+  };
+  if (g.depthwise()) {
+    AlignedFloats packed(g.out_channels * g.kernel_h * g.kernel_w);
+    float* to = packed.data();
+    for (int64_t y = 0; y < g.kernel_h; ++y)
+      for (int64_t x = 0; x < g.kernel_w; ++x)
+        for (int64_t o = 0; o < g.out_channels; ++o) *to++ = at(o, y, x, 0);
+    return packed;
+  }
+  const int64_t width = kernels().vector_width, lanes = Panels::of(out).lanes();
+  AlignedFloats packed(g.groups * round_up(out, width) * g.depth());
+  float* to = packed.data();
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t begin = 0; begin < out; begin += lanes) {
+      const int64_t used = std::min(lanes, out - begin), stored = round_up(used, width);
+      for (int64_t y = 0; y < g.kernel_h; ++y)
+        for (int64_t x = 0; x < g.kernel_w; ++x)
+          for (int64_t i = 0; i < in; ++i, to += stored)
+            for (int64_t lane = 0; lane < stored; ++lane)
+              to[lane] = lane < used ? at(group * out + begin + lane, y, x, i) : 0.0f;
+    }
+  return packed;
+}
+
+AlignedFloats pack_channels(const ConvGeometry& g, const float* values) {
+  if (!values) return AlignedFloats(0);
+  const int64_t groups = g.depthwise() ? 1 : g.groups;
+  const int64_t out = g.out_channels / groups, padded = round_up(out, kernels().vector_width);
+  AlignedFloats packed(groups * padded);
+  std::memset(packed.data(), 0, sizeof(float) * static_cast<size_t>(packed.size()));
+  for (int64_t group = 0; group < groups; ++group)
+    std::copy(values + group * out, values + (group + 1) * out, packed.data() + group * padded);
+  return packed;
+}
+
+ConvJob::ConvJob(const ConvGeometry& geometry, View input, View output, View residual)
+    : g_(geometry), input_(input), output_(output), residual_(residual), panels_(Panels::of(g_.group_out())) {
+  const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in() && !g_.depthwise();
+  const int64_t columns = adjacent ? 1 : g_.kernel_w;
+  length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
+  for (int64_t y = 0; y < g_.kernel_h; ++y)
+    for (int64_t x = 0; x < columns; ++x)
+      tap_.push_back(y * g_.dilation_h * input.row + x * g_.dilation_w * input.pixel);
+}
+
+void ConvJob::run(const PackedConv& packed, int thread, int team) const {
+  run_at(packed, input_.data, output_.data, residual_.data, thread, team);
+}
+
+void ConvJob::run_at(const PackedConv& packed, const float* input, float* output, const float* residual,
+                     int thread, int team) const {
+  if (g_.depthwise())
+    run_depthwise(packed, input, output, residual, thread, team);
+  else
+    run_dense(packed, input, output, residual, thread, team);
+}
+
+// Where weights outweigh the pixels (late layers, linear layers), each thread takes its own output channels
+// and reads its part of the weights once; else each takes its own pixels.
+bool ConvJob::split_by_channels(int team) const {
+  if (team == 1 || panels_.count * g_.groups < team) return false;
+  const double pixels = static_cast<double>(g_.images) * g_.out_height * g_.out_width;
+  if (pixels < team * kernels().tile_pixels(panels_.vectors)) return true;
+  const double weight_floats = static_cast<double>(g_.out_channels) * g_.depth();
+  const double pixel_floats = pixels * (g_.in_channels * g_.stride_h * g_.stride_w + g_.out_channels);
+  const double uneven = static_cast<double>(panels_.count % team) / panels_.count;
+  return weight_floats > pixel_floats && uneven < 0.1;
+}
+
+void ConvJob::run_dense(const PackedConv& packed, const float* input, float* output, const float* residual,
+                        int thread, int team) const {
+  const int64_t in = g_.group_in(), out = g_.group_out(), width = kernels().vector_width;
+  ConvCall call;
+  call.images = g_.images;
+  call.height = g_.out_height;
+  call.width = g_.out_width;
+  call.stride_h = g_.stride_h;
+  call.stride_w = g_.stride_w;
+  call.tap = tap_.data();
+  call.taps = static_cast<int64_t>(tap_.size());
+  call.length = length_;
+  call.channels = out;
+  call.panel_vectors = panels_.vectors;
+  call.activation = g_.activation;
+  call.chunk = std::max<int64_t>(16, kChunkBytes / (panels_.lanes() * static_cast<int64_t>(sizeof(float))));
+  const int64_t tile = kernels().tile_pixels(panels_.vectors);
+  const int64_t pixel_bytes = in * g_.stride_h * g_.stride_w * static_cast<int64_t>(sizeof(float));
+  call.block_pixels = round_up(std::clamp<int64_t>(kBlockBytes / pixel_bytes, 2 * tile, 4096), tile);
+
+  const int64_t pixels = g_.images * g_.out_height * g_.out_width;
+  const bool by_channels = split_by_channels(team);
+  const auto [pixel_begin, pixel_end] =
+      by_channels ? std::pair<int64_t, int64_t>{0, pixels} : share(pixels, tile, thread, team);
+  const auto [unit_begin, unit_end] = by_channels ? share(panels_.count * g_.groups, 1, thread, team)
+                                                  : std::pair<int64_t, int64_t>{0, panels_.count * g_.groups};
+  if (pixel_begin >= pixel_end) return;
+  for (int64_t group = 0; group < g_.groups; ++group) {
+    const int64_t first = std::max(unit_begin, group * panels_.count) - group * panels_.count;
+    const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;
+    if (first >= last) continue;
+    const int64_t padded = round_up(out, width);
+    call.input = {const_cast<float*>(input) + group * in, input_.image, input_.row, input_.pixel};
+    call.output = {output + group * out, output_.image, output_.row, output_.pixel};
+    call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
+                     residual_.row, residual_.pixel};
+    call.weight = packed.weight.data() + group * padded * g_.depth();
+    call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
+    call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
+    kernels().conv(call, pixel_begin, pixel_end, first, last);
+  }
+}
+
+void ConvJob::run_depthwise(const PackedConv& packed, const float* input, float* output,
+                            const float* residual, int thread, int team) const {
+  DepthwiseCall call;
+  call.input = {const_cast<float*>(input), input_.image, input_.row, input_.pixel};
+  call.output = {output, output_.image, output_.row, output_.pixel};
+  call.residual = {const_cast<float*>(residual), residual_.image, residual_.row, residual_.pixel};
+  call.height = g_.out_height;
+  call.width = g_.out_width;
+  call.stride_h = g_.stride_h;
+  call.stride_w = g_.stride_w;
+  call.tap = tap_.data();
+  call.taps = static_cast<int64_t>(tap_.size());
+  call.weight = packed.weight.data();
+  call.scale = packed.scale.size() ? packed.scale.data() : nullptr;
+  call.shift = packed.shift.size() ? packed.shift.data() : nullptr;
+  call.channels = g_.out_channels;
+  call.activation = g_.activation;
+  const auto [begin, end] = share(g_.images * g_.out_height, 1, thread, team);
+  kernels().depthwise(call, begin, end);
+}
+
+}  // namespace cnnfast::cpu

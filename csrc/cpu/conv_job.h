@@ -1,0 +1,92 @@
+// A convolution made ready for the kernels: geometry and memory strides in, kernel calls out. Shared by the
+// operator `conv2d`, by `linear` and by the steps of a frozen network.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cpu/kernel_table.h"
+
+namespace cnnfast::cpu {
+
+struct ConvGeometry {
+  int64_t images, in_channels, out_channels, groups;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  int64_t out_height, out_width;
+  Activation activation;
+
+  int64_t group_in() const { return in_channels / groups; }
+  int64_t group_out() const { return out_channels / groups; }
+  bool depthwise() const { return groups > 1 && in_channels == groups && out_channels == groups; }
+  int64_t depth() const { return kernel_h * kernel_w * group_in(); }
+  double flops() const;  // two per multiply-add
+};
+
+// 64-byte aligned floats.
+class AlignedFloats {
+ public:
+  explicit AlignedFloats(int64_t count);
+  float* data() { return data_.get(); }
+  const float* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(float* p) const;
+  };
+  std::unique_ptr<float[], Free> data_;
+  int64_t size_;
+};
+
+// Weights in the order in which the kernels read them, with per-channel scale and shift (empty: none) padded
+// to whole vectors.
+struct PackedConv {
+  const AlignedFloats& weight;
+  const AlignedFloats& scale;
+  const AlignedFloats& shift;
+};
+
+// How the output channels of one group are cut into panels for the active instruction set.
+struct Panels {
+  int64_t vectors;  // per panel; the last panel may have fewer
+  int64_t count;
+  int64_t lanes() const { return vectors * kernels().vector_width; }
+  static Panels of(int64_t channels);
+};
+
+// Where weight (o, i, y, x) of the PyTorch layout lies: element strides, so that a linear layer over a
+// flattened image (C, H, W order) can be read as a convolution.
+struct WeightStrides {
+  int64_t out, in, row, column;
+};
+
+AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides);
+// Copies `values` (one per output channel, or null) for the kernels; null stays empty.
+AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
+
+class ConvJob {
+ public:
+  // `input` holds the first tap of the first output pixel; pixels and padding lie around it in memory.
+  ConvJob(const ConvGeometry& geometry, View input, View output, View residual);
+
+  // Runs the share of `thread` out of `team`.
+  void run(const PackedConv& packed, int thread, int team) const;
+  // The same on other memory of the same strides.
+  void run_at(const PackedConv& packed, const float* input, float* output, const float* residual, int thread,
+              int team) const;
+  const ConvGeometry& geometry() const { return g_; }
+
+ private:
+  void run_dense(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
+  void run_depthwise(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
+  bool split_by_channels(int team) const;
+
+  ConvGeometry g_;
+  View input_, output_, residual_;
+  Panels panels_;
+  std::vector<int64_t> tap_;
+  int64_t length_;
+};
+
+}  // namespace cnnfast::cpu

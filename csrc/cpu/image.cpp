@@ -1,0 +1,74 @@
+#include "cpu/image.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace cnnfast::cpu {
+namespace {
+
+// Pixels copied together where channels are not adjacent on the other side, so that both sides stay in cache
+// lines.
+constexpr int64_t kPixelBlock = 16;
+
+void zero_pixels(float* row, int64_t pixels, int64_t step, int64_t channels) {
+  if (step == channels) {
+    std::memset(row, 0, sizeof(float) * static_cast<size_t>(pixels * channels));
+    return;
+  }
+  for (int64_t x = 0; x < pixels; ++x)
+    std::memset(row + x * step, 0, sizeof(float) * static_cast<size_t>(channels));
+}
+
+// One row of pixels between two layouts, each given by its pixel and channel stride.
+void copy_row(const float* from, int64_t from_pixel, int64_t from_channel, float* to, int64_t to_pixel,
+              int64_t to_channel, int64_t width, int64_t channels) {
+  const bool dense = from_pixel == channels && to_pixel == channels;
+  if (from_channel == 1 && to_channel == 1 && dense) {
+    std::memcpy(to, from, sizeof(float) * static_cast<size_t>(width * channels));
+    return;
+  }
+  for (int64_t begin = 0; begin < width; begin += kPixelBlock) {
+    const int64_t end = std::min(width, begin + kPixelBlock);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t x = begin; x < end; ++x)
+        to[x * to_pixel + c * to_channel] = from[x * from_pixel + c * from_channel];
+  }
+}
+
+}  // namespace
+
+void copy_in(const float* source, TensorStrides s, ImageSize size, View target, int64_t row_begin,
+             int64_t row_end) {
+  const int64_t from_pixel = size.width == 1 ? size.channels : s.pixel;
+  const int64_t from_channel = size.channels == 1 ? 1 : s.channel;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t n = row / size.height, y = row % size.height;
+    copy_row(source + n * s.image + y * s.row, from_pixel, from_channel,
+             target.data + n * target.image + y * target.row, target.pixel, 1, size.width, size.channels);
+  }
+}
+
+void copy_out(View source, ImageSize size, float* target, TensorStrides s, int64_t row_begin,
+              int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t n = row / size.height, y = row % size.height;
+    copy_row(source.data + n * source.image + y * source.row, source.pixel, 1,
+             target + n * s.image + y * s.row, s.pixel, s.channel, size.width, size.channels);
+  }
+}
+
+void zero_border(View target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
+  const int64_t padded = size.width + b.left + b.right, step = target.pixel;
+  for (int64_t n = image_begin; n < image_end; ++n) {
+    float* image = target.data + n * target.image - b.left * step;
+    for (int64_t y = -b.top; y < 0; ++y) zero_pixels(image + y * target.row, padded, step, size.channels);
+    for (int64_t y = size.height; y < size.height + b.bottom; ++y)
+      zero_pixels(image + y * target.row, padded, step, size.channels);
+    for (int64_t y = 0; y < size.height; ++y) {
+      zero_pixels(image + y * target.row, b.left, step, size.channels);
+      zero_pixels(image + y * target.row + (b.left + size.width) * step, b.right, step, size.channels);
+    }
+  }
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,34 @@
+// Copies between any strided tensor and NHWC images with a border of zeros.
+#pragma once
+#include <cstdint>
+
+#include "cpu/kernel_table.h"
+
+namespace cnnfast::cpu {
+
+struct ImageSize {
+  int64_t images, height, width, channels;
+};
+
+struct Border {
+  int64_t top = 0, left = 0, bottom = 0, right = 0;
+};
+
+// Element strides of a tensor in N, C, H, W order.
+struct TensorStrides {
+  int64_t image, channel, row, pixel;
+};
+
+// Image rows [row_begin, row_end) (over all images) from `source` to `target` (its first pixel inside the
+// border).
+void copy_in(const float* source, TensorStrides strides, ImageSize size, View target, int64_t row_begin,
+             int64_t row_end);
+// The other way round.
+void copy_out(View source, ImageSize size, float* target, TensorStrides strides, int64_t row_begin,
+              int64_t row_end);
+
+// Writes zeros around the images whose first pixel inside the border is target.data, `size.channels` channels
+// wide.
+void zero_border(View target, ImageSize size, Border border, int64_t image_begin, int64_t image_end);
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,103 @@
+// Plain structs between the tensor code and the kernels. Kernels are compiled once per instruction set and
+// reached through one KernelTable each; neither side includes the other. All strides and offsets are counted
+// in floats.
+#pragma once
+#include <stdint.h>
+
+#include "activation.h"
+
+namespace cnnfast::cpu {
+
+// An NHWC image batch in memory; channels are adjacent. A slice of a concatenation is a View whose pixel
+// stride is larger than its channel count.
+struct View {
+  float* data;
+  int64_t image;  // distance of two images
+  int64_t row;    // distance of two rows
+  int64_t pixel;  // distance of two pixels of a row
+};
+
+// y = act(conv(x) * scale + shift + residual) for one group, or a linear layer (one pixel per row of the
+// batch). The input is padded already: every tap of every output pixel lies in memory. A dot product runs
+// over `taps` stretches of `length` adjacent floats: the stretch is one kernel row (kernel width times
+// channels) where pixels are adjacent and dilation is 1, and one kernel position otherwise.
+struct ConvCall {
+  View input, output, residual;   // residual.data may be null
+  int64_t images, height, width;  // of the output
+  int64_t stride_h, stride_w;
+  const int64_t* tap;  // offset of each stretch from the pixel's first one
+  int64_t taps, length;
+  const float* weight;    // packed: panel, stretch, position in the stretch, channel in the panel
+  const float* scale;     // padded to whole vectors, or null
+  const float* shift;     // padded to whole vectors, or null
+  int64_t channels;       // output channels
+  int64_t panel_vectors;  // vectors of output channels in a panel (the last panel may have fewer)
+  int64_t chunk;  // floats of a stretch sequence worked on per pass over a block (weights stay in cache)
+  int64_t block_pixels;  // output pixels worked on per pass over the panels
+  Activation activation;
+};
+
+// Depthwise convolution: output channel c reads input channel c alone. weight: position, channel.
+struct DepthwiseCall {
+  View input, output, residual;
+  int64_t height, width, stride_h, stride_w;
+  const int64_t* tap;
+  int64_t taps;
+  const float* weight;
+  const float* scale;
+  const float* shift;
+  int64_t channels;
+  Activation activation;
+};
+
+struct PoolCall {
+  View input, output;
+  int64_t channels;
+  int64_t in_height, in_width, height, width;  // height, width: of the output
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  bool count_include_pad;
+  int64_t divisor_override;  // 0: none
+  int64_t padded_height,
+      padded_width;  // input plus padding, without what ceil_mode adds (average pooling's divisor)
+};
+
+// y = act(x * scale + shift + residual), rows of `channels` floats; scale, shift, residual may be null.
+struct AffineCall {
+  const float* input;
+  const float* residual;
+  float* output;
+  const float* scale;
+  const float* shift;
+  int64_t input_stride, residual_stride, output_stride;
+  int64_t channels;
+  Activation activation;
+};
+
+struct KernelTable {
+  const char* name;
+  int64_t vector_width;                           // floats
+  int64_t max_panel_vectors;                      // widest panel of the convolution kernels
+  int64_t (*tile_pixels)(int64_t panel_vectors);  // output pixels of one register block
+
+  // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
+  void (*conv)(const ConvCall&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
+               int64_t panel_end);
+  // Output rows [row_begin, row_end) over all images.
+  void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
+  void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
+  void (*avg_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
+  void (*affine)(const AffineCall&, int64_t rows);
+  // sum[c] += x[r][c], and with `mean`: sum[c] += (x[r][c] - mean[c])^2, over `rows` rows.
+  void (*column_sum)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
+                     float* sum);
+  void (*add)(const float* a, const float* b, float* out, int64_t count, Activation);
+  void (*activate)(float* x, int64_t count, Activation);
+};
+
+// One per instruction set that was compiled.
+extern const KernelTable kPortableKernels, kAvx2Kernels, kAvx512Kernels;
+
+// The set chosen for this process: the best that the CPU runs, or CNNFAST_CPU_ISA.
+const KernelTable& kernels();
+
+}  // namespace cnnfast::cpu

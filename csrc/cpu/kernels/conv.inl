@@ -1,0 +1,264 @@
+// Direct convolution, NHWC: a register block of R output pixels by NV vectors of output channels, fed by
+// broadcasts of the input and by packed weights. Linear layers and 1x1 convolutions are the case of one
+// stretch.
+namespace {
+
+// What one register block works on.
+template <int R>
+struct Tile {
+  const float* input[R];
+  float* output[R];
+  const float* residual[R];
+};
+
+// Part of the dot products that one pass covers.
+struct Pass {
+  const int64_t* tap;
+  int64_t taps;
+  int64_t start, length;  // inside each stretch
+  const float* weight;
+  bool first, last;  // first: accumulators start at zero; last: the epilogue runs
+};
+
+struct Epilogue {
+  const float* scale;
+  const float* shift;
+  int64_t last_lanes;  // channels in the panel's last vector
+  bool has_residual;
+  Activation activation;
+};
+
+template <int NV>
+inline Vec load_lane_group(const float* p, int j, int64_t last_lanes) {
+  return j == NV - 1 ? Vec::load_first(p + j * Vec::kWidth, last_lanes) : Vec::load(p + j * Vec::kWidth);
+}
+
+template <int NV>
+inline void store_lane_group(Vec x, float* p, int j, int64_t last_lanes) {
+  if (j == NV - 1)
+    x.store_first(p + j * Vec::kWidth, last_lanes);
+  else
+    x.store(p + j * Vec::kWidth);
+}
+
+template <int NV, int R>
+inline void finish(Vec (&acc)[R][NV], const Tile<R>& tile, const Epilogue& e) {
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    if (e.scale) {
+      const Vec scale = Vec::load(e.scale + j * Vec::kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][j] = acc[r][j] * scale;
+    }
+    if (e.shift) {
+      const Vec shift = Vec::load(e.shift + j * Vec::kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][j] = acc[r][j] + shift;
+    }
+    if (e.has_residual) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        acc[r][j] = acc[r][j] + load_lane_group<NV>(tile.residual[r], j, e.last_lanes);
+    }
+    if (e.activation == Activation::kReLU) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][j] = relu_of(acc[r][j]);
+    }
+  }
+}
+
+template <int NV, int R>
+void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
+  Vec acc[R][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      acc[r][j] = pass.first ? Vec::zero() : load_lane_group<NV>(tile.output[r], j, e.last_lanes);
+  const float* w = pass.weight;
+  for (int64_t t = 0; t < pass.taps; ++t) {
+    const int64_t offset = pass.tap[t] + pass.start;
+    const float* x[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) x[r] = tile.input[r] + offset;
+    for (int64_t k = 0; k < pass.length; ++k, w += NV * Vec::kWidth) {
+      Vec b[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) b[j] = Vec::load(w + j * Vec::kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec a = Vec::set1(x[r][k]);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) acc[r][j] = Vec::fma(a, b[j], acc[r][j]);
+      }
+    }
+  }
+  if (pass.last) finish<NV, R>(acc, tile, e);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store_lane_group<NV>(acc[r][j], tile.output[r], j, e.last_lanes);
+}
+
+// Walks over output pixels in memory order.
+class PixelWalk {
+ public:
+  PixelWalk(const ConvCall& c, int64_t channel, int64_t pixel) : c_(c), channel_(channel) {
+    const int64_t row = pixel / c.width;
+    x_ = pixel % c.width;
+    y_ = row % c.height;
+    n_ = row / c.height;
+    locate();
+  }
+
+  template <int R>
+  void take(Tile<R>& tile) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      tile.input[r] = input_;
+      tile.output[r] = output_;
+      tile.residual[r] = residual_;
+      step();
+    }
+  }
+
+ private:
+  float* at(const View& v) const { return v.data + n_ * v.image + y_ * v.row + x_ * v.pixel + channel_; }
+  void locate() {
+    input_ = c_.input.data + n_ * c_.input.image + y_ * c_.stride_h * c_.input.row +
+             x_ * c_.stride_w * c_.input.pixel;
+    output_ = at(c_.output);
+    residual_ = c_.residual.data ? at(c_.residual) : nullptr;
+  }
+  void step() {
+    if (++x_ < c_.width) {
+      input_ += c_.stride_w * c_.input.pixel;
+      output_ += c_.output.pixel;
+      if (residual_) residual_ += c_.residual.pixel;
+      return;
+    }
+    x_ = 0;
+    if (++y_ == c_.height) {
+      y_ = 0;
+      if (++n_ == c_.images) return;  // past the end: nothing may be formed from it
+    }
+    locate();
+  }
+
+  const ConvCall& c_;
+  int64_t channel_, n_, y_, x_;
+  const float* input_;
+  float* output_;
+  const float* residual_;
+};
+
+template <int NV, int R>
+void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
+  Tile<R> tile;
+  walk.take(tile);
+  compute_tile<NV, R>(tile, pass, e);
+}
+
+template <int NV>
+void run_tile_of(int64_t pixels, PixelWalk& walk, const Pass& pass, const Epilogue& e) {
+  static_assert(kTilePixels[NV - 1] <= 8, "add cases below");
+  switch (pixels) {
+#define CNNFAST_CASE(R)                                                            \
+  case R:                                                                          \
+    if constexpr (R <= kTilePixels[NV - 1]) return run_tile<NV, R>(walk, pass, e); \
+    break;
+    CNNFAST_CASE(1)
+    CNNFAST_CASE(2)
+    CNNFAST_CASE(3)
+    CNNFAST_CASE(4)
+    CNNFAST_CASE(5)
+    CNNFAST_CASE(6)
+    CNNFAST_CASE(7)
+    CNNFAST_CASE(8)
+#undef CNNFAST_CASE
+  }
+}
+
+// All tiles of a block of pixels in one panel and one pass; tiles as equal as possible, so that none is tiny.
+template <int NV>
+void run_block(PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e) {
+  const int64_t tiles = (pixels + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
+  for (int64_t t = 0; t < tiles; ++t)
+    run_tile_of<NV>(pixels * (t + 1) / tiles - pixels * t / tiles, walk, pass, e);
+}
+
+void run_block_of(int64_t vectors, PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e) {
+  if (vectors == 1) return run_block<1>(walk, pixels, pass, e);
+  if constexpr (Vec::kPanelVectors >= 2)
+    if (vectors == 2) return run_block<2>(walk, pixels, pass, e);
+  if constexpr (Vec::kPanelVectors >= 3)
+    if (vectors == 3) return run_block<3>(walk, pixels, pass, e);
+  if constexpr (Vec::kPanelVectors >= 4)
+    if (vectors == 4) return run_block<4>(walk, pixels, pass, e);
+}
+
+// Passes over the dot products: whole stretches while they fit a chunk, else parts of one stretch.
+template <class F>
+void for_each_pass(const ConvCall& c, const float* weight, int64_t lanes, F&& body) {
+  const int64_t per_pass = c.length <= c.chunk ? c.chunk / c.length : 1;
+  const int64_t part = c.length <= c.chunk ? c.length : c.chunk;
+  for (int64_t t = 0; t < c.taps; t += per_pass)
+    for (int64_t start = 0; start < c.length; start += part) {
+      Pass pass;
+      pass.tap = c.tap + t;
+      pass.taps = c.taps - t < per_pass ? c.taps - t : per_pass;
+      pass.start = start;
+      pass.length = c.length - start < part ? c.length - start : part;
+      pass.weight = weight + (t * c.length + start) * lanes;
+      pass.first = t == 0 && start == 0;
+      pass.last = t + pass.taps == c.taps && start + pass.length == c.length;
+      body(pass);
+    }
+}
+
+// Activations too long to unroll into every register block, over pixels that are still in cache.
+void activate_block(const ConvCall& c, int64_t pixel, int64_t pixels, int64_t channel, int64_t channels) {
+  const bool dense = channels == c.output.pixel;
+  while (pixels > 0) {
+    const int64_t row = pixel / c.width, x = pixel % c.width;
+    const int64_t run = c.width - x < pixels ? c.width - x : pixels;
+    float* p =
+        c.output.data + row / c.height * c.output.image + row % c.height * c.output.row + x * c.output.pixel;
+    if (dense)
+      activate(p, run * channels, c.activation);
+    else
+      for (int64_t i = 0; i < run; ++i) activate(p + i * c.output.pixel + channel, channels, c.activation);
+    pixel += run;
+    pixels -= run;
+  }
+}
+
+void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end) {
+  const int64_t lanes = c.panel_vectors * Vec::kWidth, depth = c.taps * c.length;
+  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += c.block_pixels) {
+    const int64_t pixels = pixel_end - pixel < c.block_pixels ? pixel_end - pixel : c.block_pixels;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const int64_t channel = panel * lanes;
+      const int64_t left = c.channels - channel < lanes ? c.channels - channel : lanes;
+      const int64_t vectors = (left + Vec::kWidth - 1) / Vec::kWidth;
+      Epilogue e;
+      e.scale = c.scale ? c.scale + channel : nullptr;
+      e.shift = c.shift ? c.shift + channel : nullptr;
+      e.last_lanes = left - (vectors - 1) * Vec::kWidth;
+      e.has_residual = c.residual.data != nullptr;
+      e.activation = c.activation;
+      for_each_pass(c, c.weight + channel * depth, vectors * Vec::kWidth, [&](const Pass& pass) {
+        run_block_of(vectors, PixelWalk(c, channel, pixel), pixels, pass, e);
+      });
+    }
+    if (c.activation == Activation::kSigmoid) {
+      const int64_t first = panel_begin * lanes,
+                    last = panel_end * lanes < c.channels ? panel_end * lanes : c.channels;
+      activate_block(c, pixel, pixels, first, last - first);
+    }
+  }
+}
+
+int64_t tile_pixels(int64_t panel_vectors) { return kTilePixels[panel_vectors - 1]; }
+
+}  // namespace

@@ -1,0 +1,74 @@
+// Pooling, NHWC: vectors run over channels; windows are cut at the image's edge, so no border is read.
+namespace {
+
+// Part of a window along one side that lies inside the image.
+struct Span {
+  int64_t begin, count;  // first position, and number of positions in steps of the dilation
+  int64_t with_padding;  // positions that average pooling counts when it counts padding
+};
+
+// Average pooling counts padding up to the declared padding, never what ceil_mode adds beyond it (as torch).
+inline Span span_of(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t padded_end) {
+  const int64_t end = start + (kernel - 1) * dilation + 1;
+  Span s;
+  s.begin = start >= 0 ? start : start + (-start + dilation - 1) / dilation * dilation;
+  s.count = ((end < size ? end : size) - s.begin + dilation - 1) / dilation;
+  s.with_padding = (end < padded_end ? end : padded_end) - start;
+  return s;
+}
+
+inline int64_t divisor_of(const PoolCall& c, const Span& y, const Span& x) {
+  if (c.divisor_override) return c.divisor_override;
+  return c.count_include_pad ? y.with_padding * x.with_padding : y.count * x.count;
+}
+
+struct MaxReduce {
+  static Vec start() { return Vec::set1(-__builtin_inff()); }
+  static Vec step(Vec acc, Vec x) { return Vec::max_nan(acc, x); }
+  static Vec finish(Vec acc, float) { return acc; }
+};
+
+struct MeanReduce {
+  static Vec start() { return Vec::zero(); }
+  static Vec step(Vec acc, Vec x) { return acc + x; }
+  static Vec finish(Vec acc, float divisor) { return acc / Vec::set1(divisor); }
+};
+
+// One output pixel; `window` is the first position inside the image.
+template <class Reduce>
+inline void pool_pixel(const PoolCall& c, const float* window, int64_t rows, int64_t columns, float divisor,
+                       float* out) {
+  const int64_t row_step = c.dilation_h * c.input.row, column_step = c.dilation_w * c.input.pixel;
+  for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
+    const int64_t lanes = c.channels - channel;
+    const bool whole = lanes >= Vec::kWidth;
+    Vec acc = Reduce::start();
+    const float* row = window + channel;
+    for (int64_t y = 0; y < rows; ++y, row += row_step) {
+      const float* p = row;
+      for (int64_t x = 0; x < columns; ++x, p += column_step)
+        acc = Reduce::step(acc, whole ? Vec::load(p) : Vec::load_first(p, lanes));
+    }
+    acc = Reduce::finish(acc, divisor);
+    whole ? acc.store(out + channel) : acc.store_first(out + channel, lanes);
+  }
+}
+
+template <class Reduce>
+void pool(const PoolCall& c, int64_t row_begin, int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t n = row / c.height, y = row % c.height;
+    const Span rows =
+        span_of(y * c.stride_h - c.pad_h, c.kernel_h, c.dilation_h, c.in_height, c.padded_height - c.pad_h);
+    const float* image_row = c.input.data + n * c.input.image + rows.begin * c.input.row;
+    float* out = c.output.data + n * c.output.image + y * c.output.row;
+    for (int64_t x = 0; x < c.width; ++x, out += c.output.pixel) {
+      const Span columns =
+          span_of(x * c.stride_w - c.pad_w, c.kernel_w, c.dilation_w, c.in_width, c.padded_width - c.pad_w);
+      pool_pixel<Reduce>(c, image_row + columns.begin * c.input.pixel, rows.count, columns.count,
+                         static_cast<float>(divisor_of(c, rows, columns)), out);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,19 @@
+// Everything that one instruction set offers. Included by isa/*.cpp after a vec/ header; the whole of it has
+// internal linkage, so no code compiled for a newer CPU can be picked by the linker for an older one.
+#include "cpu/kernel_table.h"
+
+namespace {
+using namespace cnnfast;
+using namespace cnnfast::cpu;
+}  // namespace
+
+#include "cpu/kernels/activation.inl"
+#include "cpu/kernels/batch_norm.inl"
+#include "cpu/kernels/conv.inl"
+#include "cpu/kernels/depthwise.inl"
+#include "cpu/kernels/pool.inl"
+
+#define CNNFAST_KERNEL_TABLE(name)                                          \
+  {name,      Vec::kWidth,     Vec::kPanelVectors, tile_pixels, conv,       \
+   depthwise, pool<MaxReduce>, pool<MeanReduce>,   affine,      column_sum, \
+   add,       activate}

@@ -1,0 +1,18 @@
+// Packed weights of the operators conv2d and linear, kept while their tensor lives unchanged.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+
+#include "cpu/conv_job.h"
+
+namespace cnnfast::cpu {
+
+// Packs `weight` or finds it packed. An entry is found again by the tensor's identity, its version counter,
+// its memory and the groups; it goes with the tensor. Inference tensors have no version counter and are
+// packed at every call.
+std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& geometry);
+
+void clear_pack_cache();
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,49 @@
+#include "cpu/tensor_view.h"
+
+#include <ATen/Functions.h>
+
+#include "cpu/parallel.h"
+
+namespace cnnfast::cpu {
+
+bool is_plain_float(const at::Tensor& t) {
+  return t.scalar_type() == at::kFloat && t.layout() == at::kStrided && !t.is_conj() && !t.is_neg();
+}
+
+ImageSize image_size(const at::Tensor& t) { return {t.size(0), t.size(2), t.size(3), t.size(1)}; }
+
+TensorStrides tensor_strides(const at::Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+bool channels_adjacent(const at::Tensor& t) { return t.size(1) == 1 || t.stride(1) == 1; }
+
+View view_of(const at::Tensor& t) {
+  View v;
+  v.data = t.data_ptr<float>();
+  v.pixel = t.size(3) == 1 ? t.size(1) : t.stride(3);
+  v.row = t.size(2) == 1 ? v.pixel * t.size(3) : t.stride(2);
+  v.image = t.size(0) == 1 ? v.row * t.size(2) : t.stride(0);
+  return v;
+}
+
+View with_border(const at::Tensor& t, Border b, at::Tensor& storage) {
+  const bool bordered = b.top || b.left || b.bottom || b.right;
+  if (!bordered && channels_adjacent(t)) return view_of(t);
+  const ImageSize size = image_size(t);
+  const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
+  storage = at::empty({size.images, height, width, size.channels}, t.options());
+  View v{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
+  v.data += b.top * v.row + b.left * v.pixel;
+  const float* source = t.const_data_ptr<float>();
+  const TensorStrides strides = tensor_strides(t);
+  parallel_team(storage.numel() < (1 << 14) ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [row_begin, row_end] = share(size.images * size.height, 1, thread, team);
+    copy_in(source, strides, size, v, row_begin, row_end);
+    const auto [image_begin, image_end] = share(size.images, 1, thread, team);
+    zero_border(v, size, b, image_begin, image_end);
+  });
+  return v;
+}
+
+}  // namespace cnnfast::cpu

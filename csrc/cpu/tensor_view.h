@@ -1,0 +1,26 @@
+// Tensors as the images that kernels read: NHWC, channels adjacent, any image, row and pixel stride.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include "cpu/image.h"
+#include "cpu/kernel_table.h"
+
+namespace cnnfast::cpu {
+
+// Whether the float32 kernels take this tensor.
+bool is_plain_float(const at::Tensor& t);
+
+ImageSize image_size(const at::Tensor& t);
+TensorStrides tensor_strides(const at::Tensor& t);
+
+// A view of a tensor whose channels are adjacent. Strides of sides of length one, which torch leaves open,
+// are set.
+View view_of(const at::Tensor& t);
+bool channels_adjacent(const at::Tensor& t);
+
+// The tensor in memory with `border` zeros around every image, as a view of the first pixel inside the
+// border. Keeps what it allocates in `storage`; returns the tensor's own memory where nothing has to be
+// copied.
+View with_border(const at::Tensor& t, Border border, at::Tensor& storage);
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,50 @@
+// Eight floats in an AVX register, with FMA.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+struct Vec {
+  static constexpr int64_t kWidth = 8;
+  static constexpr int kPanelVectors = 2;
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set1(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  static Vec load_first(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
+  void store_first(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  // The instruction returns its second operand where either is NaN, so a NaN in `x` survives.
+  static Vec at_least(Vec bound, Vec x) { return {_mm256_max_ps(bound.v, x.v)}; }
+  static Vec at_most(Vec bound, Vec x) { return {_mm256_min_ps(bound.v, x.v)}; }
+  // NaN in either operand gives NaN, as torch's pooling does.
+  static Vec max_nan(Vec best, Vec x) {
+    const __m256 m = _mm256_max_ps(x.v, best.v);
+    return {_mm256_blendv_ps(m, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
+  }
+  static Vec round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // x * 2^n for a whole number n with |n| < 127.
+  static Vec scale_by_power(Vec x, Vec n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+  }
+
+ private:
+  static __m256i first(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+};
+
+// Register block: accumulators, weights and one broadcast fit 16 registers.
+constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
+
+}  // namespace

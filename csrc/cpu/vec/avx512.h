@@ -1,0 +1,46 @@
+// Sixteen floats in an AVX-512 register.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+struct Vec {
+  static constexpr int64_t kWidth = 16;
+  static constexpr int kPanelVectors = 4;
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  static Vec load_first(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  void store_first(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // The instruction returns its second operand where either is NaN, so a NaN in `x` survives.
+  static Vec at_least(Vec bound, Vec x) { return {_mm512_max_ps(bound.v, x.v)}; }
+  static Vec at_most(Vec bound, Vec x) { return {_mm512_min_ps(bound.v, x.v)}; }
+  // NaN in either operand gives NaN, as torch's pooling does.
+  static Vec max_nan(Vec best, Vec x) {
+    const __m512 m = _mm512_max_ps(x.v, best.v);
+    return {_mm512_mask_mov_ps(m, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), x.v)};
+  }
+  static Vec round(Vec x) {
+    return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  // x * 2^n for a whole number n.
+  static Vec scale_by_power(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+
+ private:
+  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+// Register block: output pixels per panel width; accumulators, weights and one broadcast fit 32 registers.
+constexpr int kTilePixels[Vec::kPanelVectors] = {8, 8, 8, 6};
+
+}  // namespace

@@ -1,0 +1,65 @@
+// Four floats in the compiler's own vector type: SSE on any x86-64, NEON on 64-bit Arm, plain code elsewhere.
+#pragma once
+#include <stdint.h>
+
+namespace {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+struct Vec {
+  static constexpr int64_t kWidth = 4;
+  static constexpr int kPanelVectors = 2;
+  Float4 v;
+
+  static Vec zero() { return set1(0.0f); }
+  static Vec set1(float x) { return {Float4{x, x, x, x}}; }
+  static Vec load(const float* p) {
+    Vec r;
+    __builtin_memcpy(&r.v, p, sizeof(r.v));
+    return r;
+  }
+  void store(float* p) const { __builtin_memcpy(p, &v, sizeof(v)); }
+  static Vec load_first(const float* p, int64_t n) {
+    if (n == kWidth) return load(p);
+    Vec r = zero();
+    for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
+    return r;
+  }
+  void store_first(float* p, int64_t n) const {
+    if (n == kWidth) return store(p);
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  }
+
+  friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+  friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  // Comparisons with NaN are false, so a NaN in `x` survives.
+  static Vec at_least(Vec bound, Vec x) { return {x.v < bound.v ? bound.v : x.v}; }
+  static Vec at_most(Vec bound, Vec x) { return {x.v > bound.v ? bound.v : x.v}; }
+  // NaN in either operand gives NaN, as torch's pooling does.
+  static Vec max_nan(Vec best, Vec x) {
+    const Float4 larger = x.v > best.v ? x.v : best.v;
+    return {x.v != x.v ? x.v : larger};
+  }
+  // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, for |x| < 2^22.
+  static Vec round(Vec x) {
+    const Float4 magic = set1(12582912.0f).v;
+    return {(x.v + magic) - magic};
+  }
+  // x * 2^n for a whole number n with |n| < 127.
+  static Vec scale_by_power(Vec x, Vec n) {
+    Int4 bits;
+    for (int i = 0; i < 4; ++i) bits[i] = n.v[i] == n.v[i] ? (static_cast<int32_t>(n.v[i]) + 127) << 23 : 0;
+    Float4 power;
+    __builtin_memcpy(&power, &bits, sizeof(power));
+    return {x.v * power};
+  }
+};
+
+// Register block: accumulators, weights and one broadcast fit 16 registers.
+constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
+
+}  // namespace

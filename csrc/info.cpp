@@ -1,0 +1,19 @@
+#include "info.h"
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+
+namespace cnnfast {
+
+std::vector<std::string> available_isas() { return cpu::available_isas(); }
+std::string active_isa() { return cpu::active_isa(); }
+
+int openmp_threads() {
+  int threads = 0;
+  cpu::parallel_team(cpu::team_size(), [&](int thread, int team, cpu::Barrier&) {
+    if (thread == 0) threads = team;
+  });
+  return threads;
+}
+
+}  // namespace cnnfast

@@ -1,0 +1,15 @@
+// What the operator library tells about itself; the Python binding passes it on.
+#pragma once
+#include <string>
+#include <vector>
+
+#define CNNFAST_API __attribute__((visibility("default")))
+
+namespace cnnfast {
+
+CNNFAST_API std::vector<std::string> available_isas();
+CNNFAST_API std::string active_isa();
+// Threads that a parallel region really gets; 1 where OpenMP is missing.
+CNNFAST_API int openmp_threads();
+
+}  // namespace cnnfast

@@ -1,0 +1,70 @@
+// Every operator's schema. Images are N x C x H x W; outputs are in channels_last memory and alias nothing.
+// An activation is "none", "relu" or "sigmoid".
+#include <torch/library.h>
+
+TORCH_LIBRARY(cnnfast, m) {
+  // act(conv(input, weight) * scale[c] + bias[c] + residual)
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias=None, Tensor? scale=None, Tensor? residual=None, *, "
+      "int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, str activation=\"none\") -> "
+      "Tensor");
+  // Gradients of input, weight, bias, scale, residual; an empty tensor where output_mask is false.
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? scale, Tensor output, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, str activation, bool[5] output_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // Batch statistics: act(batch_norm(conv(input, weight) + bias) + residual). conv_output leaves the bias
+  // out, mean has it in, var is the biased variance. Only `output` has a gradient.
+  m.def(
+      "conv2d_batch_norm(Tensor input, Tensor weight, Tensor? bias=None, Tensor? bn_weight=None, "
+      "Tensor? bn_bias=None, Tensor? residual=None, *, int[2] stride=1, int[2] padding=0, int[2] dilation=1, "
+      "int groups=1, float eps=1e-05, str activation=\"none\") "
+      "-> (Tensor output, Tensor conv_output, Tensor mean, Tensor var)");
+  // Gradients of input, weight, bias, bn_weight, bn_bias, residual. conv_mean is the mean of conv_output.
+  m.def(
+      "conv2d_batch_norm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bn_weight, "
+      "Tensor conv_output, Tensor conv_mean, Tensor var, Tensor output, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, float eps, str activation, bool[6] output_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // act((input - mean) / sqrt(var + eps) * weight + bias + residual)
+  m.def(
+      "batch_norm_act(Tensor input, Tensor mean, Tensor var, Tensor? weight=None, Tensor? bias=None, "
+      "Tensor? residual=None, *, float eps=1e-05, str activation=\"none\") -> Tensor");
+
+  // act(input @ weight.T + bias)
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias=None, *, str activation=\"none\") -> Tensor");
+  m.def(
+      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor output, str activation, "
+      "bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
+      "bool ceil_mode=False) -> Tensor");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor input, int[2] kernel_size, int[2] stride, int[2] "
+      "padding, "
+      "int[2] dilation, bool ceil_mode) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool "
+      "ceil_mode=False, "
+      "bool count_include_pad=True, int? divisor_override=None) -> Tensor");
+  m.def(
+      "avg_pool2d_backward(Tensor grad_output, Tensor input, int[2] kernel_size, int[2] stride, int[2] "
+      "padding, "
+      "bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
+
+  // A frozen network: plan (int64 words, see plan/graph.h) and its constants (float32). Meta tensors have no
+  // words to read: output shapes then follow from `signature`, which plan_signature derives from the plan.
+  m.def("run_plan(Tensor[] inputs, Tensor weights, Tensor plan, int[] signature=[]) -> Tensor[]");
+  m.def("plan_signature(Tensor weights, Tensor plan) -> int[]");
+  // Also the seconds spent in every node (float64, one per node).
+  m.def("profile_plan(Tensor[] inputs, Tensor weights, Tensor plan) -> (Tensor[], Tensor)");
+  // The plan in words, for the input sizes given.
+  m.def("describe_plan(Tensor[] inputs, Tensor weights, Tensor plan) -> str");
+  // A content hash of a contiguous CPU tensor's bytes.
+  m.def("checksum(Tensor data) -> int");
+  // Forgets packed weights and planned networks: for writes that torch's version counters do not see.
+  m.def("clear_caches() -> ()");
+}

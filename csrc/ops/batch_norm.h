@@ -1,0 +1,40 @@
+// conv2d_batch_norm (batch statistics) and batch_norm_act (statistics given).
+#pragma once
+#include "ops/conv2d.h"
+
+namespace cnnfast {
+
+using BatchNormOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using BatchNormGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+struct ConvBatchNormArgs {
+  const at::Tensor& input;
+  const at::Tensor& weight;
+  const OptionalTensor& bias;
+  const OptionalTensor& bn_weight;
+  const OptionalTensor& bn_bias;
+  const OptionalTensor& residual;
+  Conv2dParams params;
+  double eps;
+  std::string_view activation;
+};
+
+// Statistics are float32 where the images are narrower.
+at::ScalarType statistics_type(at::ScalarType images);
+
+std::vector<c10::SymInt> check_conv2d_batch_norm(const ConvBatchNormArgs& args);
+void check_batch_norm_act(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                          const OptionalTensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& residual, std::string_view activation);
+
+BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::Tensor& weight,
+                                             const OptionalTensor& bias, const OptionalTensor& bn_weight,
+                                             const OptionalTensor& bn_bias, const OptionalTensor& residual,
+                                             at::IntArrayRef stride, at::IntArrayRef padding,
+                                             at::IntArrayRef dilation, int64_t groups, double eps,
+                                             std::string_view activation);
+at::Tensor batch_norm_act_composite(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                    const OptionalTensor& weight, const OptionalTensor& bias,
+                                    const OptionalTensor& residual, double eps, std::string_view activation);
+
+}  // namespace cnnfast

@@ -1,0 +1,45 @@
+// What every operator's argument check shares.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "activation.h"
+
+namespace cnnfast {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+Activation parse_activation(const char* op, std::string_view name);
+
+inline bool present(const OptionalTensor& t) { return t.has_value() && t->defined(); }
+inline at::Tensor value_or_undefined(const OptionalTensor& t) { return present(t) ? *t : at::Tensor(); }
+
+// Same device and dtype as `input`; absent tensors pass. Errors name both arguments.
+void check_same_kind(const char* op, const at::Tensor& input, const char* name, const OptionalTensor& other);
+// One number per channel.
+void check_per_channel(const char* op, const char* name, const OptionalTensor& t,
+                       const c10::SymInt& channels);
+void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t rank);
+// A pair of numbers, each at least `least`.
+void check_pair(const char* op, const char* name, at::IntArrayRef pair, int64_t least);
+
+// Positions of a window of `kernel` (spread by dilation) over `size` with padding on both sides.
+c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t stride, int64_t padding,
+                             int64_t dilation);
+
+// The activation by ATen, and its gradient from the activation's output.
+at::Tensor activate(const at::Tensor& x, Activation activation);
+at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output, Activation activation);
+
+// t itself where it has the type already: at::Tensor::to would return an alias, which operators below
+// autograd must not.
+at::Tensor as_type(const at::Tensor& t, at::ScalarType type);
+// A fresh tensor in channels_last memory with t's values.
+at::Tensor fresh_channels_last(const at::Tensor& t);
+// What a backward operator returns for a gradient that nobody asked for.
+at::Tensor no_gradient(const at::Tensor& like);
+
+}  // namespace cnnfast

@@ -1,0 +1,42 @@
+// conv2d: act(conv(input, weight) * scale + bias + residual). Argument checks that every backend calls, and
+// the same computation by ATen for dtypes and devices without kernels of our own.
+#pragma once
+#include "ops/common.h"
+
+namespace cnnfast {
+
+struct Conv2dParams {
+  at::IntArrayRef stride, padding, dilation;
+  int64_t groups;
+};
+
+struct Conv2dArgs {
+  const at::Tensor& input;
+  const at::Tensor& weight;
+  const OptionalTensor& bias;
+  const OptionalTensor& scale;
+  const OptionalTensor& residual;
+  Conv2dParams params;
+  std::string_view activation;
+};
+
+using Conv2dGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// The output's sizes; errors name the operator, the argument and the shapes.
+std::vector<c10::SymInt> check_conv2d(const char* op, const Conv2dArgs& args);
+// Checks input, weight and geometry alone.
+std::vector<c10::SymInt> check_conv2d_geometry(const char* op, const at::Tensor& input,
+                                               const at::Tensor& weight, const Conv2dParams& params);
+
+at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& scale, const OptionalTensor& residual,
+                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                            int64_t groups, std::string_view activation);
+
+Conv2dGradients conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                const at::Tensor& weight, const OptionalTensor& scale,
+                                const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
+                                at::IntArrayRef dilation, int64_t groups, std::string_view activation,
+                                std::array<bool, 5> output_mask);
+
+}  // namespace cnnfast

@@ -1,0 +1,17 @@
+// Offsets for buffers that live over known ranges of steps.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace cnnfast::plan {
+
+struct Lifetime {
+  int64_t floats;
+  int64_t first, last;  // steps, both included
+};
+
+// Places every buffer so that no two that live at the same step overlap; returns offsets (multiples of 16
+// floats) and the arena's size. Largest first, each into the lowest gap that takes it.
+std::vector<int64_t> place_buffers(const std::vector<Lifetime>& buffers, int64_t& total);
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,257 @@
+#include "plan/lowering.h"
+
+#include <algorithm>
+
+#include "plan/arena.h"
+
+namespace cnnfast::plan {
+
+using cpu::Border;
+using cpu::ImageSize;
+
+Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, ConstantStore& constants,
+                   Program& program)
+    : graph_(graph),
+      values_(values),
+      constants_(constants),
+      program_(program),
+      buffer_of_(graph.nodes.size(), -1),
+      channel_of_(graph.nodes.size(), 0) {}
+
+void Lowering::run() {
+  place_outputs();
+  place_concats();
+  place_rest();
+  demand_borders();
+  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) emit(node);
+  emit_outputs();
+  finish();
+}
+
+// A flatten, and an input that is reshaped, have no memory of their own.
+int64_t Lowering::source_of(int64_t node) const {
+  while (graph_.nodes[node].op == Op::kFlatten) node = graph_.nodes[node].inputs[0];
+  return node;
+}
+
+ImageSize Lowering::image_of(const Value& v) const { return {v.images, v.height, v.width, v.channels}; }
+
+int Lowering::new_buffer(int64_t node, bool external) {
+  Buffer b;
+  b.size = image_of(values_[node]);
+  b.channels = b.size.channels;
+  b.external = external;
+  buffers_.push_back(b);
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+// Nodes with a step that writes any place.
+bool Lowering::can_write_slice(int64_t node) const {
+  const Op op = graph_.nodes[node].op;
+  return op != Op::kInput && op != Op::kReshapeImage && op != Op::kFlatten && buffer_of_[node] == -1;
+}
+
+// An output is computed straight into its tensor where it has no border and one reader wants it there.
+void Lowering::place_outputs() {
+  for (const int64_t output : graph_.outputs) {
+    const int64_t node = source_of(output);
+    const Value& v = values_[node];
+    const bool same_layout = node == output || (v.height == 1 && v.width == 1);
+    const int buffer = new_buffer(node, true);
+    output_buffer_.push_back(buffer);
+    if (!same_layout || !can_write_slice(node)) continue;
+    const bool bordered = std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
+      return n.op == Op::kConv2d && n.inputs[0] == node;
+    });
+    if (!bordered) buffer_of_[node] = buffer;
+  }
+}
+
+// Outer concatenations first, so that an inner one finds its own place.
+void Lowering::place_concats() {
+  for (int64_t node = static_cast<int64_t>(graph_.nodes.size()) - 1; node >= 0; --node) {
+    if (graph_.nodes[node].op != Op::kConcat) continue;
+    if (buffer_of_[node] == -1) buffer_of_[node] = new_buffer(node, false);
+    int64_t channel = channel_of_[node];
+    for (const int64_t input : graph_.nodes[node].inputs) {
+      if (can_write_slice(input)) {
+        buffer_of_[input] = buffer_of_[node];
+        channel_of_[input] = channel;
+      }
+      channel += values_[input].channels;
+    }
+  }
+}
+
+void Lowering::place_rest() {
+  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
+    const Op op = graph_.nodes[node].op;
+    if (op == Op::kFlatten || buffer_of_[node] != -1) continue;
+    const bool reshaped =
+        op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
+          return n.op == Op::kReshapeImage && n.inputs[0] == node;
+        });
+    if (!reshaped) buffer_of_[node] = new_buffer(node, false);
+  }
+}
+
+void Lowering::demand_border(int64_t node, const Border& border) {
+  Border& b = buffers_[buffer_of_[source_of(node)]].border;
+  b.top = std::max(b.top, border.top);
+  b.left = std::max(b.left, border.left);
+  b.bottom = std::max(b.bottom, border.bottom);
+  b.right = std::max(b.right, border.right);
+}
+
+void Lowering::demand_borders() {
+  using A = Conv2dAttr;
+  for (const Node& node : graph_.nodes)
+    if (node.op == Op::kConv2d)
+      demand_border(node.inputs[0], {node.attr[A::kPadTop], node.attr[A::kPadLeft], node.attr[A::kPadBottom],
+                                     node.attr[A::kPadRight]});
+}
+
+Place Lowering::place(int64_t node) const {
+  node = source_of(node);
+  const Buffer& b = buffers_[buffer_of_[node]];
+  Place p;
+  p.buffer = buffer_of_[node];
+  p.channel = channel_of_[node];
+  p.size = image_of(values_[node]);
+  p.border = b.border;
+  p.buffer_channels = b.channels;
+  p.fills_border = b.border.top || b.border.left || b.border.bottom || b.border.right;
+  return p;
+}
+
+void Lowering::emit(int64_t node) {
+  const Node& n = graph_.nodes[node];
+  const auto from = [&](size_t i) { return place(n.inputs[i]); };
+  switch (n.op) {
+    case Op::kInput:
+    case Op::kReshapeImage: {
+      if (buffer_of_[node] == -1) return;
+      const int64_t input = n.op == Op::kInput ? node : n.inputs[0];
+      const auto at = std::find(graph_.inputs.begin(), graph_.inputs.end(), input) - graph_.inputs.begin();
+      return add(copy_in_step(node, at, place(node)));
+    }
+    case Op::kConv2d:
+      return emit_conv(node);
+    case Op::kLinear:
+      return emit_linear(node);
+    case Op::kMaxPool2d:
+    case Op::kAvgPool2d:
+    case Op::kGlobalAvgPool:
+      return emit_pool(node);
+    case Op::kFlatten:
+      return;
+    case Op::kConcat:
+      return emit_concat(node);
+    case Op::kActivation:
+      return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), nullptr));
+    case Op::kAdd: {
+      const Place other = from(1);
+      return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), &other));
+    }
+    case Op::kAffine:
+      return add(affine_step(node, constants_.constant(n.attr[0]), constants_.constant(n.attr[1]),
+                             n.activation, from(0), place(node), nullptr));
+  }
+}
+
+void Lowering::emit_conv(int64_t node) {
+  using A = Conv2dAttr;
+  const Node& n = graph_.nodes[node];
+  const auto& a = n.attr;
+  const Value &in = values_[n.inputs[0]], &out = values_[node];
+  const cpu::ConvGeometry g{in.images,        in.channels,      a[A::kOut],     a[A::kGroups],
+                            a[A::kKernelH],   a[A::kKernelW],   a[A::kStrideH], a[A::kStrideW],
+                            a[A::kDilationH], a[A::kDilationW], out.height,     out.width,
+                            n.activation};
+  std::optional<Place> residual;
+  if (n.inputs.size() == 2) residual = place(n.inputs[1]);
+  add(conv_step(node, g, a[A::kPadTop], a[A::kPadLeft], constants_.conv_constants(node, g),
+                place(n.inputs[0]), place(node), residual ? &*residual : nullptr));
+}
+
+// Over flattened images a linear layer is a convolution whose kernel covers the image: no flattened copy is
+// made.
+void Lowering::emit_linear(int64_t node) {
+  const Node& n = graph_.nodes[node];
+  const Value& in = values_[source_of(n.inputs[0])];
+  const cpu::ConvGeometry g{in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
+                            1,         1,           1,         1, 1,         n.activation};
+  add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(n.inputs[0]), place(node), nullptr));
+}
+
+void Lowering::emit_pool(int64_t node) {
+  const Node& n = graph_.nodes[node];
+  const Place from = place(n.inputs[0]), to = place(node);
+  if (n.op == Op::kGlobalAvgPool) {
+    const WindowPair whole{{0, 0, from.size.height, 1, 0}, {0, 0, from.size.width, 1, 0}};
+    return add(pool_step(node, false, whole, 1, 1, true, 0, from, to));
+  }
+  const bool max = n.op == Op::kMaxPool2d;
+  add(pool_step(node, max, *window_of(n), max ? n.attr[6] : 1, max ? n.attr[7] : 1,
+                max ? false : n.attr[7] == 1, max ? 0 : n.attr[8], from, to));
+}
+
+// Most inputs were computed in place; the others are copied into their slice.
+void Lowering::emit_concat(int64_t node) {
+  int64_t channel = channel_of_[node];
+  for (const int64_t input : graph_.nodes[node].inputs) {
+    const Place from = place(input);
+    if (from.buffer != buffer_of_[node] || from.channel != channel) {
+      Place to = place(node);
+      to.channel = channel;
+      to.size = from.size;
+      add(copy_out_step(node, from, to, false));
+    }
+    channel += from.size.channels;
+  }
+}
+
+void Lowering::emit_outputs() {
+  for (size_t i = 0; i < graph_.outputs.size(); ++i) {
+    const int64_t output = graph_.outputs[i], node = source_of(output);
+    program_.outputs_.push_back({values_[output].sizes(), output_buffer_[i]});
+    if (buffer_of_[node] == output_buffer_[i]) continue;
+    const Place from = place(output);
+    Place to = from;
+    to.buffer = output_buffer_[i];
+    to.channel = 0;
+    to.border = {};
+    to.buffer_channels = from.size.channels;
+    to.fills_border = false;
+    const bool flatten = output != node && (from.size.height != 1 || from.size.width != 1);
+    add(copy_out_step(output, from, to, flatten));
+  }
+}
+
+void Lowering::add(std::unique_ptr<Step> step) {
+  const auto now = static_cast<int64_t>(program_.steps_.size());
+  const auto touch = [&](int buffer) {
+    Buffer& b = buffers_[buffer];
+    if (b.first < 0) b.first = now;
+    b.last = now;
+  };
+  for (const Place& p : step->reads()) touch(p.buffer);
+  touch(step->writes().buffer);
+  program_.flops_ += step->flops();
+  program_.steps_.push_back(std::move(step));
+}
+
+void Lowering::finish() {
+  std::vector<Lifetime> lifetimes;
+  for (const Buffer& b : buffers_) {
+    const int64_t floats = b.size.images * (b.size.height + b.border.top + b.border.bottom) *
+                           (b.size.width + b.border.left + b.border.right) * b.channels;
+    const bool used = !b.external && b.first >= 0;
+    lifetimes.push_back({used ? floats : 0, used ? b.first : 0, used ? b.last : -1});
+  }
+  program_.buffer_offset_ = place_buffers(lifetimes, program_.arena_floats_);
+  for (size_t b = 0; b < buffers_.size(); ++b)
+    if (buffers_[b].external) program_.buffer_offset_[b] = -1;
+}
+
+}  // namespace cnnfast::plan

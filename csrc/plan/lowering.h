@@ -1,0 +1,52 @@
+// From a graph and its sizes to steps and places.
+#pragma once
+#include "plan/program.h"
+
+namespace cnnfast::plan {
+
+class Lowering {
+ public:
+  Lowering(const Graph& graph, const std::vector<Value>& values, ConstantStore& constants, Program& program);
+  void run();
+
+ private:
+  struct Buffer {
+    int64_t channels = 0;
+    cpu::ImageSize size{};
+    cpu::Border border{};
+    bool external = false;  // an output tensor: no border
+    int64_t first = -1, last = -1;
+  };
+
+  bool is_image(int64_t node) const;
+  cpu::ImageSize image_of(const Value& v) const;
+  int64_t source_of(int64_t node) const;
+  int new_buffer(int64_t node, bool external);
+  void place_outputs();
+  void place_concats();
+  void place_rest();
+  bool can_write_slice(int64_t node) const;
+  void demand_border(int64_t node, const cpu::Border& border);
+  void demand_borders();
+  Place place(int64_t node) const;
+
+  void emit(int64_t node);
+  void emit_conv(int64_t node);
+  void emit_linear(int64_t node);
+  void emit_pool(int64_t node);
+  void emit_concat(int64_t node);
+  void emit_outputs();
+  void add(std::unique_ptr<Step> step);
+  void finish();
+
+  const Graph& graph_;
+  const std::vector<Value>& values_;
+  ConstantStore& constants_;
+  Program& program_;
+  std::vector<Buffer> buffers_;
+  std::vector<int> buffer_of_;       // per node, -1: not placed
+  std::vector<int64_t> channel_of_;  // per node
+  std::vector<int> output_buffer_;   // per output
+};
+
+}  // namespace cnnfast::plan

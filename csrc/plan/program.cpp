@@ -1,0 +1,113 @@
+#include "plan/program.h"
+
+#include <ATen/Functions.h>
+
+#include <chrono>
+#include <sstream>
+
+#include "cpu/parallel.h"
+#include "plan/lowering.h"
+
+namespace cnnfast::plan {
+namespace {
+
+// Below this much work waking a second thread costs more than it saves.
+constexpr double kSerialFlops = 1e6;
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+cpu::TensorStrides input_strides(const at::Tensor& t, const Value& v, bool reshaped) {
+  if (reshaped) {
+    const int64_t plane = v.height * v.width;
+    return {plane * v.channels, plane, v.width, 1};
+  }
+  if (t.dim() == 2) return {t.stride(0), t.stride(1), 0, 0};
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+}  // namespace
+
+Program::Program(const Graph& graph, const std::vector<std::vector<int64_t>>& input_sizes,
+                 ConstantStore& constants) {
+  const auto values = infer(graph, input_sizes);
+  for (const int64_t input : graph.inputs) {
+    Value v = values[input];
+    bool reshaped = false;
+    for (size_t id = 0; id < graph.nodes.size(); ++id)
+      if (graph.nodes[id].op == Op::kReshapeImage && graph.nodes[id].inputs[0] == input) {
+        v = values[id];
+        reshaped = true;
+      }
+    inputs_.push_back(v);
+    input_reshaped_.push_back(reshaped);
+  }
+  Lowering(graph, values, constants, *this).run();
+}
+
+std::unique_ptr<cpu::AlignedFloats> Program::take_arena() {
+  {
+    std::lock_guard lock(mutex_);
+    if (!free_arenas_.empty()) {
+      auto arena = std::move(free_arenas_.back());
+      free_arenas_.pop_back();
+      return arena;
+    }
+  }
+  return std::make_unique<cpu::AlignedFloats>(arena_floats_);
+}
+
+std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std::vector<double>* seconds) {
+  std::vector<at::Tensor> outputs, dense;
+  Memory memory;
+  memory.buffers.resize(buffer_offset_.size(), nullptr);
+  for (const Output& output : outputs_) {
+    const auto format =
+        output.sizes.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    outputs.push_back(at::empty(output.sizes, inputs[0].options(), format));
+    memory.buffers[output.buffer] = outputs.back().data_ptr<float>();
+  }
+  if (inputs_[0].images == 0) return outputs;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    dense.push_back(input_reshaped_[i] ? inputs[i].contiguous() : inputs[i]);
+    memory.inputs.push_back(
+        {dense.back().const_data_ptr<float>(), input_strides(dense.back(), inputs_[i], input_reshaped_[i])});
+  }
+  auto arena = take_arena();
+  for (size_t b = 0; b < buffer_offset_.size(); ++b)
+    if (buffer_offset_[b] >= 0) memory.buffers[b] = arena->data() + buffer_offset_[b];
+  cpu::parallel_team(flops_ < kSerialFlops ? 1 : cpu::team_size(),
+                     [&](int thread, int team, cpu::Barrier& barrier) {
+                       double last = seconds ? now_seconds() : 0;
+                       for (const auto& step : steps_) {
+                         step->run(memory, thread, team);
+                         barrier.wait();
+                         if (!seconds || thread != 0) continue;
+                         const double now = now_seconds();
+                         (*seconds)[step->node()] += now - last;
+                         last = now;
+                       }
+                     });
+  std::lock_guard lock(mutex_);
+  free_arenas_.push_back(std::move(arena));
+  return outputs;
+}
+
+std::string Program::text() const {
+  std::ostringstream out;
+  for (const auto& step : steps_) {
+    const Place& to = step->writes();
+    out << "node " << step->node() << ": " << step->text();
+    if (to.buffer_channels != to.size.channels)
+      out << ", channels " << to.channel << " to " << to.channel + to.size.channels << " of "
+          << to.buffer_channels;
+    if (step->flops() > 0) out << ", " << step->flops() / 1e6 << " MFLOP";
+    out << "\n";
+  }
+  out << "arena " << arena_bytes() << " bytes, " << flops_ / 1e6 << " MFLOP, kernels " << cpu::kernels().name
+      << "\n";
+  return out.str();
+}
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,56 @@
+// A network planned for one set of input sizes: steps, and an arena in which every intermediate value has its
+// place.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "plan/shapes.h"
+#include "plan/steps.h"
+
+namespace cnnfast::plan {
+
+// Packs the constants of a convolution or linear node, or gives what was packed before; image sizes matter to
+// a linear layer over flattened images.
+class ConstantStore {
+ public:
+  virtual ~ConstantStore() = default;
+  virtual std::shared_ptr<const ConvConstants> conv_constants(int64_t node,
+                                                              const cpu::ConvGeometry& geometry) = 0;
+  virtual const float* constant(int64_t offset) const = 0;
+};
+
+class Program {
+ public:
+  Program(const Graph& graph, const std::vector<std::vector<int64_t>>& input_sizes, ConstantStore& constants);
+
+  // Outputs for inputs of the planned sizes. Several threads may call at once: each takes an arena of its
+  // own. `seconds`, if given, receives the time of every node.
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs, std::vector<double>* seconds = nullptr);
+
+  std::string text() const;
+  int64_t arena_bytes() const { return arena_floats_ * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  class Arena;
+  struct Output {
+    std::vector<int64_t> sizes;
+    int buffer;
+  };
+
+  friend class Lowering;
+  std::unique_ptr<cpu::AlignedFloats> take_arena();
+
+  std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<int64_t> buffer_offset_;  // in the arena; -1: an output tensor
+  std::vector<Output> outputs_;
+  std::vector<Value> inputs_;  // as images, reshaped if the network reshapes them
+  std::vector<bool> input_reshaped_;
+  int64_t arena_floats_ = 0;
+  double flops_ = 0;
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<cpu::AlignedFloats>> free_arenas_;
+};
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,102 @@
+// The operators of frozen networks.
+#include <ATen/Functions.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include "autograd/common.h"
+#include "cpu/pack_cache.h"
+#include "plan/network.h"
+
+namespace cnnfast::plan {
+namespace {
+
+using TensorVector = std::vector<at::Tensor>;
+using RunPlan = TensorVector(at::TensorList, const at::Tensor&, const at::Tensor&, at::IntArrayRef);
+
+TensorVector checked_inputs(at::TensorList inputs) {
+  TORCH_CHECK(!inputs.empty(), "cnnfast::run_plan: inputs must not be empty");
+  for (const at::Tensor& input : inputs)
+    TORCH_CHECK(input.scalar_type() == at::kFloat && input.is_cpu() && input.layout() == at::kStrided,
+                "cnnfast::run_plan: a frozen network takes float32 CPU tensors, not ", input.scalar_type(),
+                " on ", input.device(), " of shape ", input.sizes());
+  return inputs.vec();
+}
+
+TensorVector run_plan_cpu(at::TensorList inputs, const at::Tensor& weights, const at::Tensor& plan,
+                          at::IntArrayRef) {
+  const auto checked = checked_inputs(inputs);
+  const auto network = find_network(weights, plan);
+  TORCH_CHECK(checked.size() == network->graph().inputs.size(), "cnnfast::run_plan: the network takes ",
+              network->graph().inputs.size(), " inputs, not ", checked.size());
+  return network->program(checked)->run(checked);
+}
+
+TensorVector run_plan_meta(at::TensorList inputs, const at::Tensor&, const at::Tensor&,
+                           at::IntArrayRef signature) {
+  TORCH_CHECK(!signature.empty(),
+              "cnnfast::run_plan: shapes without data need signature=plan_signature(weights, plan)");
+  std::vector<c10::SymIntArrayRef> sizes;
+  for (const at::Tensor& input : inputs) sizes.push_back(input.sym_sizes());
+  TensorVector outputs;
+  for (const auto& size : sizes_from_signature(signature, sizes))
+    outputs.push_back(
+        at::empty_symint(size, inputs[0].options(),
+                         size.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+  return outputs;
+}
+
+TensorVector run_plan_autograd(at::TensorList inputs, const at::Tensor& weights, const at::Tensor& plan,
+                               at::IntArrayRef signature) {
+  for (const at::Tensor& input : inputs)
+    TORCH_CHECK(!(at::GradMode::is_enabled() && input.requires_grad()),
+                "cnnfast::run_plan: a frozen network has no gradients, but an input requires grad: use "
+                "cnnfast.fuse for "
+                "training, or torch.no_grad() / input.detach()");
+  static auto op = typed_operator<RunPlan>("cnnfast::run_plan");
+  at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(inputs, weights, plan, signature);
+}
+
+std::tuple<TensorVector, at::Tensor> profile_plan(at::TensorList inputs, const at::Tensor& weights,
+                                                  const at::Tensor& plan) {
+  const auto checked = checked_inputs(inputs);
+  const auto network = find_network(weights, plan);
+  std::vector<double> seconds(network->graph().nodes.size(), 0.0);
+  auto outputs = network->program(checked)->run(checked, &seconds);
+  return {std::move(outputs), at::tensor(seconds, at::kDouble)};
+}
+
+std::string describe_plan(at::TensorList inputs, const at::Tensor& weights, const at::Tensor& plan) {
+  return find_network(weights, plan)->program(checked_inputs(inputs))->text();
+}
+
+std::vector<int64_t> plan_signature(const at::Tensor& weights, const at::Tensor& plan) {
+  return signature_of(find_network(weights, plan)->graph());
+}
+
+int64_t checksum_of(const at::Tensor& data) {
+  TORCH_CHECK(data.is_cpu() && data.is_contiguous(),
+              "cnnfast::checksum: data must be a contiguous CPU tensor, not ", data.sizes(), " on ",
+              data.device());
+  return checksum(data.const_data_ptr(), data.nbytes());
+}
+
+void clear_caches() {
+  cpu::clear_pack_cache();
+  clear_networks();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("run_plan", TORCH_FN(run_plan_cpu));
+  m.impl("profile_plan", TORCH_FN(profile_plan));
+  m.impl("describe_plan", TORCH_FN(describe_plan));
+  m.impl("plan_signature", TORCH_FN(plan_signature));
+  m.impl("checksum", TORCH_FN(checksum_of));
+}
+TORCH_LIBRARY_IMPL(cnnfast, Meta, m) { m.impl("run_plan", TORCH_FN(run_plan_meta)); }
+TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) { m.impl("run_plan", TORCH_FN(run_plan_autograd)); }
+TORCH_LIBRARY_IMPL(cnnfast, CatchAll, m) { m.impl("clear_caches", TORCH_FN(clear_caches)); }
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,290 @@
+#include "plan/shapes.h"
+
+#include <algorithm>
+#include <array>
+#include <functional>
+
+#include "ops/pool2d.h"
+
+namespace cnnfast::plan {
+namespace {
+
+using Sizes = std::vector<int64_t>;
+
+class Inference {
+ public:
+  Inference(const Graph& graph, const std::vector<Sizes>& input_sizes)
+      : graph_(graph), input_sizes_(input_sizes) {}
+
+  std::vector<Value> all() {
+    for (int64_t id = 0; id < static_cast<int64_t>(graph_.nodes.size()); ++id) values_.push_back(value(id));
+    return std::move(values_);
+  }
+
+ private:
+  Value value(int64_t id) {
+    const Node& node = graph_.nodes[id];
+    switch (node.op) {
+      case Op::kInput:
+        return input(id, node);
+      case Op::kReshapeImage:
+        return reshaped(id, node);
+      case Op::kConv2d:
+        return conv2d(id, node);
+      case Op::kLinear:
+        return linear(id, node);
+      case Op::kMaxPool2d:
+      case Op::kAvgPool2d:
+        return windowed(id, in(id, 0), node);
+      case Op::kGlobalAvgPool: {
+        Value v = images(id, 0);
+        v.height = v.width = 1;
+        return v;
+      }
+      case Op::kFlatten: {
+        Value v = in(id, 0);
+        v.rank = 2;
+        return v;
+      }
+      case Op::kActivation:
+        return in(id, 0);
+      case Op::kAffine:
+        require(id, in(id, 0).channels == node.attr[2], in(id, 0));
+        return in(id, 0);
+      case Op::kAdd:
+        require(id, in(id, 0) == in(id, 1), in(id, 1));
+        return in(id, 0);
+      case Op::kConcat:
+        return concat(id, node);
+    }
+    TORCH_CHECK(false, "cnnfast: ", name_of(graph_, id), " has no shape rule");
+  }
+
+  const Value& in(int64_t id, size_t i) const { return values_[graph_.nodes[id].inputs[i]]; }
+  const Value& images(int64_t id, size_t i) const {
+    require(id, in(id, i).rank == 4, in(id, i));
+    return in(id, i);
+  }
+  void require(int64_t id, bool fits, const Value& v) const {
+    TORCH_CHECK(fits, "cnnfast: input sizes do not fit the network: ", name_of(graph_, id), " cannot take ",
+                at::IntArrayRef(v.sizes()));
+  }
+
+  const Sizes& external(int64_t id) const {
+    const auto at = std::find(graph_.inputs.begin(), graph_.inputs.end(), id) - graph_.inputs.begin();
+    return input_sizes_[at];
+  }
+
+  Value input(int64_t id, const Node& node) const {
+    const Sizes& sizes = external(id);
+    TORCH_CHECK(static_cast<int64_t>(sizes.size()) == node.attr[0] || reshaped_later(id),
+                "cnnfast: the network takes an input of ", node.attr[0], " dimensions, not ",
+                at::IntArrayRef(sizes));
+    Value v;
+    v.rank = static_cast<int64_t>(sizes.size());
+    v.images = sizes.empty() ? 1 : sizes[0];
+    v.channels = sizes.size() > 1 ? sizes[1] : 1;
+    if (sizes.size() == 4) {
+      v.height = sizes[2];
+      v.width = sizes[3];
+    }
+    if (reshaped_later(id)) return v;
+    TORCH_CHECK(node.attr[1] == -1 || v.channels == node.attr[1], "cnnfast: the network takes an input of ",
+                node.attr[1], v.rank == 4 ? " channels" : " features", ", not of shape ",
+                at::IntArrayRef(sizes));
+    TORCH_CHECK(v.rank == 2 || v.rank == 4, "cnnfast: the network takes images or features, not shape ",
+                at::IntArrayRef(sizes));
+    TORCH_CHECK(v.channels > 0 && v.height > 0 && v.width > 0, "cnnfast: the input's shape ",
+                at::IntArrayRef(sizes), " is empty");
+    return v;
+  }
+
+  bool reshaped_later(int64_t id) const {
+    return std::any_of(graph_.nodes.begin(), graph_.nodes.end(),
+                       [&](const Node& n) { return n.op == Op::kReshapeImage && n.inputs[0] == id; });
+  }
+
+  Value reshaped(int64_t id, const Node& node) const {
+    const Sizes& sizes = external(node.inputs[0]);
+    const int64_t image = node.attr[0] * node.attr[1] * node.attr[2], numel = c10::multiply_integers(sizes);
+    TORCH_CHECK(numel % image == 0, "cnnfast: ", name_of(graph_, id), " cannot make images of ", node.attr[0],
+                " x ", node.attr[1], " x ", node.attr[2], " of an input of shape ", at::IntArrayRef(sizes));
+    return {4, numel / image, node.attr[0], node.attr[1], node.attr[2]};
+  }
+
+  Value windowed(int64_t id, Value v, const Node& node) const {
+    require(id, v.rank == 4, v);
+    const WindowPair w = *window_of(node);
+    const auto fits = [](int64_t size, const Window& window) {
+      return window.ceil_mode || size + window.pad_begin + window.pad_end >= window.extent;
+    };
+    require(id, fits(v.height, w.height) && fits(v.width, w.width), v);
+    const Value before = v;
+    v.height = window_count(v.height, w.height).expect_int();
+    v.width = window_count(v.width, w.width).expect_int();
+    require(id, v.height > 0 && v.width > 0, before);
+    return v;
+  }
+
+  Value conv2d(int64_t id, const Node& node) const {
+    using A = Conv2dAttr;
+    Value v = images(id, 0);
+    require(id, v.channels == node.attr[A::kIn] * node.attr[A::kGroups], v);
+    v = windowed(id, v, node);
+    v.channels = node.attr[A::kOut];
+    if (node.inputs.size() == 2) require(id, in(id, 1) == v, in(id, 1));
+    return v;
+  }
+
+  Value linear(int64_t id, const Node& node) const {
+    const Value& v = in(id, 0);
+    require(id, v.rank == 2 && v.features() == node.attr[2], v);
+    return {2, v.images, node.attr[1], 1, 1};
+  }
+
+  Value concat(int64_t id, const Node& node) const {
+    Value v = in(id, 0);
+    v.channels = 0;
+    for (size_t i = 0; i < node.inputs.size(); ++i) {
+      const Value& x = in(id, i);
+      require(id, x.rank == v.rank && x.images == v.images && x.height == v.height && x.width == v.width, x);
+      require(id, x.rank == 4 || (x.height == 1 && x.width == 1), x);
+      v.channels += x.channels;
+    }
+    return v;
+  }
+
+  const Graph& graph_;
+  const std::vector<Sizes>& input_sizes_;
+  std::vector<Value> values_;
+};
+
+void append(std::vector<int64_t>& words, const Window& w) {
+  words.insert(words.end(), {w.pad_begin, w.pad_end, w.extent, w.stride, w.ceil_mode});
+}
+
+bool keeps_size(const Window& w) { return w.stride == 1 && w.pad_begin + w.pad_end == w.extent - 1; }
+
+// Channels and windows of one output, walking back along first inputs.
+void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) {
+  int64_t rank = 4;
+  bool single_pixel = false;
+  std::vector<WindowPair> windows;
+  std::array<int64_t, 3> image{-1, -1, -1};
+  std::function<int64_t(int64_t)> channels_of = [&](int64_t at) -> int64_t {
+    const Node& node = graph.nodes[at];
+    if (node.op == Op::kConv2d || node.op == Op::kLinear) return node.attr[1];
+    if (node.op == Op::kReshapeImage) return node.attr[0];
+    if (node.op == Op::kAffine) return node.attr[2];
+    if (node.op == Op::kInput) return node.attr[1];
+    if (node.op != Op::kConcat) return channels_of(node.inputs[0]);
+    int64_t sum = 0;
+    for (const int64_t input : node.inputs) {
+      const int64_t c = channels_of(input);
+      if (c < 0) return -1;
+      sum += c;
+    }
+    return sum;
+  };
+  const int64_t channels = channels_of(id);
+  for (; graph.nodes[id].op != Op::kInput; id = graph.nodes[id].inputs[0]) {
+    const Node& node = graph.nodes[id];
+    if (node.op == Op::kLinear || node.op == Op::kGlobalAvgPool) single_pixel = true;
+    if (node.op == Op::kReshapeImage) image = {node.attr[0], node.attr[1], node.attr[2]};
+    if (const auto w = window_of(node);
+        w && !single_pixel && !(keeps_size(w->height) && keeps_size(w->width)))
+      windows.push_back(*w);
+    if (node.op == Op::kFlatten || node.op == Op::kLinear) rank = 2;
+  }
+  if (graph.nodes[id].attr[0] == 2 && image[0] < 0) rank = 2, single_pixel = true;
+  const auto input = std::find(graph.inputs.begin(), graph.inputs.end(), id) - graph.inputs.begin();
+  words.insert(words.end(), {rank, input, channels, image[0], image[1], image[2],
+                             single_pixel ? -1 : static_cast<int64_t>(windows.size())});
+  if (single_pixel) return;
+  std::reverse(windows.begin(), windows.end());
+  for (const WindowPair& w : windows) {
+    append(words, w.height);
+    append(words, w.width);
+  }
+}
+
+}  // namespace
+
+std::vector<int64_t> Value::sizes() const {
+  if (rank == 4) return {images, channels, height, width};
+  return {images, features()};
+}
+
+std::optional<WindowPair> window_of(const Node& node) {
+  const auto& a = node.attr;
+  if (node.op == Op::kConv2d) {
+    using A = Conv2dAttr;
+    return WindowPair{
+        {a[A::kPadTop], a[A::kPadBottom], a[A::kDilationH] * (a[A::kKernelH] - 1) + 1, a[A::kStrideH], 0},
+        {a[A::kPadLeft], a[A::kPadRight], a[A::kDilationW] * (a[A::kKernelW] - 1) + 1, a[A::kStrideW], 0}};
+  }
+  if (node.op == Op::kMaxPool2d)
+    return WindowPair{{a[4], a[4], a[6] * (a[0] - 1) + 1, a[2], a[8]},
+                      {a[5], a[5], a[7] * (a[1] - 1) + 1, a[3], a[8]}};
+  if (node.op == Op::kAvgPool2d)
+    return WindowPair{{a[4], a[4], a[0], a[2], a[6]}, {a[5], a[5], a[1], a[3], a[6]}};
+  return std::nullopt;
+}
+
+c10::SymInt window_count(const c10::SymInt& size, const Window& w) {
+  const c10::SymInt span = size + w.pad_begin + w.pad_end - w.extent;
+  if (!w.ceil_mode) return span / w.stride + 1;
+  const c10::SymInt count = (span + w.stride - 1) / w.stride + 1;
+  return (count - 1) * w.stride >= size + w.pad_begin ? count - 1 : count;
+}
+
+std::vector<Value> infer(const Graph& graph, const std::vector<Sizes>& input_sizes) {
+  TORCH_CHECK(input_sizes.size() == graph.inputs.size(), "cnnfast: the network takes ", graph.inputs.size(),
+              " inputs, not ", input_sizes.size());
+  return Inference(graph, input_sizes).all();
+}
+
+std::vector<int64_t> signature_of(const Graph& graph) {
+  std::vector<int64_t> words;
+  for (const int64_t output : graph.outputs) append_output(graph, output, words);
+  return words;
+}
+
+std::vector<std::vector<c10::SymInt>> sizes_from_signature(
+    at::IntArrayRef s, const std::vector<c10::SymIntArrayRef>& input_sizes) {
+  std::vector<std::vector<c10::SymInt>> outputs;
+  for (size_t at = 0; at < s.size();) {
+    TORCH_CHECK(s.size() - at >= 7 && s[at + 1] >= 0 && s[at + 1] < static_cast<int64_t>(input_sizes.size()),
+                "cnnfast::run_plan: signature is damaged: use plan_signature(weights, plan)");
+    const int64_t rank = s[at], windows = s[at + 6];
+    const auto input = input_sizes[s[at + 1]];
+    const bool reshaped = s[at + 3] >= 0;
+    TORCH_CHECK(reshaped || input.size() == 4 || windows == -1,
+                "cnnfast::run_plan: the network takes images, not shape ", input);
+    c10::SymInt images = input.empty() ? c10::SymInt(1) : input[0];
+    c10::SymInt channels = s[at + 2] >= 0 ? c10::SymInt(s[at + 2]) : input[1], height = 1, width = 1;
+    if (reshaped) {
+      c10::SymInt numel = 1;
+      for (const auto& size : input) numel = numel * size;
+      images = numel / (s[at + 3] * s[at + 4] * s[at + 5]);
+    }
+    if (windows >= 0) {
+      height = reshaped ? c10::SymInt(s[at + 4]) : input[2];
+      width = reshaped ? c10::SymInt(s[at + 5]) : input[3];
+    }
+    at += 7;
+    TORCH_CHECK(static_cast<int64_t>(s.size() - at) >= 10 * windows,
+                "cnnfast::run_plan: signature is damaged: use plan_signature(weights, plan)");
+    for (int64_t i = 0; i < windows; ++i, at += 10) {
+      height = window_count(height, {s[at], s[at + 1], s[at + 2], s[at + 3], s[at + 4]});
+      width = window_count(width, {s[at + 5], s[at + 6], s[at + 7], s[at + 8], s[at + 9]});
+    }
+    if (rank == 4)
+      outputs.push_back({images, channels, height, width});
+    else
+      outputs.push_back({images, channels * height * width});
+  }
+  return outputs;
+}
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,40 @@
+// Sizes of everything in a network, for given input sizes.
+#pragma once
+#include "ops/common.h"
+#include "plan/graph.h"
+
+namespace cnnfast::plan {
+
+// What a node gives: images, or features (rank 2; height and width are 1, or those of the images that were
+// flattened).
+struct Value {
+  int64_t rank = 4;
+  int64_t images = 0, channels = 0, height = 1, width = 1;
+  int64_t features() const { return channels * height * width; }
+  std::vector<int64_t> sizes() const;
+  bool operator==(const Value&) const = default;
+};
+
+// A window that slides along one side: convolution or pooling.
+struct Window {
+  int64_t pad_begin = 0, pad_end = 0, extent = 1, stride = 1, ceil_mode = 0;
+};
+struct WindowPair {
+  Window height, width;
+};
+
+// The node's window; none for nodes that keep sizes.
+std::optional<WindowPair> window_of(const Node& node);
+c10::SymInt window_count(const c10::SymInt& size, const Window& window);
+
+// One value per node; errors name the node and the sizes that do not fit.
+std::vector<Value> infer(const Graph& graph, const std::vector<std::vector<int64_t>>& input_sizes);
+
+// How output sizes follow from input sizes, as plain numbers. Per output: rank, number of the input,
+// channels, sizes of the image that the input is reshaped to (3 numbers, -1: not reshaped), count of windows
+// (-1: height and width are 1), and the windows (10 numbers each).
+std::vector<int64_t> signature_of(const Graph& graph);
+std::vector<std::vector<c10::SymInt>> sizes_from_signature(
+    at::IntArrayRef signature, const std::vector<c10::SymIntArrayRef>& input_sizes);
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,222 @@
+#include "plan/steps.h"
+
+#include <sstream>
+
+#include "cpu/parallel.h"
+
+namespace cnnfast::plan {
+namespace {
+
+using cpu::View;
+
+std::string size_text(const cpu::ImageSize& s) {
+  std::ostringstream out;
+  out << s.images << "x" << s.channels << "x" << s.height << "x" << s.width;
+  return out.str();
+}
+
+class CopyIn : public Step {
+ public:
+  CopyIn(int64_t node, size_t input, Place to) : Step(node, {}, std::move(to)), input_(input) {}
+  std::string text() const override { return "copy in " + size_text(writes_.size); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const External& source = memory.inputs[input_];
+    const auto [begin, end] = rows(thread, team);
+    cpu::copy_in(source.data, source.strides, writes_.size, writes_.view(memory), begin, end);
+  }
+
+ private:
+  size_t input_;
+};
+
+// Into another buffer, or into an output tensor; flattened images are written in C, H, W order.
+class CopyOut : public Step {
+ public:
+  CopyOut(int64_t node, Place from, Place to, bool flatten)
+      : Step(node, {std::move(from)}, std::move(to)), flatten_(flatten) {}
+  std::string text() const override { return (flatten_ ? "flatten " : "copy ") + size_text(reads_[0].size); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const cpu::ImageSize size = reads_[0].size;
+    const View to = writes_.view(memory);
+    const int64_t plane = size.height * size.width;
+    const cpu::TensorStrides strides = flatten_
+                                           ? cpu::TensorStrides{plane * size.channels, plane, size.width, 1}
+                                           : cpu::TensorStrides{to.image, 1, to.row, to.pixel};
+    const auto [begin, end] = cpu::share(size.images * size.height, 1, thread, team);
+    cpu::copy_out(reads_[0].view(memory), size, to.data, strides, begin, end);
+  }
+
+ private:
+  bool flatten_;
+};
+
+class Conv : public Step {
+ public:
+  Conv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
+       std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to)
+      : Step(node, std::move(reads), std::move(to)),
+        constants_(std::move(constants)),
+        job_(g, reads_[0].strides(), writes_.strides(), reads_.size() == 2 ? reads_[1].strides() : View{}),
+        first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
+
+  double flops() const override { return job_.geometry().flops(); }
+  std::string text() const override {
+    const auto& g = job_.geometry();
+    std::ostringstream out;
+    out << "conv " << g.kernel_h << "x" << g.kernel_w;
+    if (g.stride_h != 1 || g.stride_w != 1) out << " / " << g.stride_h << "x" << g.stride_w;
+    if (g.groups != 1) out << " groups " << g.groups;
+    out << ", " << g.in_channels << " to " << size_text(writes_.size) << ", direct, panel of "
+        << cpu::Panels::of(g.group_out()).lanes();
+    return out.str();
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const float* residual = reads_.size() == 2 ? reads_[1].view(memory).data : nullptr;
+    job_.run_at({constants_->weight, kNoScale, constants_->shift}, reads_[0].view(memory).data + first_tap_,
+                writes_.view(memory).data, residual, thread, team);
+  }
+
+ private:
+  static inline const cpu::AlignedFloats kNoScale{0};
+  std::shared_ptr<const ConvConstants> constants_;
+  cpu::ConvJob job_;
+  int64_t first_tap_;
+};
+
+class Pool : public Step {
+ public:
+  Pool(int64_t node, bool max, cpu::PoolCall call, Place from, Place to)
+      : Step(node, {std::move(from)}, std::move(to)), max_(max), call_(call) {}
+  std::string text() const override {
+    std::ostringstream out;
+    out << (max_ ? "max" : "average") << " pool " << call_.kernel_h << "x" << call_.kernel_w << " / "
+        << call_.stride_h << "x" << call_.stride_w << " to " << size_text(writes_.size);
+    return out.str();
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    cpu::PoolCall call = call_;
+    call.input = reads_[0].view(memory);
+    call.output = writes_.view(memory);
+    const auto [begin, end] = rows(thread, team);
+    (max_ ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, begin, end);
+  }
+
+ private:
+  bool max_;
+  cpu::PoolCall call_;
+};
+
+class Affine : public Step {
+ public:
+  Affine(int64_t node, const float* scale, const float* shift, Activation activation,
+         std::vector<Place> reads, Place to)
+      : Step(node, std::move(reads), std::move(to)), scale_(scale), shift_(shift), activation_(activation) {}
+  std::string text() const override {
+    return std::string(scale_               ? "affine "
+                       : reads_.size() == 2 ? "add "
+                                            : "activation ") +
+           size_text(writes_.size);
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const View in = reads_[0].view(memory), out = writes_.view(memory);
+    const View other = reads_.size() == 2 ? reads_[1].view(memory) : View{};
+    const cpu::ImageSize size = writes_.size;
+    const auto [begin, end] = rows(thread, team);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / size.height, y = row % size.height;
+      auto at = [&](const View& v) { return v.data ? v.data + n * v.image + y * v.row : nullptr; };
+      cpu::kernels().affine({at(in), at(other), at(out), scale_, shift_, in.pixel, other.pixel, out.pixel,
+                             size.channels, activation_},
+                            size.width);
+    }
+  }
+
+ private:
+  const float* scale_;
+  const float* shift_;
+  Activation activation_;
+};
+
+std::vector<Place> with_optional(Place first, const Place* second) {
+  std::vector<Place> places{std::move(first)};
+  if (second) places.push_back(*second);
+  return places;
+}
+
+}  // namespace
+
+View Place::view(const Memory& memory) const {
+  View v = strides();
+  v.data = memory.buffers[buffer] + border.top * row() + border.left * buffer_channels + channel;
+  return v;
+}
+
+std::pair<int64_t, int64_t> Step::rows(int thread, int team) const {
+  return cpu::share(writes_.size.images * writes_.size.height, 1, thread, team);
+}
+
+void Step::run(const Memory& memory, int thread, int team) const {
+  if (writes_.fills_border) {
+    const auto [begin, end] = cpu::share(writes_.size.images, 1, thread, team);
+    cpu::zero_border(writes_.view(memory), writes_.size, writes_.border, begin, end);
+  }
+  compute(memory, thread, team);
+}
+
+std::unique_ptr<Step> copy_in_step(int64_t node, size_t input, Place to) {
+  return std::make_unique<CopyIn>(node, input, std::move(to));
+}
+
+std::unique_ptr<Step> copy_out_step(int64_t node, Place from, Place to, bool flatten) {
+  return std::make_unique<CopyOut>(node, std::move(from), std::move(to), flatten);
+}
+
+std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                int64_t pad_left, std::shared_ptr<const ConvConstants> constants, Place from,
+                                Place to, const Place* residual) {
+  return std::make_unique<Conv>(node, geometry, pad_top, pad_left, std::move(constants),
+                                with_optional(std::move(from), residual), std::move(to));
+}
+
+std::unique_ptr<Step> pool_step(int64_t node, bool max, const WindowPair& window, int64_t dilation_h,
+                                int64_t dilation_w, bool count_include_pad, int64_t divisor_override,
+                                Place from, Place to) {
+  const Window &h = window.height, &w = window.width;
+  cpu::PoolCall call{};
+  call.channels = from.size.channels;
+  call.in_height = from.size.height;
+  call.in_width = from.size.width;
+  call.height = to.size.height;
+  call.width = to.size.width;
+  call.kernel_h = (h.extent - 1) / dilation_h + 1;
+  call.kernel_w = (w.extent - 1) / dilation_w + 1;
+  call.stride_h = h.stride;
+  call.stride_w = w.stride;
+  call.pad_h = h.pad_begin;
+  call.pad_w = w.pad_begin;
+  call.dilation_h = dilation_h;
+  call.dilation_w = dilation_w;
+  call.count_include_pad = count_include_pad;
+  call.divisor_override = divisor_override;
+  call.padded_height = from.size.height + h.pad_begin + h.pad_end;
+  call.padded_width = from.size.width + w.pad_begin + w.pad_end;
+  return std::make_unique<Pool>(node, max, call, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,
+                                  Place from, Place to, const Place* other) {
+  return std::make_unique<Affine>(node, scale, shift, activation, with_optional(std::move(from), other),
+                                  std::move(to));
+}
+
+}  // namespace cnnfast::plan

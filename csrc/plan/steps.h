@@ -1,0 +1,83 @@
+// The steps of a planned network. Every thread of the team runs its share of each step; a barrier stands
+// between steps.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/conv_job.h"
+#include "cpu/image.h"
+#include "plan/shapes.h"
+
+namespace cnnfast::plan {
+
+// Tensors of a call, by position.
+struct External {
+  const float* data;
+  cpu::TensorStrides strides;  // inputs alone
+};
+
+// Where everything lies during one call.
+struct Memory {
+  std::vector<float*> buffers;
+  std::vector<External> inputs;
+};
+
+// A value's place: a buffer of images with a border, and the value's first channel in it.
+struct Place {
+  int buffer = -1;
+  int64_t channel = 0;
+  cpu::ImageSize size{};  // of the value
+  cpu::Border border{};   // of the buffer
+  int64_t buffer_channels = 0;
+  bool fills_border = false;  // the value's producer zeroes the border around its channels
+
+  int64_t row() const { return (size.width + border.left + border.right) * buffer_channels; }
+  int64_t image() const { return (size.height + border.top + border.bottom) * row(); }
+  // Distances alone, no memory yet.
+  cpu::View strides() const { return {nullptr, image(), row(), buffer_channels}; }
+  // The first pixel inside the border, and its neighbours' distances.
+  cpu::View view(const Memory& memory) const;
+};
+
+class Step {
+ public:
+  Step(int64_t node, std::vector<Place> reads, Place writes)
+      : node_(node), reads_(std::move(reads)), writes_(std::move(writes)) {}
+  virtual ~Step() = default;
+  void run(const Memory& memory, int thread, int team) const;
+
+  int64_t node() const { return node_; }
+  const std::vector<Place>& reads() const { return reads_; }
+  const Place& writes() const { return writes_; }
+  virtual double flops() const { return 0; }
+  virtual std::string text() const = 0;
+
+ protected:
+  virtual void compute(const Memory& memory, int thread, int team) const = 0;
+  // Rows of the output that this thread takes.
+  std::pair<int64_t, int64_t> rows(int thread, int team) const;
+
+  int64_t node_;
+  std::vector<Place> reads_;
+  Place writes_;
+};
+
+// Constants of a convolution, packed for this CPU.
+struct ConvConstants {
+  cpu::AlignedFloats weight{0}, shift{0};
+};
+
+std::unique_ptr<Step> copy_in_step(int64_t node, size_t input, Place to);
+std::unique_ptr<Step> copy_out_step(int64_t node, Place from, Place to, bool flatten);
+std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                int64_t pad_left, std::shared_ptr<const ConvConstants> constants, Place from,
+                                Place to, const Place* residual);
+std::unique_ptr<Step> pool_step(int64_t node, bool max, const WindowPair& window, int64_t dilation_h,
+                                int64_t dilation_w, bool count_include_pad, int64_t divisor_override,
+                                Place from, Place to);
+// act(x * scale + shift + other); scale and shift may be null (they must outlive the step), other absent.
+std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,
+                                  Place from, Place to, const Place* other);
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,202 @@
+"""The harness as a whole, on contenders that misbehave in one way each."""
+
+import io
+import json
+import statistics
+
+import pytest
+from rich.console import Console
+
+from cnnfast.benchmarking import ModelSpec, compare, default_contenders
+from cnnfast.benchmarking.contenders import registry
+from cnnfast.benchmarking.result import FORMAT, STATUSES, Result, Row
+
+TINY = ModelSpec("fake_contenders:tiny", input_shape=(1, 4, 4), label="tiny")
+CLASSES = [
+    "Right",
+    "Wrong",
+    "Raises",
+    "Dies",
+    "DiesWhileTimed",
+    "TurnsWrong",
+    "NotANumber",
+    "Missing",
+    "Witness",
+]
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(steps):
+    names = [f"fake_contenders:{name}" for name in CLASSES]
+    return compare(
+        TINY, [2], names, rounds=5, threads=1, min_time=1e-3, progress=lambda *step: steps.append(step)
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(result):
+    return {row.contender: row for row in result.rows}
+
+
+def test_right_contender_is_timed_in_all_rounds(rows):
+    row = rows["right"]
+    assert row.status == "ok", row.detail
+    assert len(row.rounds_s) == len(row.calls) == 5
+    assert all(seconds * calls >= 1e-3 for seconds, calls in zip(row.rounds_s, row.calls, strict=True))
+    assert row.median_s == statistics.median(row.rounds_s)
+    assert row.min_s == min(row.rounds_s)
+    assert row.images_per_s == 2 / row.median_s
+    assert row.parity["error"] <= row.parity["tolerance"]
+    assert row.peak_rss_bytes > 10e6
+
+
+def test_wrong_contender_is_reported_and_not_timed(rows):
+    row = rows["wrong"]
+    assert (row.status, row.rounds_s, row.median_s) == ("parity", [], None)
+    assert "output differs by" in row.detail
+    assert rows["not_a_number"].status == "parity"
+    assert "nan" in rows["not_a_number"].detail
+
+
+def test_contender_that_turns_wrong_while_timed_is_reported(rows):
+    row = rows["turns_wrong"]
+    assert row.status == "parity"
+    assert row.detail.startswith("after the rounds: ")
+    assert row.median_s is None
+
+
+def test_failing_contender_is_reported_with_its_error(rows):
+    assert rows["raises"].status == "failed"
+    assert rows["raises"].detail == "RuntimeError: no such layer here"
+
+
+def test_dead_contender_is_reported_with_its_last_words(rows):
+    assert rows["dies"].status == "failed"
+    assert "exit status 3" in rows["dies"].detail
+    assert "last words" in rows["dies"].detail
+    assert rows["dies_while_timed"].status == "failed"
+    assert "measure: the process died (SIGKILL)" in rows["dies_while_timed"].detail
+    assert rows["dies_while_timed"].median_s is None
+
+
+def test_missing_contender_is_listed_with_the_remedy(rows):
+    assert rows["missing"].status == "missing"
+    assert rows["missing"].detail == "no_such_runtime not installed: pip install 'cnnfast[peers]'"
+
+
+def test_others_are_stopped_while_one_runs(rows):
+    assert rows["witness"].status == "ok", rows["witness"].detail
+
+
+def test_rows_stand_in_the_order_asked_for(result):
+    names = ["right", "wrong", "raises", "dies", "dies_while_timed", "turns_wrong", "not_a_number", "missing"]
+    assert [row.contender for row in result.rows] == [*names, "witness"]
+
+
+def test_progress_counts_to_its_total(steps):
+    assert [done for done, _, _ in steps] == list(range(len(steps)))
+    assert {total for _, total, _ in steps} == {len(steps)}
+
+
+def test_json_is_strict_and_complete(result, tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    path = result.to_json(tmp_path / "folder" / "bench.json")
+    data = json.loads(path.read_text(), parse_constant=refuse)
+    assert data["format"] == FORMAT
+    assert data["header"]["settings"] == {"threads": 1, "rounds": 5, "min_time_s": 1e-3}
+    machine = data["header"]["machine"]
+    assert machine["cpu"]
+    assert machine["cores"] >= 1
+    assert {"python", "torch", "cnnfast"} <= set(machine["versions"])
+    fields = set(Row.__dataclass_fields__) | {"median_s", "min_s", "images_per_s", "speedup"}
+    assert all(set(row) == fields and row["status"] in STATUSES for row in data["rows"])
+    assert [row["contender"] for row in data["rows"]] == [row.contender for row in result.rows]
+    assert [path.name for path in path.parent.iterdir()] == ["bench.json"]
+
+
+def test_table_shows_every_contender_and_every_reason(result, rows):
+    console = Console(width=160, file=io.StringIO())
+    console.print(result.table())
+    text = console.file.getvalue()
+    for row in result.rows:
+        assert row.contender in text
+    assert f"{rows['right'].median_s * 1e3:.3f}" in text
+    assert "pip install 'cnnfast[peers]'" in text
+    assert "no such layer here" in text
+    assert result.header["machine"]["cpu"] in text
+
+
+def test_plot_is_a_png(result, tmp_path):
+    assert result.plot(tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def row(contender, *rounds, batch=1, status="ok"):
+    return Row("net", batch, "inference", "float32", contender, "", status=status, rounds_s=list(rounds))
+
+
+def test_speedup_is_over_channels_last_of_the_same_group():
+    slow, base, fast = (
+        row("eager", 8.0, 9.0, 7.0),
+        row("eager_channels_last", 4.0),
+        row("cnnfast_frozen", 1.0),
+    )
+    other = row("cnnfast_frozen", 1.0, batch=16)
+    result = Result({}, [slow, base, fast, other])
+    assert [result.speedup(each) for each in result.rows] == [0.5, 1.0, 4.0, None]
+    assert [name for name, _ in result.groups()] == [
+        "net batch 1 inference float32",
+        "net batch 16 inference float32",
+    ]
+
+
+def test_speedup_is_over_eager_where_channels_last_failed():
+    result = Result(
+        {}, [row("eager", 8.0), row("eager_channels_last", 1.0, status="parity"), row("fast", 2.0)]
+    )
+    assert [result.speedup(each) for each in result.rows] == [1.0, None, 4.0]
+
+
+def test_training_step_with_a_wrong_gradient_is_reported():
+    names = ["eager_channels_last", "fake_contenders:WrongGradient"]
+    result = compare("lenet", [2], names, rounds=1, threads=1, mode="training", min_time=1e-3)
+    right, wrong = result.rows
+    assert right.status == "ok", right.detail
+    assert right.peak_rss_bytes > 10e6
+    assert wrong.status == "parity"
+    assert "gradient norm (relative) differs by 0.01" in wrong.detail
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"contenders": ["egger"]}, "'egger' for inference; known: eager, "),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"batches": [0]}, "batch is 0"),
+        ({"mode": "guess"}, "mode is 'guess'"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+    ],
+)
+def test_bad_argument_is_named_before_any_process_starts(arguments, words, monkeypatch):
+    monkeypatch.setattr("cnnfast.benchmarking.runner.Worker", None)
+    with pytest.raises(ValueError, match=words):
+        compare("lenet", **{"batches": [1], "contenders": [], **arguments})
+
+
+def test_default_contenders_are_eager_and_cnnfast_and_with_peers_all():
+    assert default_contenders() == ["eager", "eager_channels_last", "cnnfast_fused", "cnnfast_frozen"]
+    assert default_contenders("training") == ["eager", "eager_channels_last", "cnnfast_fused"]
+    assert {"openvino", "onnxruntime", "compile"} <= set(default_contenders(peers=True))
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_peer_that_is_not_installed_says_how_to_get_it(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    assert "not installed: pip install 'cnnfast[peers]'" in registry("inference")[name].unavailable()

@@ -1,0 +1,210 @@
+"""Exported files give the same results in a fresh process and appear whole or not at all."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+from fuse.networks import NETWORKS, images, make
+from torch import nn
+
+import cnnfast
+from cnnfast import _ext
+from cnnfast.export import FORMATS, ExportError, library_path
+
+needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def loaded(path):
+    return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
+
+
+def assert_same(path, network, x):
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(path)(x), network(x), rtol=0, atol=1e-5)
+
+
+@needs_extension
+@pytest.mark.parametrize("format", FORMATS)
+def test_export_frozen(format, tmp_path):
+    name = "resnet"
+    frozen = cnnfast.freeze(make(name), images(name))
+    path = cnnfast.export(
+        frozen,
+        tmp_path / f"net.{'pt2' if format == 'pt2' else 'pt'}",
+        format=format,
+        example_inputs=images(name, 1),
+    )
+    assert_same(path, frozen, images(name, 6))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_export_fused(format, tmp_path):
+    fused = cnnfast.fuse(make("resnet")).train()
+    before = {key: value.clone() for key, value in fused.state_dict().items()}
+    path = cnnfast.export(
+        fused,
+        tmp_path / f"net.{'pt2' if format == 'pt2' else 'pt'}",
+        format=format,
+        example_inputs=images("resnet"),
+    )
+    assert fused.training and fused.stem[1].training  # the file has evaluation mode, the module keeps its own
+    assert all(torch.equal(value, before[key]) for key, value in fused.state_dict().items())
+    assert_same(path, fused.eval(), images("resnet", 5))
+
+
+@pytest.mark.parametrize("name", ["lenet", "residual_net"])
+def test_export_networks_of_cnnfast(name, tmp_path):
+    net = cnnfast.models.get_model(name)
+    path = cnnfast.export(net, tmp_path / "net.pt", example_inputs=torch.randn(2, 1, 28, 28), verify=False)
+    assert_same(path, net.eval(), torch.randn(3, 1, 28, 28))
+
+
+def test_export_without_example_only_loads(tmp_path):
+    fused = cnnfast.fuse(make("lenet"))
+    assert_same(cnnfast.export(fused, str(tmp_path / "net.pt")), fused, images("lenet"))
+
+
+def test_export_warns_nothing_about_torch_jit(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cnnfast.export(cnnfast.fuse(make("lenet")), tmp_path / "net.pt", verify=False)
+
+
+class Unscriptable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x, *rest):
+        return self.conv(x) + sum(rest)
+
+
+def test_export_falls_to_a_trace_and_says_so(tmp_path):
+    model, x = Unscriptable(), torch.randn(2, 1, 5, 5)
+    with pytest.raises(ExportError, match="example_inputs=x"):
+        cnnfast.export(model, tmp_path / "net.pt")
+    with pytest.warns(RuntimeWarning, match="a trace"):
+        path = cnnfast.export(model, tmp_path / "net.pt", example_inputs=x)
+    assert_same(path, model, torch.randn(4, 1, 7, 7))
+
+
+class SizeBound(nn.Module):
+    """Its trace holds for the batch size of the example alone."""
+
+    def forward(self, x, *rest):
+        return x * torch.arange(len(x)).view(-1, 1)
+
+
+def test_export_refuses_a_file_with_other_results(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"old")
+    with pytest.warns(RuntimeWarning, match="a trace"), pytest.raises(ExportError, match="fresh process"):
+        cnnfast.export(SizeBound(), tmp_path / "net.pt", example_inputs=torch.randn(2, 3))
+    assert (tmp_path / "net.pt").read_bytes() == b"old" and os.listdir(tmp_path) == ["net.pt"]
+    with pytest.warns(RuntimeWarning, match="a trace"):
+        cnnfast.export(
+            SizeBound(), tmp_path / "net.pt", example_inputs=torch.randn(2, 3), dynamic_batch=False
+        )
+    assert torch.equal(loaded(tmp_path / "net.pt")(torch.ones(2, 3)), SizeBound()(torch.ones(2, 3)))
+
+
+def test_export_compares_numbers(tmp_path, monkeypatch):
+    from cnnfast.export import _FRESH_PROCESS
+
+    module = sys.modules["cnnfast.export"]
+    monkeypatch.setattr(
+        module, "_FRESH_PROCESS", _FRESH_PROCESS.replace("network(*args)", "network(*args) * 1.001")
+    )
+    with pytest.raises(ExportError, match="other results"):
+        cnnfast.export(make("lenet"), tmp_path / "net.pt", example_inputs=images("lenet"))
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"format": "onnx"}, "writes 'torchscript' and 'pt2', not 'onnx'"),
+        ({"format": "aoti"}, "not 'aoti'"),
+        ({"format": "pt2"}, "needs example_inputs"),
+        ({"format": "pt2", "example_inputs": images("lenet")}, r"net\.pt2"),
+    ],
+)
+def test_export_refuses_in_words(options, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        cnnfast.export(make("lenet"), tmp_path / "net.pt", **options)
+    with pytest.raises(TypeError, match="torch.nn.Module"):
+        cnnfast.export(torch.relu, tmp_path / "net.pt")
+    with pytest.raises(TypeError, match="scripted already"):
+        cnnfast.export(torch.jit.script(make("lenet")), tmp_path / "net.pt")
+    assert not os.listdir(tmp_path)
+
+
+def test_export_pt2_with_fixed_batch(tmp_path):
+    fused, x = cnnfast.fuse(make("lenet")), images("lenet", 1)
+    path = cnnfast.export(fused, tmp_path / "n.pt2", format="pt2", example_inputs=x, dynamic_batch=False)
+    assert_same(path, fused, x)
+    with pytest.raises((RuntimeError, AssertionError)):
+        loaded(path)(images("lenet", 2))
+
+
+@needs_extension
+def test_library_loads_by_itself(tmp_path):
+    """A process needs torch, the library and the file, not this package; torch names a missing operator."""
+    assert library_path().is_file()
+    frozen, x = cnnfast.freeze(make("notes"), images("notes")), images("notes")
+    path = cnnfast.export(frozen, tmp_path / "net.pt", verify=False)
+    torch.save(x, tmp_path / "x")
+    code = """
+        import sys, torch
+        library, net, x = sys.argv[1:]
+        try:
+            torch.jit.load(net)
+        except RuntimeError as error:
+            assert "cnnfast::run_plan" in str(error), error
+        else:
+            raise SystemExit("loaded without the library")
+        torch.ops.load_library(library)
+        assert "cnnfast" not in sys.modules
+        print(torch.jit.load(net)(torch.load(x)).tolist())
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(library_path()), str(path)]
+    result = subprocess.run([*command, str(tmp_path / "x")], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    torch.testing.assert_close(torch.tensor(eval(result.stdout)), frozen(x), rtol=0, atol=1e-5)
+
+
+@needs_extension
+def test_exported_archive_with_a_damaged_plan_is_an_error(tmp_path):
+    """torch checks nothing in its archives; the plan checks itself."""
+    frozen = cnnfast.freeze(make("lenet"), images("lenet"))
+    script = torch.jit.script(frozen)
+    script.weights[100] += 1e-3
+    torch.jit.save(script, tmp_path / "net.pt")
+    with pytest.raises(RuntimeError, match="damaged"):
+        torch.jit.load(tmp_path / "net.pt")(images("lenet"))
+
+
+@needs_extension
+def test_exported_plans_run_under_another_instruction_set(tmp_path):
+    """A file holds plain weights: they are packed where it is loaded."""
+    wanted = {}
+    for name in NETWORKS:
+        frozen, x = cnnfast.freeze(make(name), images(name)), images(name)
+        cnnfast.export(frozen, tmp_path / f"{name}.pt", verify=False)
+        torch.save(x, tmp_path / f"{name}.x")
+        wanted[name] = frozen(x)
+    code = """
+        import sys, torch
+        torch.ops.load_library(sys.argv[1])
+        for name in sys.argv[2:]:
+            torch.save(torch.jit.load(f"{name}.pt")(torch.load(f"{name}.x")), f"{name}.y")
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(library_path()), *NETWORKS]
+    subprocess.run(command, env={**os.environ, "CNNFAST_CPU_ISA": "portable"}, check=True, cwd=tmp_path)
+    for name in NETWORKS:
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.y"), wanted[name], rtol=0, atol=2e-5)

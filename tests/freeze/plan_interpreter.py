@@ -1,0 +1,99 @@
+"""Runs a plan with torch.nn.functional: what its words mean, written down apart from the C++ that runs it.
+
+In float64 it is the truth for a plan's arithmetic.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnfast.plan.nodes import Act, Node, Op, Plan
+
+
+def run(
+    plan: Plan, weights: Tensor, inputs: list[Tensor], dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """The outputs of a plan."""
+    weights, inputs = weights.to(dtype), [x.to(dtype) for x in inputs]
+    values: list[Tensor] = []
+    for node in plan.nodes:
+        sources = [values[i] for i in node.inputs]
+        value = inputs.pop(0) if node.op is Op.INPUT else _OPERATIONS[node.op](node, weights, *sources)
+        values.append(_activate(node.activation, value))
+    return [values[i] for i in plan.outputs]
+
+
+def _activate(activation: Act, x: Tensor) -> Tensor:
+    return {Act.NONE: lambda y: y, Act.RELU: torch.relu, Act.SIGMOID: torch.sigmoid}[activation](x)
+
+
+def _constant(weights: Tensor, at: int, *shape: int) -> Tensor | None:
+    count = torch.Size(shape).numel()
+    assert at == -1 or (at % 16 == 0 and at + count <= len(weights))
+    return None if at == -1 else weights[at : at + count].view(shape)
+
+
+def _conv2d(node: Node, weights: Tensor, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    shape = [node[key] for key in ("out_channels", "group_channels", "kernel_h", "kernel_w")]
+    x = F.pad(x, [node[f"pad_{side}"] for side in ("left", "right", "top", "bottom")])
+    y = F.conv2d(
+        x,
+        _constant(weights, node["weight_at"], *shape),
+        _constant(weights, node["bias_at"], node["out_channels"]),
+        (node["stride_h"], node["stride_w"]),
+        0,
+        (node["dilation_h"], node["dilation_w"]),
+        node["groups"],
+    )
+    if residual is None:
+        return y
+    assert residual.shape == y.shape
+    return y + residual
+
+
+def _linear(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    assert x.dim() == 2
+    weight = _constant(weights, node["weight_at"], node["out_features"], node["in_features"])
+    return F.linear(x, weight, _constant(weights, node["bias_at"], node["out_features"]))
+
+
+def _window(node: Node) -> list[tuple[int, int]]:
+    return [(node[f"{name}_h"], node[f"{name}_w"]) for name in ("kernel", "stride", "pad")]
+
+
+def _max_pool2d(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    dilation = (node["dilation_h"], node["dilation_w"])
+    return F.max_pool2d(x, *_window(node), dilation, bool(node["ceil_mode"]))
+
+
+def _avg_pool2d(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    divisor = node["divisor_override"] or None
+    return F.avg_pool2d(x, *_window(node), bool(node["ceil_mode"]), bool(node["count_include_pad"]), divisor)
+
+
+def _add(node: Node, weights: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    assert a.shape == b.shape
+    return a + b
+
+
+def _affine(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    scale, shift = (
+        _constant(weights, node[key], node["channels"]).view(1, -1, 1, 1) for key in ("scale_at", "shift_at")
+    )
+    assert x.dim() == 4
+    return x * scale + shift
+
+
+_OPERATIONS = {
+    Op.CONV2D: _conv2d,
+    Op.LINEAR: _linear,
+    Op.MAX_POOL2D: _max_pool2d,
+    Op.AVG_POOL2D: _avg_pool2d,
+    Op.FLATTEN: lambda node, weights, x: x.flatten(1),
+    Op.RESHAPE_IMAGE: lambda node, weights, x: x.reshape(-1, node["channels"], node["height"], node["width"]),
+    Op.ACTIVATION: lambda node, weights, x: x,
+    Op.ADD: _add,
+    Op.CONCAT: lambda node, weights, *xs: torch.cat(xs, 1),
+    Op.GLOBAL_AVG_POOL: lambda node, weights, x: x.mean((2, 3), keepdim=True),
+    Op.AFFINE: _affine,
+}

@@ -1,0 +1,23 @@
+"""What the tests of frozen networks share."""
+
+import copy
+
+import pytest
+import torch
+
+from cnnfast import _ext
+
+needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
+
+
+def truth(model, x):
+    """The model's answer in float64."""
+    with torch.no_grad():
+        return copy.deepcopy(model).double().eval()(x.double())
+
+
+def assert_near(actual, wanted, relative=2e-5):
+    """float32 values against float64 truth, relative to the largest."""
+    assert actual.dtype == torch.float32 and actual.shape == wanted.shape
+    largest = wanted.abs().max().item() if wanted.numel() else 0.0
+    torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=relative * max(largest, 1e-3))

@@ -1,0 +1,86 @@
+"""Plans as words: what is written is read, and damaged words are an error."""
+
+import random
+
+import pytest
+import torch
+from fuse.networks import NETWORKS, images, make
+
+from cnnfast.plan.build import build
+from cnnfast.plan.codec import Constants, decode, encode
+from cnnfast.plan.nodes import FORMAT, MAGIC, PlanError
+from cnnfast.plan.show import lines
+
+
+def words_of(name):
+    built = build(make(name), (images(name),))
+    return built, encode(built.plan, built.weights, checksum=lambda data: 7)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plan_words_round_trip(name):
+    built, words = words_of(name)
+    assert words.dtype == torch.int64 and words.dim() == 1
+    assert words[:5].tolist() == [MAGIC, FORMAT, 7, 7, built.weights.numel()]
+    assert words[5] == len(built.plan.nodes) == len(built.names)
+    assert decode(words) == built.plan
+
+
+def test_plan_words_by_hand():
+    """The layout that C++ reads, spelt out for one layer."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, (1, 2), (2, 1), (1, 0), bias=False), torch.nn.ReLU())
+    built = build(model, (torch.randn(1, 2, 4, 4),))
+    words = encode(built.plan, built.weights, checksum=lambda data: 7).tolist()
+    assert built.weights.numel() == 16 and built.weights[:12].equal(model[0].weight.detach().view(-1))
+    header = [MAGIC, FORMAT, 7, 7, 16, 2, 1]
+    conv = [1, 1, 1, 0, 15, 0, 3, 2, 1, 2, -1, 2, 1, 1, 0, 1, 0, 1, 1, 1]
+    assert words == [*header, *[0, 0, 0, 2, 4, 2], *conv, 1]
+
+
+def test_plan_damaged_words_are_an_error_or_a_plan():
+    _, words = words_of("resnet")
+    choice = random.Random(1)
+    for _ in range(300):
+        damaged = words.clone()
+        damaged[choice.randrange(len(words))] = choice.choice([-1, 0, 1, 5, 99, 2**40, -(2**62)])
+        damaged = damaged[: choice.choice([len(words), choice.randrange(len(words))])]
+        try:
+            decode(damaged)
+        except PlanError as error:
+            assert "plan" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda plan: plan[:20], "ends in the middle"),
+        (lambda plan: plan.double(), "1-D int64"),
+        (
+            lambda plan: torch.cat([plan[:1], plan[1:2] + 1, plan[2:]]),
+            "format 2, this cnnfast reads format 1: update",
+        ),
+        (lambda plan: torch.cat([plan[:1] + 1, plan[1:]]), "no plan of a frozen network"),
+        (lambda plan: torch.cat([plan, plan[:1]]), "outputs are damaged"),
+        (lambda plan: torch.cat([plan[:7], plan[7:8] + 77, plan[8:]]), "unknown to this version"),
+    ],
+    ids=["short", "dtype", "newer", "foreign", "long", "operation"],
+)
+def test_plan_error_says_what_is_wrong(change, words):
+    with pytest.raises(PlanError, match=words):
+        decode(change(words_of("lenet")[1]))
+
+
+def test_constants_are_aligned():
+    constants = Constants()
+    places = [constants.add(torch.ones(n)) for n in (1, 16, 17, 3)]
+    assert places == [0, 16, 32, 64] and constants.tensor().numel() == 80
+    assert constants.tensor().sum() == 37
+
+
+def test_plan_in_words():
+    built, _ = words_of("resnet")
+    text = lines(built.plan, built.names)
+    assert len(text) == len(built.plan.nodes)
+    assert "stem.0 + stem.1 + stem.2" in text[1] and "conv2d 3→8 3×3, padding 1 + relu" in text[1]
+    assert "max_pool2d 3×3, stride 2, padding 1" in text[2]
+    assert "+ node 2 + relu" in text[4]

@@ -1,0 +1,146 @@
+"""Networks that a plan cannot hold: every layer concerned is named, with a reason."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnnfast.plan.build import UnsupportedNetworkError, build
+
+from .test_plan_build import Both, Lambda
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+def refusal(model, x=IMAGE):
+    with pytest.raises(UnsupportedNetworkError) as caught:
+        build(model, (x,))
+    assert "cnnfast.fuse(model)" in str(caught.value)
+    return str(caught.value)
+
+
+def test_refuses_unknown_layers_all_at_once():
+    text = refusal(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 2, 2))
+    )
+    assert "1 (GELU): a plan of this version has no node for it" in text
+    assert "3 (ConvTranspose2d)" in text and "Conv2d): a plan" not in text.replace("(ConvTranspose2d)", "")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x * 2, "mul (mul): a plan of this version has no node"),
+        (lambda x: x + 1, "add (add)"),
+        (lambda x: torch.cat([x, x]), "concatenates on dimension 0"),
+        (lambda x: x.view(2, -1), "x.view(x.size(0), -1)"),
+        (lambda x: x.view(-1, 96), "x.view(x.size(0), -1)"),
+        (lambda x: x.view(x.size(0), 4, -1), "x.view(x.size(0), -1)"),
+        (lambda x: x.view(x.size(1), -1), "x.view(x.size(0), -1)"),
+        (lambda x: x.flatten(), "flattens from dimension 1"),
+        (lambda x: x.mean(), "mean of images only"),
+        (lambda x: F.dropout(x), "training=self.training"),
+        (lambda x: F.adaptive_avg_pool2d(x, 2), "pools to 1×1 only"),
+        (lambda x: F.max_pool2d(x, x.size(2) // 2), "write it as a number"),
+        (lambda x: x.transpose(2, 3), "Tensor.transpose"),
+        (lambda x: (x, x), "several values"),
+        (lambda x: {"out": x}, "several values"),
+        (lambda x: x + x.mean((2, 3), keepdim=True), "broadcasts"),
+        (lambda x: F.linear(x, torch.eye(8)), "register it as a buffer"),
+        (lambda x: x[0], "getitem"),
+        (lambda x: x if x.sum() > 0 else -x, "decides by the values"),
+    ],
+)
+def test_refuses_functions(function, words):
+    assert words in refusal(nn.Sequential(nn.Conv2d(3, 3, 1), Lambda(function)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding_mode 'reflect'"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "statistics of the batch in evaluation too"),
+        (nn.MaxPool2d(2, return_indices=True), "indices"),
+        (nn.AdaptiveAvgPool2d((2, 1)), "pools to 1×1 only"),
+        (nn.Linear(8, 3), "flatten it first"),
+        (nn.Flatten(2), "flattens from dimension 1"),
+        (nn.Unflatten(1, (1, 3)), "right behind an input"),
+    ],
+    ids=str,
+)
+def test_refuses_options(layer, words):
+    assert words in refusal(nn.Sequential(layer))
+
+
+def test_refuses_hooks():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU()))
+    model[1].register_forward_hook(lambda module, args, output: output * 2)
+    assert "hooks" in refusal(model)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    assert "hooks" in refusal(model)
+
+
+def test_refuses_subclass_with_own_forward():
+    class Halved(nn.ReLU):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    assert "Halved is a subclass of ReLU" in refusal(nn.Sequential(Halved()))
+
+
+def test_refuses_batch_norm_of_features_alone():
+    assert "behind a linear layer only" in refusal(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)))
+
+
+def test_refuses_several_inputs_of_different_use():
+    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + 0 * x)))
+    assert "mul" in text
+
+
+def test_refuses_input_read_raw_and_reshaped():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.view(-1, 3, 8, 8) + torch.relu(x)
+
+    assert "reshaped elsewhere" in refusal(Net())
+
+
+def test_refuses_batch_size_of_a_reshaped_input():
+    """x.size(0) of an input that is cut into images is not their number."""
+
+    class Net(nn.Module):
+        def forward(self, x):
+            n = x.size(0)
+            return torch.relu(x.view(-1, 3, 8, 8)).view(n, -1)
+
+    assert "it reshapes to" in refusal(Net())
+
+
+def test_refuses_in_place_write_into_a_view():
+    def function(x):
+        y = x.flatten(1)
+        y.relu_()
+        return x
+
+    assert "in another shape" in refusal(nn.Sequential(nn.Conv2d(3, 3, 1), Lambda(function)))
+
+
+def test_refuses_network_that_computes_nothing():
+    assert "computes nothing" in refusal(nn.Identity())
+
+
+def test_refuses_forward_with_control_flow():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x.relu() if x.max() > 0 else x
+
+    assert "0 (Odd): its forward decides by the values" in refusal(nn.Sequential(Odd()))
+
+
+def test_refuses_what_only_looks_supported_behind_a_refused_layer():
+    """Layers behind a refused one are not blamed."""
+    text = refusal(nn.Sequential(nn.GELU(), nn.Conv2d(3, 3, 1), nn.ReLU()))
+    assert text.count("): ") == 1
+    text = refusal(Both(lambda a, b: a + b, nn.GELU(), nn.Conv2d(3, 3, 1)))
+    assert text.count("): ") == 1

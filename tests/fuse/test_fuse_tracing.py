@@ -1,0 +1,245 @@
+"""Forwards that cannot be written down as a graph: what is inside them is fused, they themselves stay."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cnnfast
+
+
+class Stack(nn.Module):
+    """A part that traces."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+def check(model, inputs=(IMAGE,)):
+    model = model.eval()
+    fused = cnnfast.fuse(model)
+    assert list(fused.state_dict()) == list(model.state_dict())
+    for _ in range(2):
+        torch.testing.assert_close(fused(*inputs), model(*inputs), rtol=0, atol=1e-5)
+    assert type(fused.unfuse()) is type(model)
+    return fused.report()
+
+
+class ByValue(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Stack(), Stack()
+        self.last = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.a(x) if x.sum() > 0 else self.b(x))
+
+
+def test_fuse_control_flow_fuses_children():
+    report = check(ByValue())
+    assert check(ByValue(), (-IMAGE.abs(),))["b.conv"].status == "fused"
+    assert report["a.conv"].runs_as == "cnnfast.ops.conv2d_bn_act: a.conv + a.bn + relu"
+    assert report["last"].status == "eager" and "values or sizes" in report["last"].reason
+    assert "keeps its own forward" in str(report)
+
+
+def test_fuse_control_flow_inside_leaves_the_rest():
+    report = check(nn.Sequential(Stack(), ByValue(), nn.Conv2d(2, 2, 1), nn.ReLU()))
+    assert {row.name for row in report.left_out} == {"1.last"}
+    assert report["2"].runs_as == "cnnfast.ops.conv2d: 2 + 3"
+
+
+def test_fuse_branch_on_training_flag():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = Stack(), Stack()
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.head(x) if self.training else x * 2
+
+    model = Net()
+    assert check(model)["a.conv"].status == "fused"
+    fused = cnnfast.fuse(model).train()
+    torch.testing.assert_close(fused(IMAGE), model.train()(IMAGE), rtol=0, atol=1e-4)
+    assert "training" in str(fused.report())
+
+
+def test_fuse_optional_argument_stays():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Stack()
+
+        def forward(self, x, mask=None):
+            x = self.a(x)
+            return x if mask is None else x * mask
+
+    assert "optional argument (mask)" in str(check(Net()))
+    check(Net(), (IMAGE, torch.rand(2, 1, 8, 8)))
+
+
+def test_fuse_block_with_optional_argument_is_traced_from_outside():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, other=None):
+            y = self.conv(x)
+            return y if other is None else y + other
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Block(), Block()
+
+        def forward(self, x):
+            return self.b(self.a(x), x)
+
+    report = check(Net())
+    assert report["a.conv"].runs_as == "cnnfast.ops.conv2d: a.conv"
+    assert report["b.conv"].runs_as == "cnnfast.ops.conv2d: b.conv + add"
+
+
+def test_fuse_forward_that_counts_stays():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.calls = Stack(), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.a(x) * self.calls
+
+    fused = cnnfast.fuse(Counting().eval())
+    torch.testing.assert_close(fused(IMAGE) * 2, fused(IMAGE))
+    assert "changes the module (attribute 'calls')" in str(fused.report())
+    assert fused.report()["a.conv"].status == "fused"
+
+
+def test_fuse_forward_that_draws_stays():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Stack()
+
+        def forward(self, x):
+            return self.a(x) * torch.rand(1)
+
+    fused = cnnfast.fuse(Noisy().eval())
+    assert not torch.equal(fused(IMAGE), fused(IMAGE))
+    assert "register it as a buffer" in str(fused.report())
+
+
+def test_fuse_buffers_are_read_at_run_time():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.register_buffer("scale", torch.ones(1))
+
+        def forward(self, x):
+            return self.conv(x) * (self.scale * 2)
+
+    fused = cnnfast.fuse(Scaled())
+    before = fused(IMAGE)
+    fused.scale.fill_(3)
+    torch.testing.assert_close(fused(IMAGE), before * 3)
+
+
+def test_fuse_module_list_dict_and_several_outputs():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = nn.ModuleList([Stack(), Stack()])
+            self.heads = nn.ModuleDict({"a": nn.Conv2d(3, 1, 1), "b": nn.Conv2d(3, 2, 1)})
+
+        def forward(self, x):
+            for step in self.steps:
+                x = step(x)
+            return {name: head(x) for name, head in self.heads.items()}
+
+    report = check(Net())
+    assert not report.left_out and report["heads.b"].status == "fused"
+
+
+def test_fuse_unused_layer_is_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 1, 1)
+
+        def forward(self, x):
+            return self.used(x)
+
+    assert check(Net())["unused"].reason == "the forward does not call it"
+
+
+def test_fuse_single_layer_as_network():
+    (row,) = check(nn.Conv2d(3, 4, 3)).rows
+    assert row.status == "eager" and "nn.Sequential" in row.reason
+    (row,) = check(cnnfast.nn.ConvBNReLU2d(3, 4, 3)).rows
+    assert row.status == "already fused"
+
+
+def test_fuse_attribute_whose_name_ends_in_training():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.register_buffer("pretraining", torch.ones(2, 3, 8, 8))
+
+        def forward(self, x):
+            return self.conv(x) + self.pretraining
+
+    assert check(Net())["conv"].runs_as.endswith("conv + add")
+
+
+class Viewing(nn.Module):
+    """A forward that stays and takes for granted that images lie in rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Stack(), Stack()
+
+    def forward(self, x):
+        x = self.a(x)
+        if x.sum() > -1e9:
+            x = x.view(x.size(0), 3, -1)
+        return x
+
+
+def test_fuse_layout_for_forwards_that_stay():
+    """Fused calls give channels_last tensors, on which x.view fails."""
+    check(Viewing())
+    check(nn.Sequential(Stack(), Viewing()))
+    check(nn.Sequential(Stack(), nn.Dropout(), Viewing(), nn.Flatten()))
+    check(nn.Sequential(Stack(), ViewingNorm(3)))
+
+
+class ViewingNorm(nn.InstanceNorm2d):
+    def forward(self, x):
+        return super().forward(x).view(-1) + x.view(-1)
+
+
+def test_fuse_view_with_write_in_place():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            y.view(-1).relu_()
+            return y * 2
+
+    check(Net())

@@ -1,0 +1,149 @@
+"""Bad arguments: an error that names the operator, the argument and the shapes, and nothing changed."""
+
+import re
+
+import pytest
+import torch
+
+from cnnfast import ops
+
+from .support import needs_extension
+
+
+def images(*shape, **options):
+    return torch.randn(*shape, **options)
+
+
+def conv(input=(2, 3, 8, 9), weight=(8, 3, 3, 3), **kwargs):
+    """A call of a convolution; shapes become random tensors, tensors stay."""
+    tensors = {"input": input, "weight": weight, **kwargs}
+    made = {k: torch.randn(v) if k in SHAPED and isinstance(v, tuple) else v for k, v in tensors.items()}
+    return lambda operator: operator(**made)
+
+
+SHAPED = ("input", "weight", "bias", "scale", "residual", "bn_weight", "bn_bias")
+
+# Of both convolutions: the call, and what the message must name beside the operator.
+CONVOLUTIONS = {
+    "input_rank": (conv(input=(3, 8, 9)), ["input", "4", "[3, 8, 9]"]),
+    "weight_rank": (conv(weight=(8, 3, 3)), ["weight", "4", "[8, 3, 3]"]),
+    "channels": (conv(weight=(8, 4, 3, 3)), ["input", "3 channels", "[8, 4, 3, 3]", "groups=1", "4"]),
+    "channels_of_groups": (conv(groups=3), ["input", "3 channels", "[8, 3, 3, 3]", "groups=3", "9"]),
+    "output_groups": (
+        conv(input=(2, 6, 8, 8), weight=(7, 3, 3, 3), groups=2),
+        ["7", "output", "[7, 3, 3, 3]", "groups=2"],
+    ),
+    "groups_zero": (conv(groups=0), ["groups", "0"]),
+    "groups_negative": (conv(groups=-1), ["groups", "-1"]),
+    "stride_zero": (conv(stride=(0, 1)), ["stride", "[0, 1]"]),
+    "stride_negative": (conv(stride=-2), ["stride", "-2"]),
+    "padding_negative": (conv(padding=(0, -1)), ["padding", "[0, -1]"]),
+    "dilation_zero": (conv(dilation=0), ["dilation", "[0, 0]"]),
+    "three_strides": (conv(stride=(1, 1, 1)), ["stride", "[1, 1, 1]"]),
+    "kernel_too_large": (conv(input=(2, 3, 2, 9)), ["weight", "[8, 3, 3, 3]", "[2, 3, 2, 9]", "padding"]),
+    "dilated_kernel_too_large": (conv(dilation=4), ["dilation", "[4, 4]", "[2, 3, 8, 9]"]),
+    "no_channels": (conv(input=(2, 0, 8, 9), weight=(8, 0, 3, 3)), ["[2, 0, 8, 9]", "channels"]),
+    "no_output_channels": (conv(weight=(0, 3, 3, 3)), ["[0, 3, 3, 3]", "channels"]),
+    "no_height": (conv(input=(2, 3, 0, 9), padding=1), ["[2, 3, 0, 9]", "empty"]),
+    "no_width": (conv(input=(2, 3, 9, 0), padding=1), ["[2, 3, 9, 0]", "empty"]),
+    "empty_kernel": (conv(weight=(8, 3, 0, 3)), ["[8, 3, 0, 3]", "empty"]),
+    "bias_size": (conv(bias=(7,)), ["bias", "8", "[7]"]),
+    "bias_rank": (conv(bias=(8, 1)), ["bias", "8", "[8, 1]"]),
+    "residual_shape": (conv(residual=(2, 8, 8, 9)), ["residual", "[2, 8, 8, 9]", "[2, 8, 6, 7]"]),
+    "residual_to_broadcast": (conv(residual=(1, 8, 6, 7)), ["residual", "[1, 8, 6, 7]", "[2, 8, 6, 7]"]),
+    "activation": (conv(activation="gelu"), ["activation", "none", "relu", "sigmoid", "gelu"]),
+    "weight_dtype": (conv(weight=images(8, 3, 3, 3).double()), ["input", "Float", "weight", "Double"]),
+    "input_dtype": (conv(input=images(2, 3, 8, 9).half()), ["Half", "weight", "Float"]),
+    "bias_dtype": (conv(bias=images(8).double()), ["bias", "Double", "Float"]),
+    "residual_dtype": (conv(residual=images(2, 8, 6, 7).bfloat16()), ["residual", "BFloat16"]),
+    "weight_device": (conv(weight=images(8, 3, 3, 3, device="meta")), ["input", "cpu", "weight", "meta"]),
+    "input_device": (conv(input=images(2, 3, 8, 9, device="meta")), ["meta", "weight", "cpu"]),
+    "bias_device": (conv(bias=images(8, device="meta")), ["bias", "meta", "cpu"]),
+}
+CONV2D = {
+    "scale_size": (conv(scale=(9,)), ["scale", "8", "[9]"]),
+    "scale_dtype": (conv(scale=images(8).double()), ["scale", "Double"]),
+}
+CONV2D_BATCH_NORM = {
+    "bn_weight_size": (conv(bn_weight=(3,)), ["bn_weight", "8", "[3]"]),
+    "bn_bias_size": (conv(bn_bias=(3,)), ["bn_bias", "8", "[3]"]),
+    "bn_weight_dtype": (conv(bn_weight=images(8).double()), ["bn_weight", "Double"]),
+    "one_value": (conv(input=(1, 3, 3, 3)), ["more than one value per channel", "[1, 8, 1, 1]"]),
+    "integers": (
+        conv(input=torch.ones(2, 3, 8, 9).int(), weight=torch.ones(8, 3, 3, 3).int()),
+        ["input", "floating", "Int"],
+    ),
+}
+
+
+def call(*args, **kwargs):
+    args = [torch.randn(a) if isinstance(a, tuple) and i < 3 else a for i, a in enumerate(args)]
+    return lambda operator: operator(*args, **kwargs)
+
+
+LINEAR = {
+    "features": (call((2, 5), (4, 6)), ["input", "[2, 5]", "5", "[4, 6]", "6"]),
+    "weight_rank": (call((2, 5), (5,)), ["weight", "[5]"]),
+    "scalar": (call(torch.tensor(1.0), (4, 6)), ["input", "[]"]),
+    "bias_size": (call((2, 6), (4, 6), (6,)), ["bias", "4", "[6]"]),
+    "dtype": (call(images(2, 6).double(), (4, 6)), ["Double", "weight", "Float"]),
+    "device": (call(images(2, 6, device="meta"), (4, 6)), ["meta", "weight", "cpu"]),
+    "activation": (call((2, 6), (4, 6), activation="tanh"), ["activation", "relu", "tanh"]),
+}
+
+
+def pool(shape, *args, **kwargs):
+    return lambda operator: operator(torch.randn(shape), *args, **kwargs)
+
+
+POOLS = {
+    "rank": (pool((3, 8), 2), ["input", "[3, 8]"]),
+    "kernel_zero": (pool((2, 3, 8, 8), (2, 0)), ["kernel_size", "[2, 0]"]),
+    "stride_zero": (pool((2, 3, 8, 8), 2, (0, 1)), ["stride", "[0, 1]"]),
+    "padding_negative": (pool((2, 3, 8, 8), 2, 2, -1), ["padding", "-1"]),
+    "padding_beyond_half": (pool((2, 3, 8, 8), 3, 2, 2), ["padding", "half", "kernel_size", "[3, 3]"]),
+    "kernel_too_large": (pool((2, 3, 4, 8), 5), ["kernel_size", "[5, 5]", "[2, 3, 4, 8]"]),
+    "no_channels": (pool((2, 0, 4, 8), 2), ["[2, 0, 4, 8]", "channels"]),
+    "no_height": (pool((2, 3, 0, 8), 2), ["[2, 3, 0, 8]", "empty"]),
+}
+MAX_POOL2D = {"dilation_zero": (pool((2, 3, 8, 8), 2, 2, 0, (1, 0)), ["dilation", "[1, 0]"])}
+AVG_POOL2D = {"divisor_zero": (pool((2, 3, 8, 8), 2, divisor_override=0), ["divisor_override", "0"])}
+
+OPERATORS = {
+    "conv2d": {**CONVOLUTIONS, **CONV2D},
+    "conv2d_batch_norm": {**CONVOLUTIONS, **CONV2D_BATCH_NORM},
+    "linear": LINEAR,
+    "max_pool2d": {**POOLS, **MAX_POOL2D},
+    "avg_pool2d": {**POOLS, **AVG_POOL2D},
+}
+CASES = [
+    pytest.param(operator, *case, id=f"{operator}-{name}")
+    for operator, cases in OPERATORS.items()
+    for name, case in cases.items()
+]
+
+
+@needs_extension
+@pytest.mark.parametrize("operator, run, words", CASES)
+def test_bad_argument(operator, run, words):
+    with pytest.raises(RuntimeError) as error:
+        run(getattr(ops, operator))
+    message = str(error.value).splitlines()[0]
+    assert message.startswith(f"cnnfast::{operator}: "), message
+    missing = [word for word in words if not re.search(rf"(?<![\w.]){re.escape(word)}", message)]
+    assert not missing, f"{message!r} does not name {missing}"
+
+
+@pytest.mark.parametrize("operator", [ops.conv2d, ops.linear], ids=["conv2d", "linear"])
+def test_unknown_activation_names_the_choices(operator):
+    tensors = (
+        (images(1, 2, 3, 3), images(4, 2, 3, 3)) if operator is ops.conv2d else (images(2, 3), images(4, 3))
+    )
+    with pytest.raises(RuntimeError, match="none.*relu.*sigmoid.*gelu"):
+        operator(*tensors, activation="gelu")
+
+
+@needs_extension
+def test_bad_argument_is_an_error_for_meta_tensors_too():
+    with pytest.raises(RuntimeError, match="cnnfast::conv2d: input has 3 channels"):
+        ops.conv2d(torch.randn(2, 3, 8, 8, device="meta"), torch.randn(4, 5, 3, 3, device="meta"))

@@ -1,0 +1,125 @@
+"""linear + activation against float64, forward and backward."""
+
+import pytest
+import torch
+
+from cnnfast import ops, reference
+
+from .support import ACTIVATIONS, assert_near, doubles, gradients, needs_extension, poison
+
+SHAPES = [
+    (1, 1, 1),
+    (1, 400, 120),
+    (3, 5, 7),
+    (16, 120, 84),
+    (5, 84, 10),
+    (2, 33, 65),
+    (17, 64, 32),
+    (64, 7, 1),
+]
+
+
+def check(input, weight, bias, activation="none"):
+    tensors = [input, weight, bias]
+    poison((*input.shape[:-1], weight.shape[0]))
+    output = ops.linear(*tensors, activation)
+    exact = doubles(tensors)
+    truth = reference.linear(*exact, activation)
+    assert_near(output, truth)
+    if activation == "relu":
+        assert torch.equal(output > 0, truth > 0)
+    cotangent = torch.randn(truth.shape)
+    for own, true in zip(
+        gradients(output, cotangent, tensors), gradients(truth, cotangent, exact), strict=True
+    ):
+        assert (own is None) == (true is None)
+        if own is not None:
+            assert_near(own, true)
+
+
+def weight_of(inputs, outputs):
+    return (torch.randn(outputs, inputs) / inputs**0.5).requires_grad_()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear(shape, activation):
+    batch, inputs, outputs = shape
+    bias = torch.randn(outputs, requires_grad=True)
+    check(torch.randn(batch, inputs, requires_grad=True), weight_of(inputs, outputs), bias, activation)
+    check(torch.randn(batch, inputs, requires_grad=True), weight_of(inputs, outputs), None, activation)
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3), (2, 1, 3)], ids=str)
+def test_linear_leading_dimensions(leading):
+    check(
+        torch.randn(*leading, 6, requires_grad=True),
+        weight_of(6, 5),
+        torch.randn(5, requires_grad=True),
+        "relu",
+    )
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.t().contiguous().t(),
+    "rows_apart": lambda x: torch.cat([x, torch.full_like(x, float("nan"))], 1)[:, : x.shape[1]],
+    "every_second": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "offset": lambda x: torch.cat([torch.full_like(x[:1], float("nan")), x])[1:],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_linear_layout(layout):
+    input, weight = torch.randn(5, 19), weight_of(19, 13).detach()
+    place = LAYOUTS[layout]
+    check(place(input).requires_grad_(), weight.requires_grad_(), None)
+    check(input, place(weight.detach()).requires_grad_(), None)
+
+
+def test_linear_expanded_input():
+    check(torch.randn(1, 12).expand(4, 12), weight_of(12, 5), torch.randn(1).expand(5), "sigmoid")
+
+
+def test_linear_special_values_stay_in_their_row():
+    for value in (float("nan"), float("inf")):
+        input = torch.randn(6, 20)
+        input[2, 7] = value
+        weight, bias = weight_of(20, 9).detach(), torch.randn(9)
+        for activation in ACTIVATIONS:
+            truth = reference.linear(input.double(), weight.double(), bias.double(), activation)
+            assert_near(ops.linear(input, weight, bias, activation), truth)
+
+
+def test_linear_batch_of_zero():
+    input, weight = torch.randn(0, 6, requires_grad=True), weight_of(6, 5)
+    bias = torch.randn(5, requires_grad=True)
+    output = ops.linear(input, weight, bias, "relu")
+    assert output.shape == (0, 5)
+    output.sum().backward()
+    assert input.grad.shape == (0, 6)
+    assert torch.equal(weight.grad, torch.zeros_like(weight)) and torch.equal(
+        bias.grad, torch.zeros_like(bias)
+    )
+
+
+def test_linear_output_is_memory_of_its_own():
+    input, weight = torch.randn(4, 4), torch.eye(4)
+    output = ops.linear(input, weight)
+    assert len({t.untyped_storage().data_ptr() for t in (input, weight, output)}) == 3
+    assert output.is_contiguous()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_linear_gradcheck(activation):
+    tensors = [torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)]
+    tensors = [t.double().requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *args: ops.linear(*args, activation), tensors)
+
+
+@needs_extension
+def test_linear_second_derivative_is_an_error():
+    input = torch.randn(2, 4, requires_grad=True)
+    output = ops.linear(input, torch.randn(3, 4), activation="sigmoid")
+    (first,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    with pytest.raises(RuntimeError, match="cnnfast::linear"):
+        torch.autograd.grad(first.sum(), input)

@@ -1,0 +1,167 @@
+"""max_pool2d and avg_pool2d against torch.nn.functional in float64, forward and backward."""
+
+import itertools
+
+import pytest
+import torch
+
+from cnnfast import ops, reference
+
+from .support import LAYOUTS, assert_near, doubles, gradients, in_layout, needs_extension, poison
+
+SIZES = [(8, 8), (9, 7), (1, 5), (12, 13)]
+# kernel, stride, padding
+WINDOWS = [
+    (2, None, 0),
+    (2, 2, 0),
+    (3, 2, 0),
+    (3, 2, 1),
+    (3, 1, 1),
+    (1, 1, 0),
+    (1, 2, 0),
+    ((1, 3), (1, 2), (0, 1)),
+    ((1, 2), (3, 1), 0),
+    (5, 3, 2),
+    ((4, 3), (2, 4), (2, 1)),
+]
+
+
+def fits(size, kernel, padding, dilation=1):
+    pairs = zip(size, *(p if isinstance(p, tuple) else (p, p) for p in (kernel, padding)), strict=True)
+    return all(n + 2 * p >= dilation * (k - 1) + 1 for n, k, p in pairs)
+
+
+CASES = [(size, *window) for size in SIZES for window in WINDOWS if fits(size, window[0], window[2])]
+
+
+def check(name, input, *args, relative=1e-6):
+    input = input.detach().requires_grad_()
+    exact = doubles([input])
+    truth = getattr(reference, name)(*exact, *args)
+    poison(truth.shape, input.shape)
+    output = getattr(ops, name)(input, *args)
+    assert output.dtype == input.dtype
+    assert_near(output, truth, relative)
+    cotangent = torch.randn(truth.shape)
+    poison(input.shape)
+    (own,), (true,) = gradients(output, cotangent, [input]), gradients(truth, cotangent, exact)
+    assert_near(own, true, 1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16, 35])
+@pytest.mark.parametrize("size, kernel, stride, padding", CASES, ids=str)
+def test_max_pool2d(size, kernel, stride, padding, channels):
+    for ceil_mode, layout in itertools.product((False, True), ("nchw", "channels_last")):
+        input = in_layout(torch.randn(2, channels, *size), layout)
+        check("max_pool2d", input, kernel, stride, padding, 1, ceil_mode)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16, 35])
+@pytest.mark.parametrize("size, kernel, stride, padding", CASES, ids=str)
+def test_avg_pool2d(size, kernel, stride, padding, channels):
+    for ceil_mode, counted, divisor in itertools.product((False, True), (False, True), (None, 3)):
+        for layout in ("nchw", "channels_last"):
+            input = in_layout(torch.randn(2, channels, *size), layout)
+            check("avg_pool2d", input, kernel, stride, padding, ceil_mode, counted, divisor)
+
+
+@pytest.mark.parametrize("dilation", [2, (1, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_max_pool2d_dilation(dilation, padding):
+    for ceil_mode in (False, True):
+        check("max_pool2d", torch.randn(2, 6, 11, 12), 3, 2, padding, dilation, ceil_mode)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(7, 8), (1, 1), (1, 6)], ids=str)
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_layout(name, size, layout):
+    for channels, batch in itertools.product((1, 6), (1, 3)):
+        input = in_layout(torch.randn(batch, channels, *size), layout)
+        check(name, input, 3, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_expanded_input_and_cotangent(name):
+    input = torch.randn(1, 4, 8, 8).expand(3, 4, 8, 8).detach().requires_grad_()
+    getattr(ops, name)(input, 2).sum().backward()
+    exact = input.detach().double().requires_grad_()
+    getattr(reference, name)(exact, 2).sum().backward()
+    assert_near(input.grad, exact.grad)
+
+
+def test_max_pool2d_keeps_nan_and_infinities():
+    input = torch.randn(1, 20, 9, 9)
+    input[0, 3, 4, 4] = float("nan")
+    input[0, 5] = -float("inf")
+    input[0, 6, 0, 0] = float("inf")
+    for layout in ("nchw", "channels_last"):
+        check("max_pool2d", in_layout(input, layout), 3, 2, 1)
+
+
+def test_avg_pool2d_keeps_nan_and_infinities():
+    input = torch.randn(1, 20, 9, 9)
+    input[0, 3, 4, 4] = float("nan")
+    input[0, 6, 0, 0] = float("inf")
+    for layout in ("nchw", "channels_last"):
+        check("avg_pool2d", in_layout(input, layout), 3, 2, 1)
+
+
+def test_max_pool2d_gradient_goes_to_the_first_of_equals():
+    input = torch.zeros(2, 17, 8, 8)
+    for layout in ("nchw", "channels_last"):
+        for window in ((2, 2, 0), (3, 1, 1), (3, 2, 1)):
+            check("max_pool2d", in_layout(input, layout), *window)
+    check("max_pool2d", torch.randint(0, 3, (2, 17, 9, 9)).float(), 3, 2, 1)
+
+
+def test_max_pool2d_gradient_of_a_window_of_nan():
+    input = torch.randn(1, 3, 6, 6)
+    input[0, 1, 2:4, 2:4] = float("nan")
+    check("max_pool2d", input, 2)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_batch_of_zero(name):
+    input = torch.randn(0, 4, 8, 8, requires_grad=True)
+    output = getattr(ops, name)(input, 2)
+    assert output.shape == (0, 4, 4, 4)
+    output.sum().backward()
+    assert input.grad.shape == input.shape
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_one_image_without_batch(name):
+    check(name, torch.randn(5, 8, 9), 2)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_output_is_memory_of_its_own(name):
+    input = torch.randn(2, 4, 5, 5).contiguous(memory_format=torch.channels_last)
+    output = getattr(ops, name)(input, 1)
+    assert torch.equal(output, input)
+    assert output.untyped_storage().data_ptr() != input.untyped_storage().data_ptr()
+
+
+@needs_extension
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_output_is_channels_last(name, layout):
+    output = getattr(ops, name)(in_layout(torch.randn(2, 5, 8, 8), layout), 3, 2)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_gradcheck(name):
+    values = torch.randperm(2 * 3 * 6 * 5).view(2, 3, 6, 5).double().requires_grad_()  # no ties within 1e-6
+    assert torch.autograd.gradcheck(lambda x: getattr(ops, name)(x, 3, 2, 1), [values])
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_pool2d_second_derivative_is_an_error(name):
+    input = torch.randn(1, 2, 6, 6, requires_grad=True)
+    output = getattr(ops, name)(input, 2).square()
+    (first,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"cnnfast::{name}"):
+        torch.autograd.grad(first.sum(), input)
