@@ -18,6 +18,16 @@ def must_be_called(module: nn.Module, kind: type) -> bool:
     return any(len(getattr(module, name)) > 0 for name in _HOOKS)
 
 
+def check_scriptable(owner: nn.Module, **kinds: type) -> None:
+    """RuntimeError where a script, which always bypasses the children, would give a wrong answer."""
+    for name, kind in kinds.items():
+        if must_be_called(getattr(owner, name), kind):
+            raise RuntimeError(
+                f"{type(owner).__name__} cannot be scripted: its child {name!r} has hooks or is no plain "
+                f"{kind.__name__}. Remove them first, or use torch.jit.trace"
+            )
+
+
 def split_padding(conv: nn.Conv2d) -> Tuple[List[int], Tuple[int, int]]:
     """The padding of a convolution as (what torch.nn.functional.pad does first, what the operator does).
 

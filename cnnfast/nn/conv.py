@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnfast.nn._checks import check_activation, check_conv_arguments, check_conv_module
-from cnnfast.nn._holders import must_be_called, pad_mode, split_padding
+from cnnfast.nn._holders import check_scriptable, must_be_called, pad_mode, split_padding
 from cnnfast.ops.conv2d import conv2d
 from cnnfast.reference.activation import activate
 
@@ -118,6 +118,10 @@ class ConvAct2d(nn.Module):
             self.conv.groups,
             self.activation,
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        check_scriptable(self, conv=nn.Conv2d)
+        return self
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

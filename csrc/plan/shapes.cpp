@@ -28,7 +28,7 @@ class Inference {
       case Op::kInput:
         return input(id, node);
       case Op::kReshapeImage:
-        return reshaped(id, node);
+        return reshaped(node);
       case Op::kConv2d:
         return conv2d(id, node);
       case Op::kLinear:
@@ -104,12 +104,19 @@ class Inference {
                        [&](const Node& n) { return n.op == Op::kReshapeImage && n.inputs[0] == id; });
   }
 
-  Value reshaped(int64_t id, const Node& node) const {
+  // Whole images only: any other shape with the right number of elements would be cut up and mixed.
+  Value reshaped(const Node& node) const {
     const Sizes& sizes = external(node.inputs[0]);
-    const int64_t image = node.attr[0] * node.attr[1] * node.attr[2], numel = c10::multiply_integers(sizes);
-    TORCH_CHECK(numel % image == 0, "cnnfast: ", name_of(graph_, id), " cannot make images of ", node.attr[0],
-                " x ", node.attr[1], " x ", node.attr[2], " of an input of shape ", at::IntArrayRef(sizes));
-    return {4, numel / image, node.attr[0], node.attr[1], node.attr[2]};
+    const int64_t channels = node.attr[0], height = node.attr[1], width = node.attr[2];
+    const int64_t count = channels * height * width;
+    const auto ends_with = [&](const Sizes& tail) {
+      return sizes.size() >= tail.size() && std::equal(tail.rbegin(), tail.rend(), sizes.rbegin());
+    };
+    const bool images = sizes.size() == 4 && ends_with({channels, height, width});
+    const bool planes = channels == 1 && ends_with({height, width});
+    TORCH_CHECK(images || planes || ends_with({count}), "cnnfast: the network takes an input of shape (N, ",
+                channels, ", ", height, ", ", width, ") or (N, ", count, "), not ", at::IntArrayRef(sizes));
+    return {4, c10::multiply_integers(sizes) / count, channels, height, width};
   }
 
   Value windowed(int64_t id, Value v, const Node& node) const {

@@ -421,3 +421,13 @@ def test_freeze_copied_in_inference_mode():
         twin = copy.deepcopy(frozen)
         for _ in range(2):
             assert torch.equal(twin(x), frozen(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 14, 56), (2, 2, 392), (4, 392), (28, 28, 2), (783,)])
+def test_frozen_lenet_refuses_what_the_module_refuses(shape):
+    net = cnnfast.models.lenet().eval()
+    frozen = cnnfast.freeze(net, torch.rand(2, 1, 28, 28))
+    with pytest.raises(RuntimeError, match="ReshapeImage"):
+        net(torch.rand(shape))
+    with pytest.raises(RuntimeError, match=r"\(N, 1, 28, 28\) or \(N, 784\)"):
+        frozen(torch.rand(shape))

@@ -73,7 +73,18 @@ def test_parametrised_convolution(layer, kind):
                 if name.endswith(("original0", "weight_g", "original")):
                     parameter.mul_(3.0)
     close(layer(INPUT), expected(INPUT))
-    assert not torch.equal(layer(INPUT), torch.zeros(1))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_script_refuses_children_that_it_would_bypass(layer):
+    handle = layer.conv.register_forward_hook(lambda m, i, output: output * 2)
+    for module in (layer, nn.Sequential(layer)):
+        with pytest.raises(RuntimeError, match="ConvBNReLU2d cannot be scripted: its child 'conv' has hooks"):
+            torch.jit.script(module)
+    handle.remove()
+    close(torch.jit.script(layer.eval())(INPUT), layer(INPUT))
+    with pytest.raises(RuntimeError, match="child 'bn'"):
+        torch.jit.script(nn.SyncBatchNorm.convert_sync_batchnorm(layer))
 
 
 def test_own_hooks_leave_the_layer_fused(layer):

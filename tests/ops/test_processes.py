@@ -1,6 +1,7 @@
 """Threads and processes around the operators. Each test runs a program of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,11 +15,19 @@ from .support import needs_extension
 
 
 def start(*arguments, timeout=120, **variables):
-    """Run Python in a process of its own, with these environment variables."""
+    """Run Python in a process of its own, with these environment variables. A hang fails with a stack."""
     root = str(Path(cnnfast.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, **variables}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONFAULTHANDLER": "1", **variables}
+    command = [sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)  # its children too, and each prints where it stands
+        stdout, stderr = process.communicate()
+        pytest.fail(f"still running after {timeout} s\n{stdout}{stderr}")
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def run_program(source):
