@@ -34,6 +34,12 @@ int64_t Lowering::source_of(int64_t node) const {
   return node;
 }
 
+// Features whose order in memory (row, column, channel) is not the order of a flattened tensor.
+bool Lowering::is_flattened(int64_t node) const {
+  const Value& v = values_[node];
+  return v.rank == 2 && (v.height != 1 || v.width != 1);
+}
+
 ImageSize Lowering::image_of(const Value& v) const { return {v.images, v.height, v.width, v.channels}; }
 
 int Lowering::new_buffer(int64_t node, bool external) {
@@ -51,30 +57,36 @@ bool Lowering::can_write_slice(int64_t node) const {
   return op != Op::kInput && op != Op::kReshapeImage && op != Op::kFlatten && buffer_of_[node] == -1;
 }
 
+// Whether a convolution reads the node's value with padding around it.
+bool Lowering::needs_border(int64_t node) const {
+  using A = Conv2dAttr;
+  return std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
+    return n.op == Op::kConv2d && n.inputs[0] == node &&
+           (n.attr[A::kPadTop] || n.attr[A::kPadLeft] || n.attr[A::kPadBottom] || n.attr[A::kPadRight]);
+  });
+}
+
 // An output is computed straight into its tensor where it has no border and one reader wants it there.
 void Lowering::place_outputs() {
   for (const int64_t output : graph_.outputs) {
     const int64_t node = source_of(output);
-    const Value& v = values_[node];
-    const bool same_layout = node == output || (v.height == 1 && v.width == 1);
     const int buffer = new_buffer(node, true);
     output_buffer_.push_back(buffer);
-    if (!same_layout || !can_write_slice(node)) continue;
-    const bool bordered = std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
-      return n.op == Op::kConv2d && n.inputs[0] == node;
-    });
-    if (!bordered) buffer_of_[node] = buffer;
+    if (is_flattened(output) || !can_write_slice(node)) continue;
+    if (!needs_border(node)) buffer_of_[node] = buffer;
   }
 }
 
-// Outer concatenations first, so that an inner one finds its own place.
+// Outer concatenations first, so that an inner one finds its own place. An output tensor has no room for a
+// border: what is read with padding keeps a buffer of its own and is copied there.
 void Lowering::place_concats() {
   for (int64_t node = static_cast<int64_t>(graph_.nodes.size()) - 1; node >= 0; --node) {
     if (graph_.nodes[node].op != Op::kConcat) continue;
     if (buffer_of_[node] == -1) buffer_of_[node] = new_buffer(node, false);
+    const bool external = buffers_[buffer_of_[node]].external;
     int64_t channel = channel_of_[node];
     for (const int64_t input : graph_.nodes[node].inputs) {
-      if (can_write_slice(input)) {
+      if (can_write_slice(input) && !(external && needs_border(input))) {
         buffer_of_[input] = buffer_of_[node];
         channel_of_[input] = channel;
       }
@@ -223,8 +235,7 @@ void Lowering::emit_outputs() {
     to.border = {};
     to.buffer_channels = from.size.channels;
     to.fills_border = false;
-    const bool flatten = output != node && (from.size.height != 1 || from.size.width != 1);
-    add(copy_out_step(output, from, to, flatten));
+    add(copy_out_step(output, from, to, is_flattened(output)));
   }
 }
 

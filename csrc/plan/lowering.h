@@ -18,7 +18,7 @@ class Lowering {
     int64_t first = -1, last = -1;
   };
 
-  bool is_image(int64_t node) const;
+  bool is_flattened(int64_t node) const;
   cpu::ImageSize image_of(const Value& v) const;
   int64_t source_of(int64_t node) const;
   int new_buffer(int64_t node, bool external);
@@ -26,6 +26,7 @@ class Lowering {
   void place_concats();
   void place_rest();
   bool can_write_slice(int64_t node) const;
+  bool needs_border(int64_t node) const;
   void demand_border(int64_t node, const cpu::Border& border);
   void demand_borders();
   Place place(int64_t node) const;

@@ -161,7 +161,7 @@ void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
 
 template <int NV>
 void run_tile_of(int64_t pixels, PixelWalk& walk, const Pass& pass, const Epilogue& e) {
-  static_assert(kTilePixels[NV - 1] <= 8, "add cases below");
+  static_assert(kTilePixels[NV - 1] <= 16, "add cases below");
   switch (pixels) {
 #define CNNFAST_CASE(R)                                                            \
   case R:                                                                          \
@@ -175,6 +175,14 @@ void run_tile_of(int64_t pixels, PixelWalk& walk, const Pass& pass, const Epilog
     CNNFAST_CASE(6)
     CNNFAST_CASE(7)
     CNNFAST_CASE(8)
+    CNNFAST_CASE(9)
+    CNNFAST_CASE(10)
+    CNNFAST_CASE(11)
+    CNNFAST_CASE(12)
+    CNNFAST_CASE(13)
+    CNNFAST_CASE(14)
+    CNNFAST_CASE(15)
+    CNNFAST_CASE(16)
 #undef CNNFAST_CASE
   }
 }

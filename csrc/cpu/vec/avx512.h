@@ -41,6 +41,6 @@ struct Vec {
 };
 
 // Register block: output pixels per panel width; accumulators, weights and one broadcast fit 32 registers.
-constexpr int kTilePixels[Vec::kPanelVectors] = {8, 8, 8, 6};
+constexpr int kTilePixels[Vec::kPanelVectors] = {16, 8, 8, 6};
 
 }  // namespace
