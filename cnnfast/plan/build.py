@@ -9,7 +9,7 @@ from cnnfast.fuse.shells import has_hooks, unfused
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.plan.fold import fold
 from cnnfast.plan.lowering import Lowering, Refusal
-from cnnfast.plan.nodes import Op, Plan
+from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
 from cnnfast.plan.steps import Step, reachable, to_plan
 from cnnfast.report import DROPPED, FUSED, Row
 
@@ -38,8 +38,8 @@ class Built:
     rows: list[Row]
 
 
-def build(model: nn.Module, example_inputs: tuple) -> Built:
-    """Trace, lower and fold. Raises UnsupportedNetworkError naming every layer without a place in a plan."""
+def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Built:
+    """Trace, lower and fold; convolutions may run by Winograd's algorithm or not. Raises UnsupportedNetworkError naming every layer without a place in a plan."""
     network = unfused(model).eval()
     name = type(network).__name__
     if has_hooks(network):
@@ -55,6 +55,9 @@ def build(model: nn.Module, example_inputs: tuple) -> Built:
     if refusals:
         raise UnsupportedNetworkError(name, refusals)
     outputs = fold(outputs)
+    for step in reachable(outputs):
+        if step.op is Op.CONV2D:
+            step.settings["largest_tile"] = ANY_TILE if winograd else DIRECT
     plan, weights, names = to_plan(low.inputs, outputs)
     return Built(plan, weights, names, _rows(network, names, plan))
 
@@ -94,10 +97,14 @@ def _rows(network: nn.Module, names: list[str], plan: Plan) -> list[Row]:
     for i, (name, node) in enumerate(zip(names, plan.nodes, strict=True)):
         for layer in name.split(" + "):
             runs_as.setdefault(layer, f"node {i}: {node.op.name.lower()}")
-    rows = []
+    rows, ours = [], []
     for name, layer in network.named_modules():
-        if is_layer(layer):
-            place = runs_as.pop(name, None)
-            reason = "" if place else "does nothing in evaluation, or is not called"
-            rows.append(Row(name, type(layer).__name__, FUSED if place else DROPPED, place or "", reason))
+        part = name.startswith(tuple(ours))  # it holds parameters for a layer of ours
+        place = runs_as.get(name)
+        if not is_layer(layer) or (part and place is None):
+            continue
+        if is_ours(layer):
+            ours.append(f"{name}." if name else "")
+        reason = "" if place else "does nothing in evaluation, or is not called"
+        rows.append(Row(name, type(layer).__name__, FUSED if place else DROPPED, place or "", reason))
     return rows

@@ -1,17 +1,21 @@
 """The words of a plan: operations, their attributes, activations.
 
 A plan is a list of nodes in an order in which they can run. A node names its inputs by their place in the
-list. An attribute that ends in _at is a place in the weights, -1 where there is none.
+list. An attribute that ends in _at is a place in the weights, -1 where there is none. A fraction is the word
+that its float64 has in memory.
 """
 
+import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 1
+FORMAT = 2
 ABSENT = -1
 ANY = -1
 ALIGNMENT = 16  # floats: constants start on a cache line
+DIRECT = 0  # largest_tile: no Winograd convolution
+ANY_TILE = 6  # largest_tile: every tile that the kernels have
 
 
 class Op(IntEnum):
@@ -27,6 +31,7 @@ class Op(IntEnum):
     CONCAT = 9
     GLOBAL_AVG_POOL = 10
     AFFINE = 11
+    LOCAL_RESPONSE_NORM = 12
 
 
 class Act(IntEnum):
@@ -40,7 +45,7 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CONV2D: (
         "weight_at", "out_channels", "group_channels", "kernel_h", "kernel_w", "bias_at",
         "stride_h", "stride_w", "pad_top", "pad_left", "pad_bottom", "pad_right",
-        "dilation_h", "dilation_w", "groups",
+        "dilation_h", "dilation_w", "groups", "largest_tile",
     ),
     Op.LINEAR: ("weight_at", "out_features", "in_features", "bias_at"),
     Op.MAX_POOL2D: (
@@ -58,7 +63,18 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CONCAT: (),
     Op.GLOBAL_AVG_POOL: (),
     Op.AFFINE: ("scale_at", "shift_at", "channels"),
+    Op.LOCAL_RESPONSE_NORM: ("size", "alpha", "beta", "k"),  # the last three are fractions
 }  # fmt: skip
+
+
+def fraction_word(value: float) -> int:
+    """A fraction as an attribute."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]
+
+
+def word_fraction(word: int) -> float:
+    """The fraction that an attribute stands for."""
+    return struct.unpack("<d", struct.pack("<q", word))[0]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,12 @@ namespace {
 // Below this much work a second thread costs more than it saves.
 constexpr double kSerialFlops = 4e5;
 
+// Weights change at every step of a training, and are transformed anew: larger tiles cost more there, and
+// their errors are larger.
+constexpr int64_t kLargestTileInTraining = 4;
+// Below this much work the transform of the weights is no small part of the whole.
+constexpr double kWinogradFlops = 2e7;
+
 AlignedFloats channel_values(const ConvGeometry& g, const OptionalTensor& t) {
   return present(t) ? pack_channels(g, t->contiguous().const_data_ptr<float>()) : AlignedFloats(0);
 }
@@ -48,10 +54,12 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sym
   const auto sizes = concrete(symbolic_sizes);
   const at::Tensor output = at::empty(sizes, a.input.options(), at::MemoryFormat::ChannelsLast);
   if (output.numel() == 0) return output;
-  const ConvGeometry g = geometry_of(a, sizes);
+  ConvGeometry g = geometry_of(a, sizes);
+  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, kLargestTileInTraining);
+  const Overreach beyond = overreach(g);
   at::Tensor padded, dense_residual;
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
-  const View input = with_border(a.input, {ph, pw, ph, pw}, padded);
+  const View input = with_border(a.input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
   View residual{};
   if (present(a.residual)) {
     dense_residual = *a.residual;

@@ -17,6 +17,40 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 constexpr int64_t kChunkBytes = 24 * 1024;
 // Input of a block of pixels should stay in the second-level cache while all panels pass over it.
 constexpr int64_t kBlockBytes = 192 * 1024;
+// A block of Winograd tiles and its products should stay in the second-level cache.
+constexpr int64_t kTileBytes = 600 * 1024;
+// Transformed weights beyond this are read once per thread rather than by every thread.
+constexpr int64_t kSharedWeightBytes = 4 << 20;
+
+// Panel, point, input channel, channel in the panel.
+void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, float* to) {
+  const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
+  const int64_t lanes = Panels::of(out).lanes(), points = g.algorithm.points * g.algorithm.points;
+  const int64_t size = g.kernel_h * g.kernel_w;
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t begin = 0; begin < out; begin += lanes) {
+      const int64_t used = std::min(lanes, out - begin), stored = round_up(used, width);
+      std::vector<double> kernels_of_lanes(static_cast<size_t>(size * stored), 0.0);
+      for (int64_t i = 0; i < in; ++i) {
+        for (int64_t lane = 0; lane < used; ++lane) {
+          const float* w = weight + (group * out + begin + lane) * strides.out + i * strides.in;
+          for (int64_t y = 0; y < g.kernel_h; ++y)
+            for (int64_t x = 0; x < g.kernel_w; ++x)
+              kernels_of_lanes[(y * g.kernel_w + x) * stored + lane] =
+                  w[y * strides.row + x * strides.column];
+        }
+        transform_kernels(g.algorithm, kernels_of_lanes, stored, to + i * stored, in * stored);
+      }
+      to += points * in * stored;
+    }
+}
+
+// Scratch memory of the calling thread, kept for its next call.
+float* thread_scratch(int64_t floats) {
+  thread_local AlignedFloats memory(0);
+  if (memory.size() < floats) memory = AlignedFloats(floats);
+  return memory.data();
+}
 
 }  // namespace
 
@@ -55,6 +89,11 @@ AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStri
     return packed;
   }
   const int64_t width = kernels().vector_width, lanes = Panels::of(out).lanes();
+  if (!g.algorithm.direct()) {
+    AlignedFloats packed(g.groups * round_up(out, width) * in * g.algorithm.points * g.algorithm.points);
+    pack_winograd(g, weight, strides, packed.data());
+    return packed;
+  }
   AlignedFloats packed(g.groups * round_up(out, width) * g.depth());
   float* to = packed.data();
   for (int64_t group = 0; group < g.groups; ++group)
@@ -98,6 +137,8 @@ void ConvJob::run_at(const PackedConv& packed, const float* input, float* output
                      int thread, int team) const {
   if (g_.depthwise())
     run_depthwise(packed, input, output, residual, thread, team);
+  else if (!g_.algorithm.direct())
+    run_winograd(packed, input, output, residual, thread, team);
   else
     run_dense(packed, input, output, residual, thread, team);
 }
@@ -154,6 +195,63 @@ void ConvJob::run_dense(const PackedConv& packed, const float* input, float* out
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().conv(call, pixel_begin, pixel_end, first, last);
+  }
+}
+
+// Few tiles, or weights that would be read by every thread: each thread takes its own output channels, and
+// transforms the input for itself.
+bool ConvJob::split_tiles_by_channels(int64_t tiles, int team) const {
+  const int64_t panels = panels_.count * g_.groups;
+  if (team == 1 || panels < team) return false;
+  if (tiles < 8 * team) return true;
+  const int64_t weights = g_.algorithm.points * g_.algorithm.points * g_.in_channels * g_.group_out() * 4;
+  return weights > kSharedWeightBytes && panels % team == 0;
+}
+
+void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* output, const float* residual,
+                           int thread, int team) const {
+  const int64_t in = g_.group_in(), out = g_.group_out(), width = kernels().vector_width;
+  const int64_t points = g_.algorithm.points * g_.algorithm.points;
+  WinogradCall call;
+  call.height = g_.out_height;
+  call.width = g_.out_width;
+  call.points = g_.algorithm.points;
+  call.tile = g_.algorithm.tile;
+  call.tile_rows = (g_.out_height + call.tile - 1) / call.tile;
+  call.tile_columns = (g_.out_width + call.tile - 1) / call.tile;
+  call.in_channels = in;
+  call.channels = out;
+  call.panel_vectors = panels_.vectors;
+  call.activation = g_.activation;
+  const int64_t passes = (in * panels_.lanes() * 4 + kChunkBytes - 1) / kChunkBytes;
+  call.chunk = (in + passes - 1) / passes;
+  const int64_t tiles = g_.images * call.tile_rows * call.tile_columns;
+  const bool by_channels = split_tiles_by_channels(tiles, team);
+  const auto [tile_begin, tile_end] =
+      by_channels ? std::pair<int64_t, int64_t>{0, tiles} : share(tiles, 1, thread, team);
+  const int64_t units = panels_.count * g_.groups;
+  const auto [unit_begin, unit_end] =
+      by_channels ? share(units, 1, thread, team) : std::pair<int64_t, int64_t>{0, units};
+  if (tile_begin >= tile_end || unit_begin >= unit_end) return;
+  const int64_t tile_bytes = points * 4 * (round_up(in, width) + panels_.lanes());
+  const int64_t share_tiles = tile_end - tile_begin;
+  const int64_t block = std::clamp<int64_t>(kTileBytes / tile_bytes, 8, 48);
+  const int64_t blocks = (share_tiles + block - 1) / block;
+  call.block_tiles = (share_tiles + blocks - 1) / blocks;  // equal ones
+  call.scratch = thread_scratch(kernels().winograd_scratch(call));
+  for (int64_t group = 0; group < g_.groups; ++group) {
+    const int64_t first = std::max(unit_begin, group * panels_.count) - group * panels_.count;
+    const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;
+    if (first >= last) continue;
+    const int64_t padded = round_up(out, width);
+    call.input = {const_cast<float*>(input) + group * in, input_.image, input_.row, input_.pixel};
+    call.output = {output + group * out, output_.image, output_.row, output_.pixel};
+    call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
+                     residual_.row, residual_.pixel};
+    call.weight = packed.weight.data() + group * padded * in * points;
+    call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
+    call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
+    kernels().winograd(call, tile_begin, tile_end, first, last);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/conv_algorithm.h"
 #include "cpu/kernel_table.h"
 
 namespace cnnfast::cpu {
@@ -15,6 +16,7 @@ struct ConvGeometry {
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
   int64_t out_height, out_width;
   Activation activation;
+  ConvAlgorithm algorithm{};
 
   int64_t group_in() const { return in_channels / groups; }
   int64_t group_out() const { return out_channels / groups; }
@@ -67,7 +69,8 @@ AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 
 class ConvJob {
  public:
-  // `input` holds the first tap of the first output pixel; pixels and padding lie around it in memory.
+  // `input` holds the first tap of the first output pixel; pixels and padding lie around it in memory, and
+  // what the algorithm reads beyond them (see overreach).
   ConvJob(const ConvGeometry& geometry, View input, View output, View residual);
 
   // Runs the share of `thread` out of `team`.
@@ -79,8 +82,10 @@ class ConvJob {
 
  private:
   void run_dense(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
+  void run_winograd(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   void run_depthwise(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   bool split_by_channels(int team) const;
+  bool split_tiles_by_channels(int64_t tiles, int team) const;
 
   ConvGeometry g_;
   View input_, output_, residual_;

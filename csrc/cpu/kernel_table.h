@@ -37,6 +37,25 @@ struct ConvCall {
   Activation activation;
 };
 
+// The same for square kernels, stride 1, dilation 1, one group, by Winograd's algorithm: tiles of tile x tile
+// output pixels from points x points input pixels, all of which must lie in memory for every tile, also for
+// one that reaches over the output's right or lower end.
+struct WinogradCall {
+  View input, output, residual;  // residual.data may be null
+  int64_t height, width;         // of the output
+  int64_t tile_rows, tile_columns;
+  int64_t points, tile;
+  int64_t in_channels, channels;
+  const float* weight;  // packed: panel, point, input channel, channel in the panel
+  const float* scale;   // padded to whole vectors, or null
+  const float* shift;   // padded to whole vectors, or null
+  int64_t panel_vectors;
+  int64_t chunk;        // input channels per pass
+  int64_t block_tiles;  // tiles worked on at once
+  float* scratch;       // winograd_scratch floats, aligned to a vector
+  Activation activation;
+};
+
 // Depthwise convolution: output channel c reads input channel c alone. weight: position, channel.
 struct DepthwiseCall {
   View input, output, residual;
@@ -82,6 +101,10 @@ struct KernelTable {
   // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
   void (*conv)(const ConvCall&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
                int64_t panel_end);
+  // Tiles [tile_begin, tile_end) over all images.
+  void (*winograd)(const WinogradCall&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                   int64_t panel_end);
+  int64_t (*winograd_scratch)(const WinogradCall&);
   // Output rows [row_begin, row_end) over all images.
   void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);

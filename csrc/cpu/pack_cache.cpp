@@ -13,6 +13,7 @@ struct Entry {
   uint32_t version;
   const void* data;
   int64_t groups;
+  ConvAlgorithm algorithm;
   std::shared_ptr<const AlignedFloats> packed;
 };
 
@@ -48,15 +49,15 @@ std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, con
       const Entry& e = it->second;
       // A new tensor may live at the address of a dead one: the weak reference tells.
       if (!e.tensor.expired() && e.version == version && e.data == weight.const_data_ptr() &&
-          e.groups == g.groups)
+          e.groups == g.groups && e.algorithm == g.algorithm)
         return e.packed;
     }
   }
   auto packed = pack(weight, g);
   std::lock_guard lock(mutex);
   sweep();
-  entries.insert_or_assign(
-      key, Entry{WeakTensor(weight.getIntrusivePtr()), version, weight.const_data_ptr(), g.groups, packed});
+  entries.insert_or_assign(key, Entry{WeakTensor(weight.getIntrusivePtr()), version, weight.const_data_ptr(),
+                                      g.groups, g.algorithm, packed});
   return packed;
 }
 

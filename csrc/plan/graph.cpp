@@ -12,7 +12,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 12> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 13> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -23,7 +23,8 @@ constexpr std::array<OpRule, 12> kRules{{{"input", 0, 0, 2},
                                          {"add", 2, 2, 0},
                                          {"concat", 1, kMany, 0},
                                          {"global_avg_pool", 1, 1, 0},
-                                         {"affine", 1, 1, 3}}};
+                                         {"affine", 1, 1, 3},
+                                         {"local_response_norm", 1, 1, 4}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -114,6 +115,7 @@ class Checker {
     for (const size_t i : {A::kPadTop, A::kPadLeft, A::kPadBottom, A::kPadRight})
       require(id, small(a[i], 0), "padding");
     require(id, a[A::kOut] % a[A::kGroups] == 0, "number of groups");
+    require(id, a[A::kLargestTile] >= 0, "tile size");
     require(id,
             constant(a[A::kWeight], product({a[A::kOut], a[A::kIn], a[A::kKernelH], a[A::kKernelW]})) &&
                 (a[A::kBias] == -1 || constant(a[A::kBias], a[A::kOut])),

@@ -15,7 +15,7 @@
 namespace cnnfast::plan {
 
 constexpr int64_t kMagic = 0x434E4E46;
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 
 enum class Op : int64_t {
   kInput = 0,      // rank, channels or features (-1: any)
@@ -30,7 +30,8 @@ enum class Op : int64_t {
   kAdd = 8,
   kConcat = 9,
   kGlobalAvgPool = 10,
-  kAffine = 11,  // scale, shift, channels
+  kAffine = 11,             // scale, shift, channels
+  kLocalResponseNorm = 12,  // size, alpha, beta, k; the last three are the bits of a float64
 };
 
 // Positions in a convolution's attributes.
@@ -51,6 +52,7 @@ struct Conv2dAttr {
     kDilationH,
     kDilationW,
     kGroups,
+    kLargestTile,  // of Winograd's algorithm; 0: direct convolution alone
     kCount
   };
 };

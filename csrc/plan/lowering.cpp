@@ -15,10 +15,12 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       values_(values),
       constants_(constants),
       program_(program),
+      algorithm_(graph.nodes.size()),
       buffer_of_(graph.nodes.size(), -1),
       channel_of_(graph.nodes.size(), 0) {}
 
 void Lowering::run() {
+  choose_algorithms();
   place_outputs();
   place_concats();
   place_rest();
@@ -57,13 +59,39 @@ bool Lowering::can_write_slice(int64_t node) const {
   return op != Op::kInput && op != Op::kReshapeImage && op != Op::kFlatten && buffer_of_[node] == -1;
 }
 
-// Whether a convolution reads the node's value with padding around it.
-bool Lowering::needs_border(int64_t node) const {
+cpu::ConvGeometry Lowering::conv_geometry(int64_t node) const {
   using A = Conv2dAttr;
-  return std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
-    return n.op == Op::kConv2d && n.inputs[0] == node &&
-           (n.attr[A::kPadTop] || n.attr[A::kPadLeft] || n.attr[A::kPadBottom] || n.attr[A::kPadRight]);
-  });
+  const Node& n = graph_.nodes[node];
+  const auto& a = n.attr;
+  const Value &in = values_[n.inputs[0]], &out = values_[node];
+  return {in.images,      in.channels,    a[A::kOut],     a[A::kGroups],    a[A::kKernelH],
+          a[A::kKernelW], a[A::kStrideH], a[A::kStrideW], a[A::kDilationH], a[A::kDilationW],
+          out.height,     out.width,      n.activation,   algorithm_[node]};
+}
+
+void Lowering::choose_algorithms() {
+  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
+    if (graph_.nodes[node].op == Op::kConv2d && values_[node].images > 0)
+      algorithm_[node] =
+          cpu::choose_algorithm(conv_geometry(node), graph_.nodes[node].attr[Conv2dAttr::kLargestTile]);
+}
+
+// What a convolution reads around its input.
+Border Lowering::border_of(int64_t node) const {
+  using A = Conv2dAttr;
+  const auto& a = graph_.nodes[node].attr;
+  const cpu::Overreach beyond = cpu::overreach(conv_geometry(node));
+  return {a[A::kPadTop], a[A::kPadLeft], a[A::kPadBottom] + beyond.bottom, a[A::kPadRight] + beyond.right};
+}
+
+// Whether a convolution reads beyond the node's value.
+bool Lowering::needs_border(int64_t node) const {
+  for (int64_t reader = node + 1; reader < static_cast<int64_t>(graph_.nodes.size()); ++reader) {
+    if (graph_.nodes[reader].op != Op::kConv2d || graph_.nodes[reader].inputs[0] != node) continue;
+    const Border b = border_of(reader);
+    if (b.top || b.left || b.bottom || b.right) return true;
+  }
+  return false;
 }
 
 // An output is computed straight into its tensor where it has no border and one reader wants it there.
@@ -116,11 +144,8 @@ void Lowering::demand_border(int64_t node, const Border& border) {
 }
 
 void Lowering::demand_borders() {
-  using A = Conv2dAttr;
-  for (const Node& node : graph_.nodes)
-    if (node.op == Op::kConv2d)
-      demand_border(node.inputs[0], {node.attr[A::kPadTop], node.attr[A::kPadLeft], node.attr[A::kPadBottom],
-                                     node.attr[A::kPadRight]});
+  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
+    if (graph_.nodes[node].op == Op::kConv2d) demand_border(graph_.nodes[node].inputs[0], border_of(node));
 }
 
 Place Lowering::place(int64_t node) const {
@@ -165,6 +190,8 @@ void Lowering::emit(int64_t node) {
       const Place other = from(1);
       return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), &other));
     }
+    case Op::kLocalResponseNorm:
+      return;
     case Op::kAffine:
       return add(affine_step(node, constants_.constant(n.attr[0]), constants_.constant(n.attr[1]),
                              n.activation, from(0), place(node), nullptr));
@@ -175,11 +202,7 @@ void Lowering::emit_conv(int64_t node) {
   using A = Conv2dAttr;
   const Node& n = graph_.nodes[node];
   const auto& a = n.attr;
-  const Value &in = values_[n.inputs[0]], &out = values_[node];
-  const cpu::ConvGeometry g{in.images,        in.channels,      a[A::kOut],     a[A::kGroups],
-                            a[A::kKernelH],   a[A::kKernelW],   a[A::kStrideH], a[A::kStrideW],
-                            a[A::kDilationH], a[A::kDilationW], out.height,     out.width,
-                            n.activation};
+  const cpu::ConvGeometry g = conv_geometry(node);
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   add(conv_step(node, g, a[A::kPadTop], a[A::kPadLeft], constants_.conv_constants(node, g),

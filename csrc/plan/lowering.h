@@ -26,6 +26,9 @@ class Lowering {
   void place_concats();
   void place_rest();
   bool can_write_slice(int64_t node) const;
+  void choose_algorithms();
+  cpu::ConvGeometry conv_geometry(int64_t node) const;
+  cpu::Border border_of(int64_t node) const;
   bool needs_border(int64_t node) const;
   void demand_border(int64_t node, const cpu::Border& border);
   void demand_borders();
@@ -45,9 +48,10 @@ class Lowering {
   ConstantStore& constants_;
   Program& program_;
   std::vector<Buffer> buffers_;
-  std::vector<int> buffer_of_;       // per node, -1: not placed
-  std::vector<int64_t> channel_of_;  // per node
-  std::vector<int> output_buffer_;   // per output
+  std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
+  std::vector<int> buffer_of_;                 // per node, -1: not placed
+  std::vector<int64_t> channel_of_;            // per node
+  std::vector<int> output_buffer_;             // per output
 };
 
 }  // namespace cnnfast::plan

@@ -70,7 +70,8 @@ std::shared_ptr<Program> Network::program(const std::vector<at::Tensor>& inputs)
 }
 
 std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const cpu::ConvGeometry& g) {
-  const std::vector<int64_t> key{id, g.in_channels, g.kernel_h, g.kernel_w};
+  const std::vector<int64_t> key{id,         g.in_channels,      g.kernel_h,
+                                 g.kernel_w, g.algorithm.points, g.algorithm.tile};
   auto& packed = constants_[key];
   if (packed) return packed;
   const Node& node = graph_.nodes[id];

@@ -48,6 +48,8 @@ class Inference {
       }
       case Op::kActivation:
         return in(id, 0);
+      case Op::kLocalResponseNorm:
+        return images(id, 0);
       case Op::kAffine:
         require(id, in(id, 0).channels == node.attr[2], in(id, 0));
         return in(id, 0);

@@ -70,8 +70,12 @@ class Conv : public Step {
     out << "conv " << g.kernel_h << "x" << g.kernel_w;
     if (g.stride_h != 1 || g.stride_w != 1) out << " / " << g.stride_h << "x" << g.stride_w;
     if (g.groups != 1) out << " groups " << g.groups;
-    out << ", " << g.in_channels << " to " << size_text(writes_.size) << ", direct, panel of "
-        << cpu::Panels::of(g.group_out()).lanes();
+    out << ", " << g.in_channels << " to " << size_text(writes_.size);
+    if (g.algorithm.direct())
+      out << ", direct";
+    else
+      out << ", winograd tiles of " << g.algorithm.tile;
+    out << ", panel of " << cpu::Panels::of(g.group_out()).lanes();
     return out.str();
   }
 

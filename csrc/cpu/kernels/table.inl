@@ -12,8 +12,8 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
 #include "cpu/kernels/pool.inl"
+#include "cpu/kernels/winograd.inl"
 
-#define CNNFAST_KERNEL_TABLE(name)                                          \
-  {name,      Vec::kWidth,     Vec::kPanelVectors, tile_pixels, conv,       \
-   depthwise, pool<MaxReduce>, pool<MeanReduce>,   affine,      column_sum, \
-   add,       activate}
+#define CNNFAST_KERNEL_TABLE(name)                                                                      \
+  {name,      Vec::kWidth,     Vec::kPanelVectors, tile_pixels, conv,       winograd, winograd_scratch, \
+   depthwise, pool<MaxReduce>, pool<MeanReduce>,   affine,      column_sum, add,      activate}

@@ -1,0 +1,134 @@
+#include "cpu/conv_algorithm.h"
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "cpu/conv_job.h"
+#include "cpu/winograd_points.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What is compiled, see kernels/winograd.inl.
+constexpr std::array<ConvAlgorithm, 6> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}, {6, 2}, {8, 4}}};
+
+bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
+  const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
+  const int64_t kernel = a.points - a.tile + 1;
+  return plain && !g.depthwise() && g.kernel_h == kernel && g.kernel_w == kernel;
+}
+
+// Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with kernels/winograd.inl alone, see
+// docs/performance.md; ratios, not seconds, decide.
+constexpr double kDirectEfficiency = 0.88;
+constexpr double kProductEfficiency = 0.93;
+constexpr double kCyclesPerByte = 0.3;  // weights streamed from memory by all cores together
+
+// Transforming one vector of channels of one tile, there and back.
+double transform_cycles(const ConvAlgorithm& a) {
+  const double per_point = a.points == 8 ? 36 : 20;
+  return per_point * static_cast<double>(a.points * a.points);
+}
+
+// Arithmetic and streaming overlap, though not wholly.
+double overlapped(double compute, double stream) {
+  return std::max(compute, stream) + 0.3 * std::min(compute, stream);
+}
+
+double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
+  const auto width = static_cast<double>(kernels().vector_width);
+  const auto in = static_cast<double>(g.group_in());
+  const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
+  const auto in_vectors = static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
+  const auto groups = static_cast<double>(g.groups);
+  const double weights = 4.0 * groups * in * out_vectors * width;
+  if (a.direct()) {
+    const double pixels = static_cast<double>(g.images * g.out_height * g.out_width);
+    const double taps = static_cast<double>(g.kernel_h * g.kernel_w);
+    return overlapped(groups * pixels * taps * in * out_vectors / kDirectEfficiency,
+                      weights * taps * kCyclesPerByte);
+  }
+  const auto points = static_cast<double>(a.points * a.points);
+  const auto tiles =
+      static_cast<double>(g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile));
+  const double products = groups * tiles * points * in * out_vectors / kProductEfficiency;
+  const double transforms = groups * tiles * transform_cycles(a) * (0.6 * in_vectors + 0.4 * out_vectors);
+  return overlapped(products + transforms, weights * points * kCyclesPerByte);
+}
+
+// Rows of the kernel transform: the powers of a point over the product of its distances to the other points.
+template <int N>
+std::vector<double> kernel_matrix(int64_t kernel) {
+  using P = WinogradPoints<N>;
+  std::vector<double> point;
+  if (P::kZero) point.push_back(0.0);
+  for (const double p : P::kPair) {
+    point.push_back(p);
+    point.push_back(-p);
+  }
+  std::vector<double> matrix(static_cast<size_t>(N * kernel), 0.0);
+  for (int i = 0; i < N - 1; ++i) {
+    double distances = 1.0;
+    for (int j = 0; j < N - 1; ++j)
+      if (j != i) distances *= point[i] - point[j];
+    double power = 1.0;
+    for (int64_t k = 0; k < kernel; ++k, power *= point[i]) matrix[i * kernel + k] = power / distances;
+  }
+  matrix[N * kernel - 1] = 1.0;
+  return matrix;
+}
+
+const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
+  static const std::array<std::vector<double>, 6> matrices{kernel_matrix<4>(3), kernel_matrix<5>(3),
+                                                           kernel_matrix<6>(3), kernel_matrix<8>(3),
+                                                           kernel_matrix<6>(5), kernel_matrix<8>(5)};
+  const auto at = std::find(kWinograd.begin(), kWinograd.end(), a) - kWinograd.begin();
+  return matrices[static_cast<size_t>(at)];
+}
+
+}  // namespace
+
+ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
+  ConvAlgorithm best;
+  double best_cost = cost(g, best);
+  for (const ConvAlgorithm& a : kWinograd) {
+    if (a.tile > largest_tile || !can_serve(g, a)) continue;
+    const double c = cost(g, a);
+    if (c < best_cost) {
+      best = a;
+      best_cost = c;
+    }
+  }
+  return best;
+}
+
+Overreach overreach(const ConvGeometry& g) {
+  if (g.algorithm.direct()) return {};
+  const int64_t tile = g.algorithm.tile;
+  return {divide_up(g.out_height, tile) * tile - g.out_height,
+          divide_up(g.out_width, tile) * tile - g.out_width};
+}
+
+void transform_kernels(const ConvAlgorithm& a, const std::vector<double>& kernels, int64_t count, float* to,
+                       int64_t step) {
+  const std::vector<double>& matrix = kernel_matrix_of(a);
+  const int64_t size = a.points - a.tile + 1;
+  std::vector<double> rows(static_cast<size_t>(size * count)), sums(static_cast<size_t>(count));
+  for (int64_t i = 0; i < a.points; ++i) {
+    std::fill(rows.begin(), rows.end(), 0.0);
+    for (int64_t y = 0; y < size; ++y)
+      for (int64_t k = 0; k < size * count; ++k)
+        rows[k] += matrix[i * size + y] * kernels[y * size * count + k];
+    for (int64_t j = 0; j < a.points; ++j, to += step) {
+      std::fill(sums.begin(), sums.end(), 0.0);
+      for (int64_t x = 0; x < size; ++x)
+        for (int64_t k = 0; k < count; ++k) sums[k] += matrix[j * size + x] * rows[x * count + k];
+      for (int64_t k = 0; k < count; ++k) to[k] = static_cast<float>(sums[k]);
+    }
+  }
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,36 @@
+// How a convolution is computed: directly, or by Winograd's algorithm with one of several tile sizes.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace cnnfast::cpu {
+
+struct ConvGeometry;
+
+// tile 0: direct. Else tile x tile output pixels from points x points input pixels.
+struct ConvAlgorithm {
+  int64_t points = 0, tile = 0;
+  bool direct() const { return tile == 0; }
+  bool operator==(const ConvAlgorithm&) const = default;
+};
+
+// Largest tile that choose_algorithm may take when accuracy is no concern.
+constexpr int64_t kLargestTile = 6;
+
+// The cheapest for these sizes by a model of arithmetic and of bytes moved; tiles up to `largest_tile` (0:
+// direct). Does not depend on the number of threads, so that results don't either.
+ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
+
+// Rows below and columns to the right that are read beyond those of a direct convolution: tiles that reach
+// over the output's end. Finite values must be there; they do not enter the result.
+struct Overreach {
+  int64_t bottom = 0, right = 0;
+};
+Overreach overreach(const ConvGeometry& geometry);
+
+// Transforms `count` kernels at once, kernels[(y * size + x) * count + k]: writes the `count` values of each
+// of the points x points places, `step` floats apart.
+void transform_kernels(const ConvAlgorithm& algorithm, const std::vector<double>& kernels, int64_t count,
+                       float* to, int64_t step);
+
+}  // namespace cnnfast::cpu

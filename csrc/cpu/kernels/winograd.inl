@@ -1,0 +1,315 @@
+// Winograd convolution F(m x m, r x r), NHWC (Lavin and Gray 2015, arXiv:1509.09308). A block of tiles is
+// transformed, multiplied by the transformed weights in n x n small matrix products, and transformed back
+// while it is in the second-level cache. Vectors run over channels throughout.
+#include "cpu/winograd_points.h"
+
+namespace {
+
+// Coefficients of the product of (x^2 - p^2) over all pairs but `left_out`, by powers of x^2.
+template <int N>
+struct PairProduct {
+  double c[WinogradPoints<N>::kPairs + 1];
+  constexpr explicit PairProduct(int left_out) : c{} {
+    c[0] = 1.0;
+    int degree = 0;
+    for (int q = 0; q < WinogradPoints<N>::kPairs; ++q) {
+      if (q == left_out) continue;
+      const double square = WinogradPoints<N>::kPair[q] * WinogradPoints<N>::kPair[q];
+      ++degree;
+      for (int k = degree; k > 0; --k) c[k] = c[k - 1] - square * c[k];
+      c[0] *= -square;
+    }
+  }
+};
+
+// Terms of that product times x^(first): in[first], in[first + 2], ... The coefficients are template
+// arguments in effect, for the compiler to see them as constants.
+template <int N, int LeftOut, int K>
+inline Vec product_terms(const Vec* in, int step, Vec sum) {
+  if constexpr (K < 0) {
+    return sum;
+  } else {
+    constexpr float coefficient = static_cast<float>(PairProduct<N>(LeftOut).c[K]);
+    return product_terms<N, LeftOut, K - 1>(in, step,
+                                            Vec::fma(Vec::set1(coefficient), in[2 * K * step], sum));
+  }
+}
+
+template <int N, int LeftOut>
+inline Vec product_of(const Vec* in, int step) {
+  constexpr int degree = WinogradPoints<N>::kPairs - (LeftOut >= 0 ? 1 : 0);
+  return product_terms<N, LeftOut, degree - 1>(in, step, in[2 * degree * step]);
+}
+
+template <int N, int Q>
+inline void transform_input_pairs(const Vec* in, int in_step, Vec* out, int out_step) {
+  using P = WinogradPoints<N>;
+  if constexpr (Q < P::kPairs) {
+    constexpr int zero = P::kZero ? 1 : 0;
+    constexpr float point = static_cast<float>(P::kPair[Q]);
+    const Vec even = product_of<N, Q>(in + (1 + zero) * in_step, in_step);
+    Vec odd = product_of<N, Q>(in + zero * in_step, in_step);
+    if constexpr (point != 1.0f) odd = odd * Vec::set1(point);
+    out[(zero + 2 * Q) * out_step] = even + odd;
+    out[(zero + 2 * Q + 1) * out_step] = even - odd;
+    transform_input_pairs<N, Q + 1>(in, in_step, out, out_step);
+  }
+}
+
+// One dimension of the input transform: in[i * in_step] -> out[i * out_step], N values each. Row i of the
+// matrix holds the coefficients of the product of (x - q) over all finite points q but the i-th.
+template <int N>
+inline void transform_input(const Vec* in, int in_step, Vec* out, int out_step) {
+  using P = WinogradPoints<N>;
+  if constexpr (P::kZero) out[0] = product_of<N, -1>(in, in_step);
+  transform_input_pairs<N, 0>(in, in_step, out, out_step);
+  out[(N - 1) * out_step] = product_of<N, -1>(in + (P::kZero ? in_step : 0), in_step);
+}
+
+constexpr double power(double x, int k) { return k == 0 ? 1.0 : x * power(x, k - 1); }
+
+template <int N, int K, int Q>
+inline Vec pair_terms(const Vec* part, Vec y) {
+  if constexpr (Q == WinogradPoints<N>::kPairs) {
+    return y;
+  } else {
+    constexpr float factor = static_cast<float>(power(WinogradPoints<N>::kPair[Q], K));
+    if constexpr (factor == 1.0f)
+      return pair_terms<N, K, Q + 1>(part, y + part[Q]);
+    else
+      return pair_terms<N, K, Q + 1>(part, Vec::fma(part[Q], Vec::set1(factor), y));
+  }
+}
+
+template <int N, int M, int K>
+inline void transform_output_rows(const Vec* in, int in_step, const Vec* sum, const Vec* difference, Vec* out,
+                                  int out_step) {
+  if constexpr (K < M) {
+    using P = WinogradPoints<N>;
+    const Vec* part = K % 2 ? difference : sum;
+    constexpr float factor = static_cast<float>(power(P::kPair[0], K));
+    Vec y = factor == 1.0f ? part[0] : part[0] * Vec::set1(factor);
+    if constexpr (K == 0 && P::kZero) y = y + in[0];
+    y = pair_terms<N, K, 1>(part, y);
+    if constexpr (K == M - 1) y = y + in[(N - 1) * in_step];
+    out[K * out_step] = y;
+    transform_output_rows<N, M, K + 1>(in, in_step, sum, difference, out, out_step);
+  }
+}
+
+// One dimension of the output transform: N values -> M values; row k of the matrix holds the k-th powers.
+template <int N, int M>
+inline void transform_output(const Vec* in, int in_step, Vec* out, int out_step) {
+  using P = WinogradPoints<N>;
+  constexpr int zero = P::kZero ? 1 : 0;
+  Vec sum[P::kPairs], difference[P::kPairs];
+#pragma GCC unroll 4
+  for (int q = 0; q < P::kPairs; ++q) {
+    const Vec plus = in[(zero + 2 * q) * in_step], minus = in[(zero + 2 * q + 1) * in_step];
+    sum[q] = plus + minus;
+    difference[q] = plus - minus;
+  }
+  transform_output_rows<N, M, 0>(in, in_step, sum, difference, out, out_step);
+}
+
+// Where the parts of a block of tiles lie in scratch memory. Distances of points are kept off multiples of 4
+// KB, which would put all points into one set of the first-level cache.
+struct WinogradScratch {
+  int64_t input_row, input_point, product_row, product_point;
+  int64_t floats;
+  WinogradScratch(const WinogradCall& c, int points) {
+    const int64_t w = Vec::kWidth;
+    input_row = (c.in_channels + w - 1) / w * w;
+    input_point = c.block_tiles * input_row + w;
+    product_row = c.panel_vectors * w;
+    product_point = c.block_tiles * product_row + w;
+    floats = points * (input_point + product_point);
+  }
+};
+
+struct TilePlace {
+  int64_t image, y, x;  // output pixel at the top left
+  TilePlace(const WinogradCall& c, int64_t tile) {
+    const int64_t row = tile / c.tile_columns;
+    x = tile % c.tile_columns * c.tile;
+    y = row % c.tile_rows * c.tile;
+    image = row / c.tile_rows;
+  }
+};
+
+template <int N>
+void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
+                    float* to) {
+  const float* from = c.input.data + at.image * c.input.image + at.y * c.input.row + at.x * c.input.pixel;
+  for (int64_t channel = 0; channel < c.in_channels; channel += Vec::kWidth) {
+    const int64_t lanes = c.in_channels - channel;
+    Vec t[N * N];
+#pragma GCC unroll 8
+    for (int y = 0; y < N; ++y) {
+      Vec d[N];
+      const float* p = from + y * c.input.row + channel;
+#pragma GCC unroll 8
+      for (int x = 0; x < N; ++x, p += c.input.pixel)
+        d[x] = lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
+      transform_input<N>(d, 1, t + y * N, 1);
+    }
+    float* out = to + tile * s.input_row + channel;
+#pragma GCC unroll 8
+    for (int x = 0; x < N; ++x) {
+      Vec v[N];
+      transform_input<N>(t + x, N, v, 1);
+#pragma GCC unroll 8
+      for (int y = 0; y < N; ++y) v[y].store(out + (y * N + x) * s.input_point);
+    }
+  }
+}
+
+template <int N, int M>
+void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
+                     const float* product, int64_t panel_channel) {
+  const int64_t rows = c.height - at.y < M ? c.height - at.y : M;
+  const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
+  const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
+  auto place = [&](const View& v) {
+    return v.data + at.image * v.image + at.y * v.row + at.x * v.pixel + panel_channel;
+  };
+  for (int64_t channel = 0; channel < end; channel += Vec::kWidth) {
+    const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
+    const float* from = product + tile * s.product_row + channel;
+    Vec t[M * N];
+#pragma GCC unroll 8
+    for (int x = 0; x < N; ++x) {
+      Vec m[N];
+#pragma GCC unroll 8
+      for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.product_point);
+      transform_output<N, M>(m, 1, t + x, N);
+    }
+    const Vec scale = c.scale ? Vec::load(c.scale + panel_channel + channel) : Vec::set1(1.0f);
+    const Vec shift = c.shift ? Vec::load(c.shift + panel_channel + channel) : Vec::zero();
+#pragma GCC unroll 8
+    for (int y = 0; y < M; ++y) {
+      if (y >= rows) break;
+      Vec v[M];
+      transform_output<N, M>(t + y * N, 1, v, 1);
+      float* out = place(c.output) + y * c.output.row + channel;
+      const float* residual = c.residual.data ? place(c.residual) + y * c.residual.row + channel : nullptr;
+#pragma GCC unroll 8
+      for (int x = 0; x < M; ++x) {
+        if (x >= columns) break;
+        Vec r = c.scale ? Vec::fma(v[x], scale, shift) : v[x] + shift;
+        if (residual) r = r + Vec::load_first(residual + x * c.residual.pixel, lanes);
+        apply(c.activation, r).store_first(out + x * c.output.pixel, lanes);
+      }
+    }
+  }
+}
+
+// rows x length times length x (NV vectors), added to what is there unless `first`.
+template <int NV, int R>
+inline void winograd_multiply(const float* a, int64_t a_row, const float* b, int64_t length, float* out,
+                              int64_t out_row, bool first) {
+  Vec acc[R][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      acc[r][j] = first ? Vec::zero() : Vec::load(out + r * out_row + j * Vec::kWidth);
+  for (int64_t k = 0; k < length; ++k, b += NV * Vec::kWidth) {
+    Vec w[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) w[j] = Vec::load(b + j * Vec::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec x = Vec::set1(a[r * a_row + k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = Vec::fma(x, w[j], acc[r][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) acc[r][j].store(out + r * out_row + j * Vec::kWidth);
+}
+
+template <int NV, int R = kTilePixels[NV - 1]>
+inline void winograd_multiply_rows(int64_t rows, const float* a, int64_t a_row, const float* b,
+                                   int64_t length, float* out, int64_t out_row, bool first) {
+  if (rows == R) return winograd_multiply<NV, R>(a, a_row, b, length, out, out_row, first);
+  if constexpr (R > 1) winograd_multiply_rows<NV, R - 1>(rows, a, a_row, b, length, out, out_row, first);
+}
+
+// One point: all tiles of a block, in passes over the channels whose weights stay in the first-level cache.
+template <int NV>
+void winograd_product(const WinogradCall& c, const WinogradScratch& s, const float* input,
+                      const float* weight, float* product, int64_t tiles) {
+  const int64_t blocks = (tiles + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
+  for (int64_t k = 0; k < c.in_channels; k += c.chunk) {
+    const int64_t length = c.in_channels - k < c.chunk ? c.in_channels - k : c.chunk;
+    for (int64_t t = 0; t < blocks; ++t) {
+      const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
+      winograd_multiply_rows<NV>(end - begin, input + begin * s.input_row + k, s.input_row,
+                                 weight + k * NV * Vec::kWidth, length, product + begin * s.product_row,
+                                 s.product_row, k == 0);
+    }
+  }
+}
+
+void winograd_product_of(int64_t vectors, const WinogradCall& c, const WinogradScratch& s, const float* input,
+                         const float* weight, float* product, int64_t tiles) {
+  if (vectors == 1) return winograd_product<1>(c, s, input, weight, product, tiles);
+  if constexpr (Vec::kPanelVectors >= 2)
+    if (vectors == 2) return winograd_product<2>(c, s, input, weight, product, tiles);
+  if constexpr (Vec::kPanelVectors >= 3)
+    if (vectors == 3) return winograd_product<3>(c, s, input, weight, product, tiles);
+  if constexpr (Vec::kPanelVectors >= 4)
+    if (vectors == 4) return winograd_product<4>(c, s, input, weight, product, tiles);
+}
+
+template <int N, int M>
+void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                    int64_t panel_end) {
+  const WinogradScratch s(c, N * N);
+  float* input = c.scratch;
+  float* product = c.scratch + N * N * s.input_point;
+  const int64_t lanes = c.panel_vectors * Vec::kWidth;
+  for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
+    const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
+    for (int64_t t = 0; t < tiles; ++t) winograd_input<N>(c, s, t, TilePlace(c, begin + t), input);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const int64_t channel = panel * lanes;
+      const int64_t left = c.channels - channel < lanes ? c.channels - channel : lanes;
+      const int64_t vectors = (left + Vec::kWidth - 1) / Vec::kWidth;
+      const float* weight = c.weight + N * N * channel * c.in_channels;
+      for (int point = 0; point < N * N; ++point)
+        winograd_product_of(vectors, c, s, input + point * s.input_point,
+                            weight + point * c.in_channels * vectors * Vec::kWidth,
+                            product + point * s.product_point, tiles);
+      for (int64_t t = 0; t < tiles; ++t)
+        winograd_output<N, M>(c, s, t, TilePlace(c, begin + t), product, channel);
+    }
+  }
+}
+
+void winograd(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+              int64_t panel_end) {
+  switch (c.points * 16 + c.tile) {
+    case 4 * 16 + 2:
+      return winograd_tiles<4, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 5 * 16 + 3:
+      return winograd_tiles<5, 3>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 6 * 16 + 4:
+      return winograd_tiles<6, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 8 * 16 + 6:
+      return winograd_tiles<8, 6>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 6 * 16 + 2:
+      return winograd_tiles<6, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 8 * 16 + 4:
+      return winograd_tiles<8, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+  }
+}
+
+int64_t winograd_scratch(const WinogradCall& c) {
+  return WinogradScratch(c, static_cast<int>(c.points * c.points)).floats;
+}
+
+}  // namespace
