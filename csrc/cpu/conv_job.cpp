@@ -45,17 +45,24 @@ void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrid
     }
 }
 
-// Scratch memory of the calling thread, kept for its next call.
-float* thread_scratch(int64_t floats) {
-  thread_local AlignedFloats memory(0);
-  if (memory.size() < floats) memory = AlignedFloats(floats);
-  return memory.data();
-}
-
 }  // namespace
+
+float* thread_scratch(ScratchSlot slot, int64_t floats) {
+  thread_local std::vector<AlignedFloats> memory;
+  while (memory.size() < static_cast<size_t>(ScratchSlot::kCount)) memory.emplace_back(0);
+  AlignedFloats& own = memory[static_cast<size_t>(slot)];
+  if (own.size() < floats) own = AlignedFloats(floats);
+  return own.data();
+}
 
 double ConvGeometry::flops() const {
   return 2.0 * static_cast<double>(images) * out_height * out_width * out_channels * depth();
+}
+
+int64_t ConvGeometry::packed_bytes() const {
+  const int64_t taps = algorithm.direct() ? kernel_h * kernel_w : algorithm.points * algorithm.points;
+  return groups * round_up(group_out(), kernels().vector_width) * group_in() * taps *
+         static_cast<int64_t>(sizeof(float));
 }
 
 AlignedFloats::AlignedFloats(int64_t count) : size_(count) {
@@ -119,8 +126,13 @@ AlignedFloats pack_channels(const ConvGeometry& g, const float* values) {
   return packed;
 }
 
-ConvJob::ConvJob(const ConvGeometry& geometry, View input, View output, View residual)
-    : g_(geometry), input_(input), output_(output), residual_(residual), panels_(Panels::of(g_.group_out())) {
+ConvJob::ConvJob(const ConvGeometry& geometry, View input, View output, View residual, Prologue prologue)
+    : g_(geometry),
+      input_(input),
+      output_(output),
+      residual_(residual),
+      prologue_(prologue),
+      panels_(Panels::of(g_.group_out())) {
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in() && !g_.depthwise();
   const int64_t columns = adjacent ? 1 : g_.kernel_w;
   length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
@@ -223,6 +235,7 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   call.channels = out;
   call.panel_vectors = panels_.vectors;
   call.activation = g_.activation;
+  call.prologue = prologue_;
   const int64_t passes = (in * panels_.lanes() * 4 + kChunkBytes - 1) / kChunkBytes;
   call.chunk = (in + passes - 1) / passes;
   const int64_t tiles = g_.images * call.tile_rows * call.tile_columns;
@@ -238,7 +251,7 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   const int64_t block = std::clamp<int64_t>(kTileBytes / tile_bytes, 8, 48);
   const int64_t blocks = (share_tiles + block - 1) / block;
   call.block_tiles = (share_tiles + blocks - 1) / blocks;  // equal ones
-  call.scratch = thread_scratch(kernels().winograd_scratch(call));
+  call.scratch = thread_scratch(ScratchSlot::kWinograd, kernels().winograd_scratch(call));
   for (int64_t group = 0; group < g_.groups; ++group) {
     const int64_t first = std::max(unit_begin, group * panels_.count) - group * panels_.count;
     const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;

@@ -22,7 +22,8 @@ struct ConvGeometry {
   int64_t group_out() const { return out_channels / groups; }
   bool depthwise() const { return groups > 1 && in_channels == groups && out_channels == groups; }
   int64_t depth() const { return kernel_h * kernel_w * group_in(); }
-  double flops() const;  // two per multiply-add
+  double flops() const;          // two per multiply-add
+  int64_t packed_bytes() const;  // of the weights as the kernels read them
 };
 
 // 64-byte aligned floats.
@@ -67,11 +68,16 @@ AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStri
 // Copies `values` (one per output channel, or null) for the kernels; null stays empty.
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 
+// Scratch memory of the calling thread, kept for its next call. Each user has a slot of its own.
+enum class ScratchSlot { kWinograd, kStrip, kCount };
+float* thread_scratch(ScratchSlot slot, int64_t floats);
+
 class ConvJob {
  public:
   // `input` holds the first tap of the first output pixel; pixels and padding lie around it in memory, and
   // what the algorithm reads beyond them (see overreach).
-  ConvJob(const ConvGeometry& geometry, View input, View output, View residual);
+  // A prologue is for Winograd's algorithm alone; nothing around the image is read then.
+  ConvJob(const ConvGeometry& geometry, View input, View output, View residual, Prologue prologue = {});
 
   // Runs the share of `thread` out of `team`.
   void run(const PackedConv& packed, int thread, int team) const;
@@ -89,6 +95,7 @@ class ConvJob {
 
   ConvGeometry g_;
   View input_, output_, residual_;
+  Prologue prologue_;
   Panels panels_;
   std::vector<int64_t> tap_;
   int64_t length_;

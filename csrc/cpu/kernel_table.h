@@ -37,6 +37,16 @@ struct ConvCall {
   Activation activation;
 };
 
+// What happens to an input on its way into a layer: act(x * scale + shift), with zeros around the image
+// behind it. Row y and column x of the padded image hold pixel (y - top, x - left) of the image; memory
+// around the image is not read.
+struct Prologue {
+  const float* scale;  // one per channel; null: no prologue
+  const float* shift;
+  Activation activation;
+  int64_t top, left, height, width;
+};
+
 // The same for square kernels, stride 1, dilation 1, one group, by Winograd's algorithm: tiles of tile x tile
 // output pixels from points x points input pixels, all of which must lie in memory for every tile, also for
 // one that reaches over the output's right or lower end.
@@ -53,6 +63,7 @@ struct WinogradCall {
   int64_t chunk;        // input channels per pass
   int64_t block_tiles;  // tiles worked on at once
   float* scratch;       // winograd_scratch floats, aligned to a vector
+  Prologue prologue;
   Activation activation;
 };
 
@@ -77,7 +88,8 @@ struct PoolCall {
   bool count_include_pad;
   int64_t divisor_override;  // 0: none
   int64_t padded_height,
-      padded_width;  // input plus padding, without what ceil_mode adds (average pooling's divisor)
+      padded_width;     // input plus padding, without what ceil_mode adds (average pooling's divisor)
+  Prologue prologue{};  // scale, shift and activation alone
 };
 
 // y = act(x * scale + shift + residual), rows of `channels` floats; scale, shift, residual may be null.

@@ -9,6 +9,13 @@ namespace cnnfast::plan {
 using cpu::Border;
 using cpu::ImageSize;
 
+namespace {
+
+// What may be read again for every strip of a convolution with pooling.
+constexpr int64_t kStripWeightBytes = 5 << 19;
+
+}  // namespace
+
 Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, ConstantStore& constants,
                    Program& program)
     : graph_(graph),
@@ -16,11 +23,16 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       constants_(constants),
       program_(program),
       algorithm_(graph.nodes.size()),
+      prologue_(graph.nodes.size(), false),
+      pooled_by_(graph.nodes.size(), -1),
+      strips_(graph.nodes.size()),
       buffer_of_(graph.nodes.size(), -1),
       channel_of_(graph.nodes.size(), 0) {}
 
 void Lowering::run() {
   choose_algorithms();
+  find_prologues();
+  find_conv_pools();
   place_outputs();
   place_concats();
   place_rest();
@@ -76,11 +88,78 @@ void Lowering::choose_algorithms() {
           cpu::choose_algorithm(conv_geometry(node), graph_.nodes[node].attr[Conv2dAttr::kLargestTile]);
 }
 
+// An affine node with one reader that can do its work on the way in.
+void Lowering::find_prologues() {
+  const std::vector<int64_t> reader = only_readers();
+  for (size_t node = 0; node < graph_.nodes.size(); ++node) {
+    if (graph_.nodes[node].op != Op::kAffine || reader[node] < 0) continue;
+    const Node& next = graph_.nodes[reader[node]];
+    const bool conv = next.op == Op::kConv2d && next.inputs[0] == static_cast<int64_t>(node) &&
+                      !algorithm_[reader[node]].direct();
+    const bool pool = next.op == Op::kMaxPool2d || next.op == Op::kAvgPool2d || next.op == Op::kGlobalAvgPool;
+    prologue_[node] = conv || pool;
+  }
+}
+
+// Per node: the one node that reads it, -1 where there are several, or it is an output.
+std::vector<int64_t> Lowering::only_readers() const {
+  std::vector<int64_t> readers(graph_.nodes.size(), 0), reader(graph_.nodes.size(), -1);
+  for (size_t node = 0; node < graph_.nodes.size(); ++node)
+    for (const int64_t input : graph_.nodes[node].inputs) {
+      ++readers[input];
+      reader[input] = static_cast<int64_t>(node);
+    }
+  for (const int64_t output : graph_.outputs) readers[source_of(output)] += 2;
+  for (size_t node = 0; node < graph_.nodes.size(); ++node)
+    if (readers[node] != 1) reader[node] = -1;
+  return reader;
+}
+
+// Convolutions whose only reader is a pooling are computed with it, strip by strip, unless their weights
+// would be read from memory for every strip.
+void Lowering::find_conv_pools() {
+  const std::vector<int64_t> reader = only_readers();
+  for (size_t node = 0; node < graph_.nodes.size(); ++node) {
+    const Node& n = graph_.nodes[node];
+    if (n.op != Op::kConv2d || n.inputs.size() != 1 || reader[node] < 0 || prologue_[n.inputs[0]]) continue;
+    const int64_t pool = reader[node];
+    const Op op = graph_.nodes[pool].op;
+    const cpu::ConvGeometry g = conv_geometry(static_cast<int64_t>(node));
+    if ((op != Op::kMaxPool2d && op != Op::kAvgPool2d) || g.depthwise() ||
+        g.packed_bytes() > kStripWeightBytes || g.images == 0)
+      continue;
+    pooled_by_[node] = pool;
+    strips_[node] = cut_strips(g, window_of(graph_.nodes[pool])->height, values_[pool].height);
+  }
+}
+
+// The node whose value the first input is read from.
+int64_t Lowering::read_by(int64_t node) const {
+  const int64_t input = graph_.nodes[node].inputs[0];
+  return prologue_[input] ? graph_.nodes[input].inputs[0] : input;
+}
+
+cpu::Prologue Lowering::prologue_of(int64_t node) const {
+  const int64_t input = graph_.nodes[node].inputs[0];
+  if (!prologue_[input]) return {};
+  const Node& n = graph_.nodes[input];
+  const Value& v = values_[input];
+  cpu::Prologue p{
+      constants_.constant(n.attr[0]), constants_.constant(n.attr[1]), n.activation, 0, 0, v.height, v.width};
+  if (graph_.nodes[node].op == Op::kConv2d) {
+    p.top = graph_.nodes[node].attr[Conv2dAttr::kPadTop];
+    p.left = graph_.nodes[node].attr[Conv2dAttr::kPadLeft];
+  }
+  return p;
+}
+
 // What a convolution reads around its input.
 Border Lowering::border_of(int64_t node) const {
+  if (prologue_[graph_.nodes[node].inputs[0]]) return {};
   using A = Conv2dAttr;
   const auto& a = graph_.nodes[node].attr;
-  const cpu::Overreach beyond = cpu::overreach(conv_geometry(node));
+  cpu::Overreach beyond = cpu::overreach(conv_geometry(node));
+  if (pooled_by_[node] >= 0) beyond.bottom = strips_overreach(conv_geometry(node), strips_[node]);
   return {a[A::kPadTop], a[A::kPadLeft], a[A::kPadBottom] + beyond.bottom, a[A::kPadRight] + beyond.right};
 }
 
@@ -126,7 +205,7 @@ void Lowering::place_concats() {
 void Lowering::place_rest() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
     const Op op = graph_.nodes[node].op;
-    if (op == Op::kFlatten || buffer_of_[node] != -1) continue;
+    if (op == Op::kFlatten || prologue_[node] || pooled_by_[node] >= 0 || buffer_of_[node] != -1) continue;
     const bool reshaped =
         op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
           return n.op == Op::kReshapeImage && n.inputs[0] == node;
@@ -145,7 +224,7 @@ void Lowering::demand_border(int64_t node, const Border& border) {
 
 void Lowering::demand_borders() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
-    if (graph_.nodes[node].op == Op::kConv2d) demand_border(graph_.nodes[node].inputs[0], border_of(node));
+    if (graph_.nodes[node].op == Op::kConv2d) demand_border(read_by(node), border_of(node));
 }
 
 Place Lowering::place(int64_t node) const {
@@ -163,6 +242,7 @@ Place Lowering::place(int64_t node) const {
 
 void Lowering::emit(int64_t node) {
   const Node& n = graph_.nodes[node];
+  if (prologue_[node] || pooled_by_[node] >= 0) return;
   const auto from = [&](size_t i) { return place(n.inputs[i]); };
   switch (n.op) {
     case Op::kInput:
@@ -206,7 +286,7 @@ void Lowering::emit_conv(int64_t node) {
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   add(conv_step(node, g, a[A::kPadTop], a[A::kPadLeft], constants_.conv_constants(node, g),
-                place(n.inputs[0]), place(node), residual ? &*residual : nullptr));
+                place(read_by(node)), place(node), residual ? &*residual : nullptr, prologue_of(node)));
 }
 
 // Over flattened images a linear layer is a convolution whose kernel covers the image: no flattened copy is
@@ -216,19 +296,36 @@ void Lowering::emit_linear(int64_t node) {
   const Value& in = values_[source_of(n.inputs[0])];
   const cpu::ConvGeometry g{in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
                             1,         1,           1,         1, 1,         n.activation};
-  add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(n.inputs[0]), place(node), nullptr));
+  add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(n.inputs[0]), place(node), nullptr,
+                {}));
+}
+
+cpu::PoolCall Lowering::pool_of(int64_t node) const {
+  const Node& n = graph_.nodes[node];
+  const ImageSize from = image_of(values_[n.inputs[0]]), to = image_of(values_[node]);
+  if (n.op == Op::kGlobalAvgPool) {
+    const WindowPair whole{{0, 0, from.height, 1, 0}, {0, 0, from.width, 1, 0}};
+    return pool_call(whole, 1, 1, true, 0, from, to);
+  }
+  const bool max = n.op == Op::kMaxPool2d;
+  return pool_call(*window_of(n), max ? n.attr[6] : 1, max ? n.attr[7] : 1, max ? false : n.attr[7] == 1,
+                   max ? 0 : n.attr[8], from, to);
 }
 
 void Lowering::emit_pool(int64_t node) {
   const Node& n = graph_.nodes[node];
-  const Place from = place(n.inputs[0]), to = place(node);
-  if (n.op == Op::kGlobalAvgPool) {
-    const WindowPair whole{{0, 0, from.size.height, 1, 0}, {0, 0, from.size.width, 1, 0}};
-    return add(pool_step(node, false, whole, 1, 1, true, 0, from, to));
-  }
   const bool max = n.op == Op::kMaxPool2d;
-  add(pool_step(node, max, *window_of(n), max ? n.attr[6] : 1, max ? n.attr[7] : 1,
-                max ? false : n.attr[7] == 1, max ? 0 : n.attr[8], from, to));
+  cpu::PoolCall call = pool_of(node);
+  const int64_t conv = n.inputs[0];
+  if (pooled_by_[conv] == node) {
+    const cpu::ConvGeometry g = conv_geometry(conv);
+    const auto& a = graph_.nodes[conv].attr;
+    return add(conv_pool_step(conv, g, a[Conv2dAttr::kPadTop], a[Conv2dAttr::kPadLeft],
+                              constants_.conv_constants(conv, g), strips_[conv], max, call,
+                              place(read_by(conv)), place(node)));
+  }
+  call.prologue = prologue_of(node);
+  add(pool_step(node, max, call, place(read_by(node)), place(node)));
 }
 
 // Most inputs were computed in place; the others are copied into their slice.

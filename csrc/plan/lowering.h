@@ -27,6 +27,12 @@ class Lowering {
   void place_rest();
   bool can_write_slice(int64_t node) const;
   void choose_algorithms();
+  void find_prologues();
+  void find_conv_pools();
+  std::vector<int64_t> only_readers() const;
+  cpu::PoolCall pool_of(int64_t node) const;
+  int64_t read_by(int64_t node) const;
+  cpu::Prologue prologue_of(int64_t node) const;
   cpu::ConvGeometry conv_geometry(int64_t node) const;
   cpu::Border border_of(int64_t node) const;
   bool needs_border(int64_t node) const;
@@ -49,6 +55,9 @@ class Lowering {
   Program& program_;
   std::vector<Buffer> buffers_;
   std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
+  std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
+  std::vector<int64_t> pooled_by_;             // per node: the pooling done with this convolution, -1: none
+  std::vector<std::vector<Strip>> strips_;     // per node, for those convolutions
   std::vector<int> buffer_of_;                 // per node, -1: not placed
   std::vector<int64_t> channel_of_;            // per node
   std::vector<int> output_buffer_;             // per output

@@ -1,5 +1,7 @@
 #include "plan/steps.h"
 
+#include <algorithm>
+#include <map>
 #include <sstream>
 
 #include "cpu/parallel.h"
@@ -54,29 +56,35 @@ class CopyOut : public Step {
   bool flatten_;
 };
 
+std::string conv_text(const cpu::ConvGeometry& g) {
+  std::ostringstream out;
+  out << "conv " << g.kernel_h << "x" << g.kernel_w;
+  if (g.stride_h != 1 || g.stride_w != 1) out << " / " << g.stride_h << "x" << g.stride_w;
+  if (g.groups != 1) out << " groups " << g.groups;
+  out << ", " << g.in_channels << " channels, ";
+  if (g.algorithm.direct())
+    out << "direct";
+  else
+    out << "winograd tiles of " << g.algorithm.tile;
+  out << ", panel of " << cpu::Panels::of(g.group_out()).lanes();
+  return out.str();
+}
+
 class Conv : public Step {
  public:
   Conv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
-       std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to)
+       std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to,
+       const cpu::Prologue& prologue)
       : Step(node, std::move(reads), std::move(to)),
         constants_(std::move(constants)),
-        job_(g, reads_[0].strides(), writes_.strides(), reads_.size() == 2 ? reads_[1].strides() : View{}),
+        job_(g, reads_[0].strides(), writes_.strides(), reads_.size() == 2 ? reads_[1].strides() : View{},
+             prologue),
+        has_prologue_(prologue.scale != nullptr),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
 
   double flops() const override { return job_.geometry().flops(); }
   std::string text() const override {
-    const auto& g = job_.geometry();
-    std::ostringstream out;
-    out << "conv " << g.kernel_h << "x" << g.kernel_w;
-    if (g.stride_h != 1 || g.stride_w != 1) out << " / " << g.stride_h << "x" << g.stride_w;
-    if (g.groups != 1) out << " groups " << g.groups;
-    out << ", " << g.in_channels << " to " << size_text(writes_.size);
-    if (g.algorithm.direct())
-      out << ", direct";
-    else
-      out << ", winograd tiles of " << g.algorithm.tile;
-    out << ", panel of " << cpu::Panels::of(g.group_out()).lanes();
-    return out.str();
+    return (has_prologue_ ? "affine, " : "") + conv_text(job_.geometry()) + " to " + size_text(writes_.size);
   }
 
  protected:
@@ -90,6 +98,7 @@ class Conv : public Step {
   static inline const cpu::AlignedFloats kNoScale{0};
   std::shared_ptr<const ConvConstants> constants_;
   cpu::ConvJob job_;
+  bool has_prologue_;
   int64_t first_tap_;
 };
 
@@ -99,8 +108,9 @@ class Pool : public Step {
       : Step(node, {std::move(from)}, std::move(to)), max_(max), call_(call) {}
   std::string text() const override {
     std::ostringstream out;
-    out << (max_ ? "max" : "average") << " pool " << call_.kernel_h << "x" << call_.kernel_w << " / "
-        << call_.stride_h << "x" << call_.stride_w << " to " << size_text(writes_.size);
+    out << (call_.prologue.scale ? "affine, " : "") << (max_ ? "max" : "average") << " pool "
+        << call_.kernel_h << "x" << call_.kernel_w << " / " << call_.stride_h << "x" << call_.stride_w
+        << " to " << size_text(writes_.size);
     return out.str();
   }
 
@@ -116,6 +126,76 @@ class Pool : public Step {
  private:
   bool max_;
   cpu::PoolCall call_;
+};
+
+// Each thread takes strips of rows: the convolution's rows stay in its cache until they are pooled.
+class ConvPool : public Step {
+ public:
+  ConvPool(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
+           std::shared_ptr<const ConvConstants> constants, std::vector<Strip> strips, bool max,
+           const cpu::PoolCall& pool, Place from, Place to)
+      : Step(node, {std::move(from)}, std::move(to)),
+        constants_(std::move(constants)),
+        geometry_(g),
+        strips_(std::move(strips)),
+        max_(max),
+        pool_(pool),
+        first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {
+    const int64_t row = g.out_width * g.out_channels;
+    for (const Strip& strip : strips_) {
+      if (jobs_.count(strip.rows())) continue;
+      cpu::ConvGeometry part = g;
+      part.images = 1;
+      part.out_height = strip.rows();
+      jobs_.emplace(strip.rows(), cpu::ConvJob(part, reads_[0].strides(),
+                                               {nullptr, strip.rows() * row, row, g.out_channels}, View{}));
+      scratch_ = std::max(scratch_, strip.rows() * row);
+    }
+  }
+
+  double flops() const override { return geometry_.flops(); }
+  std::string text() const override {
+    std::ostringstream out;
+    out << conv_text(geometry_) << " with " << (max_ ? "max" : "average") << " pool " << pool_.kernel_h << "x"
+        << pool_.kernel_w << " / " << pool_.stride_h << "x" << pool_.stride_w << " to "
+        << size_text(writes_.size) << ", " << strips_.size() << " strips";
+    return out.str();
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const auto count = static_cast<int64_t>(strips_.size());
+    const auto [begin, end] = cpu::share(writes_.size.images * count, 1, thread, team);
+    if (begin >= end) return;
+    float* rows = cpu::thread_scratch(cpu::ScratchSlot::kStrip, scratch_);
+    for (int64_t unit = begin; unit < end; ++unit)
+      run_strip(memory, unit / count, strips_[unit % count], rows);
+  }
+
+ private:
+  void run_strip(const Memory& memory, int64_t image, const Strip& strip, float* rows) const {
+    const View in = reads_[0].view(memory);
+    const float* first =
+        in.data + first_tap_ + image * in.image + strip.row_begin * geometry_.stride_h * in.row;
+    jobs_.at(strip.rows())
+        .run_at({constants_->weight, kNoScale, constants_->shift}, first, rows, nullptr, 0, 1);
+    cpu::PoolCall call = pool_;
+    const int64_t row = geometry_.out_width * geometry_.out_channels;
+    call.input = {rows - strip.row_begin * row, 0, row, geometry_.out_channels};
+    call.output = writes_.view(memory);
+    call.output.data += image * call.output.image;
+    (max_ ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, strip.pool_begin, strip.pool_end);
+  }
+
+  static inline const cpu::AlignedFloats kNoScale{0};
+  std::shared_ptr<const ConvConstants> constants_;
+  cpu::ConvGeometry geometry_;
+  std::vector<Strip> strips_;
+  std::map<int64_t, cpu::ConvJob> jobs_;  // by number of rows
+  bool max_;
+  cpu::PoolCall pool_;
+  int64_t first_tap_;
+  int64_t scratch_ = 0;
 };
 
 class Affine : public Step {
@@ -187,21 +267,21 @@ std::unique_ptr<Step> copy_out_step(int64_t node, Place from, Place to, bool fla
 
 std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                 int64_t pad_left, std::shared_ptr<const ConvConstants> constants, Place from,
-                                Place to, const Place* residual) {
+                                Place to, const Place* residual, const cpu::Prologue& prologue) {
   return std::make_unique<Conv>(node, geometry, pad_top, pad_left, std::move(constants),
-                                with_optional(std::move(from), residual), std::move(to));
+                                with_optional(std::move(from), residual), std::move(to), prologue);
 }
 
-std::unique_ptr<Step> pool_step(int64_t node, bool max, const WindowPair& window, int64_t dilation_h,
-                                int64_t dilation_w, bool count_include_pad, int64_t divisor_override,
-                                Place from, Place to) {
+cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,
+                        bool count_include_pad, int64_t divisor_override, const cpu::ImageSize& from,
+                        const cpu::ImageSize& to) {
   const Window &h = window.height, &w = window.width;
   cpu::PoolCall call{};
-  call.channels = from.size.channels;
-  call.in_height = from.size.height;
-  call.in_width = from.size.width;
-  call.height = to.size.height;
-  call.width = to.size.width;
+  call.channels = from.channels;
+  call.in_height = from.height;
+  call.in_width = from.width;
+  call.height = to.height;
+  call.width = to.width;
   call.kernel_h = (h.extent - 1) / dilation_h + 1;
   call.kernel_w = (w.extent - 1) / dilation_w + 1;
   call.stride_h = h.stride;
@@ -212,9 +292,21 @@ std::unique_ptr<Step> pool_step(int64_t node, bool max, const WindowPair& window
   call.dilation_w = dilation_w;
   call.count_include_pad = count_include_pad;
   call.divisor_override = divisor_override;
-  call.padded_height = from.size.height + h.pad_begin + h.pad_end;
-  call.padded_width = from.size.width + w.pad_begin + w.pad_end;
+  call.padded_height = from.height + h.pad_begin + h.pad_end;
+  call.padded_width = from.width + w.pad_begin + w.pad_end;
+  return call;
+}
+
+std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Place from, Place to) {
   return std::make_unique<Pool>(node, max, call, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                     int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                     std::vector<Strip> strips, bool max, const cpu::PoolCall& pool,
+                                     Place from, Place to) {
+  return std::make_unique<ConvPool>(node, geometry, pad_top, pad_left, std::move(constants),
+                                    std::move(strips), max, pool, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,

@@ -8,6 +8,7 @@
 #include "cpu/conv_job.h"
 #include "cpu/image.h"
 #include "plan/shapes.h"
+#include "plan/strips.h"
 
 namespace cnnfast::plan {
 
@@ -72,10 +73,23 @@ std::unique_ptr<Step> copy_in_step(int64_t node, size_t input, Place to);
 std::unique_ptr<Step> copy_out_step(int64_t node, Place from, Place to, bool flatten);
 std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                 int64_t pad_left, std::shared_ptr<const ConvConstants> constants, Place from,
-                                Place to, const Place* residual);
-std::unique_ptr<Step> pool_step(int64_t node, bool max, const WindowPair& window, int64_t dilation_h,
-                                int64_t dilation_w, bool count_include_pad, int64_t divisor_override,
-                                Place from, Place to);
+                                Place to, const Place* residual, const cpu::Prologue& prologue);
+std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Place from, Place to);
+// A convolution without residual and the pooling behind it; `to` is the pooling's place.
+std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                     int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                     std::vector<Strip> strips, bool max, const cpu::PoolCall& pool,
+                                     Place from, Place to);
+// The window of a pooling as the kernels take it, without memory.
+cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,
+                        bool count_include_pad, int64_t divisor_override, const cpu::ImageSize& from,
+                        const cpu::ImageSize& to);
+// size, alpha, beta, k of local response normalisation.
+struct LrnParams {
+  int64_t size;
+  double alpha, beta, k;
+};
+std::unique_ptr<Step> lrn_step(int64_t node, const LrnParams& params, Place from, Place to);
 // act(x * scale + shift + other); scale and shift may be null (they must outlive the step), other absent.
 std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,
                                   Place from, Place to, const Place* other);

@@ -35,27 +35,31 @@ struct MeanReduce {
 };
 
 // One output pixel; `window` is the first position inside the image.
-template <class Reduce>
+template <class Reduce, bool kPrologue>
 inline void pool_pixel(const PoolCall& c, const float* window, int64_t rows, int64_t columns, float divisor,
                        float* out) {
   const int64_t row_step = c.dilation_h * c.input.row, column_step = c.dilation_w * c.input.pixel;
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
     const int64_t lanes = c.channels - channel;
     const bool whole = lanes >= Vec::kWidth;
+    auto load = [&](const float* p) { return whole ? Vec::load(p) : Vec::load_first(p, lanes); };
+    const Vec scale = kPrologue ? load(c.prologue.scale + channel) : Vec::zero();
+    const Vec shift = kPrologue ? load(c.prologue.shift + channel) : Vec::zero();
     Vec acc = Reduce::start();
     const float* row = window + channel;
     for (int64_t y = 0; y < rows; ++y, row += row_step) {
       const float* p = row;
       for (int64_t x = 0; x < columns; ++x, p += column_step)
-        acc = Reduce::step(acc, whole ? Vec::load(p) : Vec::load_first(p, lanes));
+        acc = Reduce::step(
+            acc, kPrologue ? apply(c.prologue.activation, Vec::fma(load(p), scale, shift)) : load(p));
     }
     acc = Reduce::finish(acc, divisor);
     whole ? acc.store(out + channel) : acc.store_first(out + channel, lanes);
   }
 }
 
-template <class Reduce>
-void pool(const PoolCall& c, int64_t row_begin, int64_t row_end) {
+template <class Reduce, bool kPrologue>
+void pool_rows(const PoolCall& c, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / c.height, y = row % c.height;
     const Span rows =
@@ -65,10 +69,16 @@ void pool(const PoolCall& c, int64_t row_begin, int64_t row_end) {
     for (int64_t x = 0; x < c.width; ++x, out += c.output.pixel) {
       const Span columns =
           span_of(x * c.stride_w - c.pad_w, c.kernel_w, c.dilation_w, c.in_width, c.padded_width - c.pad_w);
-      pool_pixel<Reduce>(c, image_row + columns.begin * c.input.pixel, rows.count, columns.count,
-                         static_cast<float>(divisor_of(c, rows, columns)), out);
+      pool_pixel<Reduce, kPrologue>(c, image_row + columns.begin * c.input.pixel, rows.count, columns.count,
+                                    static_cast<float>(divisor_of(c, rows, columns)), out);
     }
   }
+}
+
+template <class Reduce>
+void pool(const PoolCall& c, int64_t row_begin, int64_t row_end) {
+  c.prologue.scale ? pool_rows<Reduce, true>(c, row_begin, row_end)
+                   : pool_rows<Reduce, false>(c, row_begin, row_end);
 }
 
 }  // namespace

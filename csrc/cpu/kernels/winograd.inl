@@ -137,12 +137,26 @@ struct TilePlace {
   }
 };
 
-template <int N>
+// Part of a tile's rows or columns that lies inside the image.
+struct Inside {
+  int64_t begin, end;
+  Inside(int64_t first, int64_t size) : begin(-first), end(size - first) {}
+  bool holds(int64_t i) const { return i >= begin && i < end; }
+};
+
+template <int N, bool kPrologue>
 void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
                     float* to) {
   const float* from = c.input.data + at.image * c.input.image + at.y * c.input.row + at.x * c.input.pixel;
+  const Inside rows(at.y - c.prologue.top, c.prologue.height),
+      columns(at.x - c.prologue.left, c.prologue.width);
   for (int64_t channel = 0; channel < c.in_channels; channel += Vec::kWidth) {
     const int64_t lanes = c.in_channels - channel;
+    auto load = [&](const float* p) {
+      return lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
+    };
+    const Vec scale = kPrologue ? load(c.prologue.scale + channel) : Vec::zero();
+    const Vec shift = kPrologue ? load(c.prologue.shift + channel) : Vec::zero();
     Vec t[N * N];
 #pragma GCC unroll 8
     for (int y = 0; y < N; ++y) {
@@ -150,7 +164,12 @@ void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t til
       const float* p = from + y * c.input.row + channel;
 #pragma GCC unroll 8
       for (int x = 0; x < N; ++x, p += c.input.pixel)
-        d[x] = lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
+        if constexpr (kPrologue)
+          d[x] = rows.holds(y) && columns.holds(x)
+                     ? apply(c.prologue.activation, Vec::fma(load(p), scale, shift))
+                     : Vec::zero();
+        else
+          d[x] = load(p);
       transform_input<N>(d, 1, t + y * N, 1);
     }
     float* out = to + tile * s.input_row + channel;
@@ -274,7 +293,13 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
   const int64_t lanes = c.panel_vectors * Vec::kWidth;
   for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
     const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
-    for (int64_t t = 0; t < tiles; ++t) winograd_input<N>(c, s, t, TilePlace(c, begin + t), input);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const TilePlace at(c, begin + t);
+      if (c.prologue.scale)
+        winograd_input<N, true>(c, s, t, at, input);
+      else
+        winograd_input<N, false>(c, s, t, at, input);
+    }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t channel = panel * lanes;
       const int64_t left = c.channels - channel < lanes ? c.channels - channel : lanes;
