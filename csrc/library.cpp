@@ -32,6 +32,39 @@ TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "batch_norm_act(Tensor input, Tensor mean, Tensor var, Tensor? weight=None, Tensor? bias=None, "
       "Tensor? residual=None, *, float eps=1e-05, str activation=\"none\") -> Tensor");
+  // The same with the batch's own mean and biased variance. Only `output` has a gradient.
+  m.def(
+      "batch_norm2d(Tensor input, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, *, "
+      "float eps=1e-05, str activation=\"none\") -> (Tensor output, Tensor mean, Tensor var)");
+  // Of both: gradients of input, mean, var, weight, bias, residual. batch_statistics: mean and var follow the
+  // input, and have no gradient of their own.
+  m.def(
+      "batch_norm2d_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
+      "Tensor output, float eps, str activation, bool batch_statistics, bool[6] output_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // conv(act((input - mean) / sqrt(var + eps) * bn_weight + bn_bias), weight) + bias + residual. Without mean
+  // and var the batch's own, which are then returned; else they are constants, and those returned are empty.
+  // Only `output` has a gradient.
+  m.def(
+      "bn_act_conv2d(Tensor input, Tensor weight, Tensor? bias=None, Tensor? bn_weight=None, "
+      "Tensor? bn_bias=None, Tensor? mean=None, Tensor? var=None, Tensor? residual=None, *, "
+      "int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, float eps=1e-05, "
+      "str pre_activation=\"relu\") -> (Tensor output, Tensor mean, Tensor var)");
+  // Gradients of input, weight, bias, bn_weight, bn_bias, residual.
+  m.def(
+      "bn_act_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bn_weight, "
+      "Tensor? bn_bias, Tensor mean, Tensor var, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+      "float eps, str pre_activation, bool batch_statistics, bool[6] output_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // input / (k + alpha * mean of input^2 over `size` channels around)^beta
+  m.def(
+      "local_response_norm(Tensor input, int size, float alpha=0.0001, float beta=0.75, float k=1.0) "
+      "-> Tensor");
+  m.def(
+      "local_response_norm_backward(Tensor grad_output, Tensor input, int size, float alpha, float beta, "
+      "float k) -> Tensor");
 
   // act(input @ weight.T + bias)
   m.def("linear(Tensor input, Tensor weight, Tensor? bias=None, *, str activation=\"none\") -> Tensor");
@@ -54,6 +87,10 @@ TORCH_LIBRARY(cnnfast, m) {
       "avg_pool2d_backward(Tensor grad_output, Tensor input, int[2] kernel_size, int[2] stride, int[2] "
       "padding, "
       "bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
+
+  // N x C x 1 x 1
+  m.def("global_avg_pool2d(Tensor input) -> Tensor");
+  m.def("global_avg_pool2d_backward(Tensor grad_output, Tensor input) -> Tensor");
 
   // A frozen network: plan (int64 words, see plan/graph.h) and its constants (float32). Meta tensors have no
   // words to read: output shapes then follow from `signature`, which plan_signature derives from the plan.

@@ -5,10 +5,24 @@ dtypes); without it they are `cnnfast.reference`. All of them differentiate once
 torch.jit.script and torch.compile.
 """
 
+from cnnfast.ops.batch_norm2d import batch_norm2d
+from cnnfast.ops.bn_act_conv2d import bn_act_conv2d
 from cnnfast.ops.conv2d import conv2d
 from cnnfast.ops.conv2d_batch_norm import conv2d_batch_norm
 from cnnfast.ops.conv2d_bn_act import conv2d_bn_act
 from cnnfast.ops.linear import linear
-from cnnfast.ops.pool2d import avg_pool2d, max_pool2d
+from cnnfast.ops.local_response_norm import local_response_norm
+from cnnfast.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
 
-__all__ = ["avg_pool2d", "conv2d", "conv2d_batch_norm", "conv2d_bn_act", "linear", "max_pool2d"]
+__all__ = [
+    "avg_pool2d",
+    "batch_norm2d",
+    "bn_act_conv2d",
+    "conv2d",
+    "conv2d_batch_norm",
+    "conv2d_bn_act",
+    "global_avg_pool2d",
+    "linear",
+    "local_response_norm",
+    "max_pool2d",
+]

@@ -1,4 +1,4 @@
-"""Max and average pooling."""
+"""Max, average and global average pooling."""
 
 from typing import List, Optional
 
@@ -11,6 +11,7 @@ from cnnfast.ops import _backend
 
 _max_pool2d = torch.ops.cnnfast.max_pool2d if _ext.AVAILABLE else reference.max_pool2d
 _avg_pool2d = torch.ops.cnnfast.avg_pool2d if _ext.AVAILABLE else reference.avg_pool2d
+_global_avg_pool2d = torch.ops.cnnfast.global_avg_pool2d if _ext.AVAILABLE else reference.global_avg_pool2d
 
 
 def max_pool2d(
@@ -80,3 +81,23 @@ def avg_pool2d(
                 input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
             )
     return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def global_avg_pool2d(input: Tensor) -> Tensor:
+    """Mean of every channel of every image; as torch.nn.AdaptiveAvgPool2d(1).
+
+    Args:
+        input: (N, C, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+
+    Returns:
+        (N, C, 1, 1), differentiable once.
+
+    Raises:
+        RuntimeError: no image, channels or pixels; names operator, argument and shape.
+
+    Source: Lin, Chen and Yan 2013, arXiv:1312.4400, as in the course notes on NiN, GoogLeNet and ResNet.
+    """
+    if not torch.jit.is_scripting():
+        if _backend.needs_reference(input, input):
+            return reference.global_avg_pool2d(input)
+    return _global_avg_pool2d(input)

@@ -1,4 +1,4 @@
-"""Max and average pooling in eager PyTorch."""
+"""Max, average and global average pooling in eager PyTorch."""
 
 from typing import List, Optional
 
@@ -33,3 +33,8 @@ def avg_pool2d(
     if stride is None:
         stride = torch.jit.annotate(List[int], [])
     return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def global_avg_pool2d(input: Tensor) -> Tensor:
+    """Mean of every channel of every image, (N, C, 1, 1); see cnnfast.ops.global_avg_pool2d."""
+    return F.adaptive_avg_pool2d(input, [1, 1])

@@ -1,10 +1,11 @@
-// Autocast: convolutions and linear layers run in the autocast type as torch's own do; pooling takes what it
-// is given.
+// Autocast: convolutions and linear layers run in the autocast type as torch's own do, local response
+// normalisation in float32; batch normalisation and pooling take what they are given.
 #include <ATen/autocast_mode.h>
 
 #include "autograd/common.h"
-#include "ops/batch_norm.h"
+#include "ops/bn_act_conv2d.h"
 #include "ops/linear.h"
+#include "ops/local_response_norm.h"
 
 namespace cnnfast {
 namespace {
@@ -49,10 +50,75 @@ struct Autocast {
     return op.call(cast(input), cast(weight), cast(bias), activation);
   }
 
+  // The wider of the two types: what an addition of its own would give.
+  static std::pair<at::Tensor, OptionalTensor> promoted(const at::Tensor& input,
+                                                        const OptionalTensor& residual) {
+    if (!present(residual)) return {input, residual};
+    const auto type = at::promote_types(input.scalar_type(), residual->scalar_type());
+    return {as_type(input, type), as_type(*residual, type)};
+  }
+
+  static at::Tensor batch_norm_act(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                   const OptionalTensor& weight, const OptionalTensor& bias,
+                                   const OptionalTensor& residual, double eps, std::string_view activation) {
+    c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+    static auto op = typed_operator<decltype(batch_norm_act_composite)>("cnnfast::batch_norm_act");
+    const auto [x, r] = promoted(input, residual);
+    return op.call(x, mean, var, weight, bias, r, eps, activation);
+  }
+
+  static BatchNorm2dOutputs batch_norm2d(const at::Tensor& input, const OptionalTensor& weight,
+                                         const OptionalTensor& bias, const OptionalTensor& residual,
+                                         double eps, std::string_view activation) {
+    c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+    static auto op = typed_operator<decltype(batch_norm2d_composite)>("cnnfast::batch_norm2d");
+    const auto [x, r] = promoted(input, residual);
+    return op.call(x, weight, bias, r, eps, activation);
+  }
+
+  // Images of another type are normalised in it before the convolution rounds them, hence in two steps.
+  static BatchNorm2dOutputs bn_act_conv2d(const at::Tensor& input, const at::Tensor& weight,
+                                          const OptionalTensor& bias, const OptionalTensor& bn_weight,
+                                          const OptionalTensor& bn_bias, const OptionalTensor& mean,
+                                          const OptionalTensor& var, const OptionalTensor& residual,
+                                          at::IntArrayRef stride, at::IntArrayRef padding,
+                                          at::IntArrayRef dilation, int64_t groups, double eps,
+                                          std::string_view pre_activation) {
+    if (input.scalar_type() == at::autocast::get_autocast_dtype(device)) {
+      c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+      static auto op = typed_operator<decltype(bn_act_conv2d_composite)>("cnnfast::bn_act_conv2d");
+      return op.call(input, cast(weight), cast(bias), bn_weight, bn_bias, mean, var, cast(residual), stride,
+                     padding, dilation, groups, eps, pre_activation);
+    }
+    BatchNorm2dOutputs out;
+    at::Tensor activated;
+    if (present(mean) && present(var)) {
+      activated = batch_norm_act(input, *mean, *var, bn_weight, bn_bias, std::nullopt, eps, pre_activation);
+      out = {at::Tensor(), no_gradient(*mean), no_gradient(*var)};
+    } else {
+      out = batch_norm2d(input, bn_weight, bn_bias, std::nullopt, eps, pre_activation);
+      activated = std::get<0>(out);
+    }
+    std::get<0>(out) =
+        conv2d(activated, weight, bias, std::nullopt, residual, stride, padding, dilation, groups, "none");
+    return out;
+  }
+
+  static at::Tensor local_response_norm(const at::Tensor& input, int64_t size, double alpha, double beta,
+                                        double k) {
+    c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+    static auto op = typed_operator<decltype(local_response_norm_composite)>("cnnfast::local_response_norm");
+    return op.call(at::autocast::cached_cast(at::kFloat, input, device), size, alpha, beta, k);
+  }
+
   static void implement(torch::Library& m) {
     m.impl("conv2d", TORCH_FN(conv2d));
     m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm));
     m.impl("linear", TORCH_FN(linear));
+    m.impl("batch_norm_act", TORCH_FN(batch_norm_act));
+    m.impl("batch_norm2d", TORCH_FN(batch_norm2d));
+    m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d));
+    m.impl("local_response_norm", TORCH_FN(local_response_norm));
   }
 };
 

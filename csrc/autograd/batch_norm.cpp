@@ -1,4 +1,4 @@
-// Gradients of conv2d_batch_norm and batch_norm_act.
+// Gradients of conv2d_batch_norm.
 #include "ops/batch_norm.h"
 
 #include "autograd/common.h"
@@ -78,8 +78,6 @@ BatchNormOutputs conv2d_batch_norm_autograd(const at::Tensor& input, const at::T
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
   m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm_autograd));
   m.impl("conv2d_batch_norm_backward", torch::autograd::autogradNotImplementedFallback());
-  // Inference only: training goes through conv2d_batch_norm, and a backward here raises.
-  m.impl("batch_norm_act", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace cnnfast

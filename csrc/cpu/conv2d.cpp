@@ -50,7 +50,12 @@ std::vector<int64_t> concrete(const std::vector<c10::SymInt>& sizes) {
 
 }  // namespace
 
-at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& symbolic_sizes) {
+at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
+  return conv2d_float(a, sizes, with_border);
+}
+
+at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& symbolic_sizes,
+                        const BringIn& bring_in) {
   const auto sizes = concrete(symbolic_sizes);
   const at::Tensor output = at::empty(sizes, a.input.options(), at::MemoryFormat::ChannelsLast);
   if (output.numel() == 0) return output;
@@ -59,7 +64,7 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sym
   const Overreach beyond = overreach(g);
   at::Tensor padded, dense_residual;
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
-  const View input = with_border(a.input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
+  const View input = bring_in(a.input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
   View residual{};
   if (present(a.residual)) {
     dense_residual = *a.residual;

@@ -1,10 +1,18 @@
 // The float32 convolution on tensors, for operators that contain one.
 #pragma once
+#include <functional>
+
+#include "cpu/tensor_view.h"
 #include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
 
 // Arguments must have passed check_conv2d, which gave `sizes`.
 at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
+
+// Brings the input into memory with its border, as with_border does: where a prologue is applied on the way.
+using BringIn = std::function<View(const at::Tensor&, Border, at::Tensor& storage)>;
+at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes,
+                        const BringIn& bring_in);
 
 }  // namespace cnnfast::cpu

@@ -104,6 +104,39 @@ struct AffineCall {
   Activation activation;
 };
 
+// Local response normalisation: y = x / (k + alpha / size * s)^beta per pixel, s the sum of x * x over `size`
+// channels around (size / 2 before, (size - 1) / 2 behind; none beyond the ends).
+struct LrnCall {
+  View input, output;
+  int64_t channels, height, width;
+  int64_t size;
+  float alpha, beta, k;
+};
+
+// Its gradient, written to norm.output.
+struct LrnBackwardCall {
+  LrnCall norm;
+  View grad;
+  float* scratch;  // 2 * channels floats for the calling thread alone
+};
+
+// The gradient of y = act((x - mean) * slope + shift + residual), rows of `channels` floats. With g the
+// gradient before the activation: grad_input = g * slope + (x - mean) * tilt + offset, grad_residual = g.
+struct NormBackwardCall {
+  const float* grad;
+  const float* output;   // y; not read where there is no activation
+  const float* input;    // x
+  float* grad_input;     // or null
+  float* grad_residual;  // or null
+  const float* mean;
+  const float* slope;
+  const float* tilt;  // null, like offset, where the statistics do not depend on x
+  const float* offset;
+  int64_t grad_stride, output_stride, input_stride;  // results have rows of `channels` floats
+  int64_t channels;
+  Activation activation;
+};
+
 struct KernelTable {
   const char* name;
   int64_t vector_width;                           // floats
@@ -127,6 +160,12 @@ struct KernelTable {
                      float* sum);
   void (*add)(const float* a, const float* b, float* out, int64_t count, Activation);
   void (*activate)(float* x, int64_t count, Activation);
+  // Output rows [row_begin, row_end) over all images.
+  void (*lrn)(const LrnCall&, int64_t row_begin, int64_t row_end);
+  void (*lrn_backward)(const LrnBackwardCall&, int64_t row_begin, int64_t row_end);
+  // sum[c] += g, product[c] += g * (x - mean[c]), over `rows` rows.
+  void (*norm_backward_sums)(const NormBackwardCall&, int64_t rows, float* sum, float* product);
+  void (*norm_backward)(const NormBackwardCall&, int64_t rows);
 };
 
 // One per instruction set that was compiled.

@@ -9,6 +9,10 @@ namespace {
 
 constexpr const char* kOp = "conv2d_batch_norm";
 
+at::Tensor per_channel(const at::Tensor& t) { return t.view({-1, 1, 1}); }
+
+}  // namespace
+
 void check_statistic(const char* op, const char* name, const OptionalTensor& t, const at::Tensor& input,
                      const c10::SymInt& channels) {
   if (!present(t)) return;
@@ -19,10 +23,6 @@ void check_statistic(const char* op, const char* name, const OptionalTensor& t, 
       t->scalar_type() == input.scalar_type() || t->scalar_type() == statistics_type(input.scalar_type()),
       "cnnfast::", op, ": input is ", input.scalar_type(), ", but ", name, " is ", t->scalar_type());
 }
-
-at::Tensor per_channel(const at::Tensor& t) { return t.view({-1, 1, 1}); }
-
-}  // namespace
 
 at::ScalarType statistics_type(at::ScalarType images) {
   return images == at::kHalf || images == at::kBFloat16 ? at::kFloat : images;

@@ -22,6 +22,10 @@ struct ConvBatchNormArgs {
 // Statistics are float32 where the images are narrower.
 at::ScalarType statistics_type(at::ScalarType images);
 
+// One number per channel, in the images' type or that of their statistics; absent tensors pass.
+void check_statistic(const char* op, const char* name, const OptionalTensor& t, const at::Tensor& input,
+                     const c10::SymInt& channels);
+
 std::vector<c10::SymInt> check_conv2d_batch_norm(const ConvBatchNormArgs& args);
 void check_batch_norm_act(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                           const OptionalTensor& weight, const OptionalTensor& bias,

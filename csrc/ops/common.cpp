@@ -25,7 +25,7 @@ void check_per_channel(const char* op, const char* name, const OptionalTensor& t
                        const c10::SymInt& channels) {
   if (!present(t)) return;
   TORCH_CHECK(t->dim() == 1 && t->sym_size(0) == channels, "cnnfast::", op, ": ", name, " must have shape (",
-              channels, "), one number per output channel, not ", t->sym_sizes());
+              channels, "), one number per channel, not ", t->sym_sizes());
 }
 
 void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t rank) {

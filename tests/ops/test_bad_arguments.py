@@ -74,6 +74,26 @@ CONV2D_BATCH_NORM = {
         ["input", "floating", "Int"],
     ),
 }
+BN_ACT_CONV2D = {
+    **{name: case for name, case in CONVOLUTIONS.items() if name != "activation"},
+    "bn_weight_size": (conv(bn_weight=(8,)), ["bn_weight", "3", "[8]"]),
+    "bn_bias_size": (conv(bn_bias=(8,)), ["bn_bias", "3", "[8]"]),
+    "bn_weight_dtype": (conv(bn_weight=images(3).double()), ["bn_weight", "Double"]),
+    "mean_size": (conv(running_mean=images(8), running_var=images(8)), ["mean", "3", "[8]"]),
+    "mean_device": (
+        conv(running_mean=images(3, device="meta"), running_var=images(3)),
+        ["input", "cpu", "mean", "meta"],
+    ),
+    "one_value": (
+        conv(input=(1, 3, 1, 1), padding=1),
+        ["more than one value per channel", "[1, 3, 1, 1]"],
+    ),
+    "integers": (
+        conv(input=torch.ones(2, 3, 8, 9).int(), weight=torch.ones(8, 3, 3, 3).int()),
+        ["input", "floating", "Int"],
+    ),
+    "pre_activation": (conv(pre_activation="gelu"), ["activation", "none", "relu", "sigmoid", "gelu"]),
+}
 
 
 def call(*args, **kwargs):
@@ -89,6 +109,34 @@ LINEAR = {
     "dtype": (call(images(2, 6).double(), (4, 6)), ["Double", "weight", "Float"]),
     "device": (call(images(2, 6, device="meta"), (4, 6)), ["meta", "weight", "cpu"]),
     "activation": (call((2, 6), (4, 6), activation="tanh"), ["activation", "relu", "tanh"]),
+}
+
+BATCH_NORM2D = {
+    "rank": (call((3, 8, 9)), ["input", "4", "[3, 8, 9]"]),
+    "weight_size": (call((2, 3, 8, 9), (4,)), ["weight", "3", "[4]"]),
+    "bias_size": (call((2, 3, 8, 9), (3,), (4,)), ["bias", "3", "[4]"]),
+    "weight_dtype": (call((2, 3, 8, 9), images(3).double()), ["input", "Float", "weight", "Double"]),
+    "weight_device": (call((2, 3, 8, 9), images(3, device="meta")), ["cpu", "weight", "meta"]),
+    "residual_shape": (
+        call((2, 3, 8, 9), residual=images(1, 3, 8, 9)),
+        ["residual", "[1, 3, 8, 9]", "[2, 3, 8, 9]"],
+    ),
+    "residual_dtype": (call((2, 3, 8, 9), residual=images(2, 3, 8, 9).half()), ["residual", "Half"]),
+    "one_value": (call((1, 3, 1, 1)), ["more than one value per channel", "[1, 3, 1, 1]"]),
+    "integers": (call(torch.ones(2, 3, 8, 9).int()), ["input", "floating", "Int"]),
+    "activation": (call((2, 3, 8, 9), activation="tanh"), ["activation", "relu", "tanh"]),
+}
+LOCAL_RESPONSE_NORM = {
+    "rank": (call((3, 8, 9), 5), ["input", "4", "[3, 8, 9]"]),
+    "size_zero": (call(images(2, 3, 8, 9), 0), ["size", "at least 1", "0"]),
+    "size_negative": (call(images(2, 3, 8, 9), -3), ["size", "at least 1", "-3"]),
+    "integers": (call(torch.ones(2, 3, 8, 9).int(), 5), ["input", "floating", "Int"]),
+}
+GLOBAL_AVG_POOL2D = {
+    "rank": (call((3, 8, 9)), ["input", "4", "[3, 8, 9]"]),
+    "no_channels": (call((2, 0, 4, 8)), ["[2, 0, 4, 8]", "channels"]),
+    "no_height": (call((2, 3, 0, 8)), ["[2, 3, 0, 8]", "empty"]),
+    "integers": (call(torch.ones(2, 3, 8, 9).int()), ["input", "floating", "Int"]),
 }
 
 
@@ -112,6 +160,10 @@ AVG_POOL2D = {"divisor_zero": (pool((2, 3, 8, 8), 2, divisor_override=0), ["divi
 OPERATORS = {
     "conv2d": {**CONVOLUTIONS, **CONV2D},
     "conv2d_batch_norm": {**CONVOLUTIONS, **CONV2D_BATCH_NORM},
+    "batch_norm2d": BATCH_NORM2D,
+    "bn_act_conv2d": BN_ACT_CONV2D,
+    "local_response_norm": LOCAL_RESPONSE_NORM,
+    "global_avg_pool2d": GLOBAL_AVG_POOL2D,
     "linear": LINEAR,
     "max_pool2d": {**POOLS, **MAX_POOL2D},
     "avg_pool2d": {**POOLS, **AVG_POOL2D},

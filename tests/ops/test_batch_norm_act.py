@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 from cnnfast import reference
 
-from .support import ACTIVATIONS, LAYOUTS, assert_near, in_layout, needs_extension, poison
+from .support import (
+    ACTIVATIONS,
+    LAYOUTS,
+    assert_near,
+    doubles,
+    gradients,
+    in_layout,
+    needs_extension,
+    poison,
+)
 
 pytestmark = needs_extension
 
@@ -64,3 +73,59 @@ def test_batch_norm_act_bad_argument(change, words):
         torch.ops.cnnfast.batch_norm_act(**arguments)
     message = str(error.value).splitlines()[0]
     assert message.startswith("cnnfast::batch_norm_act: ") and all(word in message for word in words), message
+
+
+NAMES = ("input", "mean", "var", "weight", "bias", "residual")
+
+
+def tensors_of(channels=5, size=(6, 7)):
+    """All six tensors, with gradients."""
+    shape = (2, channels, *size)
+    values = [torch.randn(channels), torch.rand(channels) + 0.3, torch.rand(channels), torch.randn(channels)]
+    return [t.requires_grad_() for t in (torch.randn(shape), *values, torch.randn(shape))]
+
+
+def eager(input, mean, var, weight, bias, residual, activation):
+    """By hand, as F.batch_norm has no gradient for the mean and the variance."""
+    mean, var, weight, bias = (t.view(-1, 1, 1) for t in (mean, var, weight, bias))
+    output = (input - mean) / (var + 1e-5).sqrt() * weight + bias + residual
+    return reference.activation.activate(output, activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("channels", [1, 7, 16, 33])
+def test_batch_norm_act_gradients(channels, activation):
+    tensors = tensors_of(channels)
+    exact = doubles(tensors)
+    output = torch.ops.cnnfast.batch_norm_act(*tensors, activation=activation)
+    truth = eager(*exact, activation)
+    cotangent = torch.randn(truth.shape) * (truth.detach().abs() > 1e-4)  # clear of ReLU's kink
+    found, expected = gradients(output, cotangent, tensors), gradients(truth, cotangent, exact)
+    for own, true in zip(found, expected, strict=True):
+        assert_near(own, true, 2e-5)
+
+
+@pytest.mark.parametrize("wanted", range(6), ids=NAMES)
+def test_batch_norm_act_gradients_only_where_wanted(wanted):
+    tensors = tensors_of()
+    for place, tensor in enumerate(tensors):
+        tensor.requires_grad_(place == wanted)
+    exact = doubles(tensors)
+    output = torch.ops.cnnfast.batch_norm_act(*tensors, activation="sigmoid")
+    cotangent = torch.randn(output.shape)
+    (own,) = [g for g in gradients(output, cotangent, tensors) if g is not None]
+    (true,) = [g for g in gradients(eager(*exact, "sigmoid"), cotangent, exact) if g is not None]
+    assert_near(own, true, 2e-5)
+
+
+def test_batch_norm_act_gradcheck():
+    tensors = doubles(tensors_of(3, (3, 2)))
+
+    def run(*args):
+        return torch.ops.cnnfast.batch_norm_act(*args, activation="sigmoid")
+
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+def test_batch_norm_act_gradient_passes_opcheck():
+    torch.library.opcheck(torch.ops.cnnfast.batch_norm_act.default, tensors_of(), {"activation": "relu"})

@@ -43,6 +43,7 @@ def backward_calls():
     grad = torch.randn_like(output)
     tensors = [grad, input, weight, bn_weight, conv_output, mean - bias, var, output]
     yield "conv2d_batch_norm_backward", [*tensors, [1, 1], [1, 1], [1, 1], 1, 1e-5, "relu", [True] * 6]
+    yield from normalisation_backward_calls(cases)
     input, weight, bias = cases["linear"].tensors()
     yield "linear_backward", [torch.randn(3, 13), input, weight, torch.randn(3, 13), "relu", [True] * 3]
     (input,) = cases["max_pool2d"].tensors()
@@ -50,6 +51,26 @@ def backward_calls():
     window = [[3, 3], [2, 2], [1, 1]]
     yield "max_pool2d_backward", [grad, input, *window, [1, 1], False]
     yield "avg_pool2d_backward", [grad, input, *window, False, True, None]
+    yield "global_avg_pool2d_backward", [torch.randn(3, 5, 1, 1), input]
+
+
+def normalisation_backward_calls(cases):
+    input, weight, _ = cases["batch_norm2d"].tensors()
+    output = torch.relu(torch.randn_like(input))
+    tensors = [torch.randn_like(input), input, torch.randn(5), torch.rand(5) + 0.1]
+    for batch_statistics, mask in ((True, [True, False, False, True, True, True]), (False, [True] * 6)):
+        for options in ([weight, output, 1e-5, "relu"], [None, output, 1e-3, "none"]):
+            yield "batch_norm2d_backward", [*tensors, *options, batch_statistics, mask]
+    input, weight, _, bn_weight, bn_bias = cases["bn_act_conv2d"].tensors()
+    grad, statistics = torch.randn(3, 7, 9, 8), [torch.randn(5), torch.rand(5) + 0.1]
+    geometry = [[1, 1], [1, 1], [1, 1], 1, 1e-5, "relu"]
+    for batch_statistics in (True, False):
+        tensors = [grad, input, weight, bn_weight, bn_bias, *statistics]
+        yield "bn_act_conv2d_backward", [*tensors, *geometry, batch_statistics, [True] * 6]
+        some = [False, True, True, False, False, False]
+        yield "bn_act_conv2d_backward", [*tensors, *geometry, batch_statistics, some]
+    (input,) = cases["local_response_norm"].tensors()
+    yield "local_response_norm_backward", [torch.randn_like(input), input, 5, 0.5, 0.75, 1.0]
 
 
 @needs_extension
@@ -92,13 +113,14 @@ def test_operator_odd_types_are_right_or_an_error(operator, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every_operator
 def test_operator_under_autocast_has_the_types_of_eager(operator, dtype):
-    """Convolutions and linear layers run in autocast's type, pooling in what it is given."""
+    """Convolutions and linear layers run in autocast's type, the others in float32 or what they are given."""
     tensors = operator.tensors(requires_grad=True)
     for place in operator.batched[1:]:  # a residual comes out of an earlier layer
         tensors[place] = tensors[place].detach().to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype):
         output, truth = operator.run(*tensors), operator.run_reference(*tensors)
-    assert output.dtype == (torch.float32 if "pool" in operator.name else dtype)
+    narrow = "conv" in operator.name or operator.name == "linear"
+    assert output.dtype == truth.dtype == (dtype if narrow else torch.float32)
     assert_near(output, truth, 5e-2)
     output.float().sum().backward()
     assert all(tensor.grad.dtype == tensor.dtype for tensor in tensors)

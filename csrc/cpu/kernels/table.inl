@@ -11,9 +11,27 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/batch_norm.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
+#include "cpu/kernels/lrn.inl"
+#include "cpu/kernels/norm_backward.inl"
 #include "cpu/kernels/pool.inl"
 #include "cpu/kernels/winograd.inl"
 
-#define CNNFAST_KERNEL_TABLE(name)                                                                      \
-  {name,      Vec::kWidth,     Vec::kPanelVectors, tile_pixels, conv,       winograd, winograd_scratch, \
-   depthwise, pool<MaxReduce>, pool<MeanReduce>,   affine,      column_sum, add,      activate}
+#define CNNFAST_KERNEL_TABLE(name) \
+  {name,                           \
+   Vec::kWidth,                    \
+   Vec::kPanelVectors,             \
+   tile_pixels,                    \
+   conv,                           \
+   winograd,                       \
+   winograd_scratch,               \
+   depthwise,                      \
+   pool<MaxReduce>,                \
+   pool<MeanReduce>,               \
+   affine,                         \
+   column_sum,                     \
+   add,                            \
+   activate,                       \
+   lrn,                            \
+   lrn_backward,                   \
+   norm_backward_sums,             \
+   norm_backward}

@@ -57,6 +57,12 @@ struct Vec {
     __builtin_memcpy(&power, &bits, sizeof(power));
     return {x.v * power};
   }
+  static Vec sqrt(Vec x) {
+    for (int i = 0; i < 4; ++i) x.v[i] = __builtin_sqrtf(x.v[i]);
+    return x;
+  }
+  // g where y is positive or NaN, else 0: ReLU's gradient from its output.
+  static Vec where_positive(Vec y, Vec g) { return {y.v <= zero().v ? zero().v : g.v}; }
 };
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.

@@ -1,0 +1,113 @@
+// Gradients of batch_norm2d and batch_norm_act.
+#include "ops/batch_norm2d.h"
+
+#include "autograd/common.h"
+
+namespace cnnfast {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using GivenForward = decltype(batch_norm_act_composite);
+using BatchForward = decltype(batch_norm2d_composite);
+using Backward = decltype(batch_norm2d_backward_composite);
+
+struct Options {
+  double eps;
+  std::string_view activation;
+  bool batch_statistics;
+};
+
+void save(AutogradContext* ctx, const Options& options, const std::array<bool, 6>& needs,
+          const variable_list& tensors) {
+  ctx->saved_data["needs"] = std::vector<bool>(needs.begin(), needs.end());
+  ctx->saved_data["eps"] = options.eps;
+  ctx->saved_data["activation"] = std::string(options.activation);
+  ctx->saved_data["batch_statistics"] = options.batch_statistics;
+  ctx->save_for_backward(tensors);
+}
+
+// Gradients of input, mean, var, weight, bias, residual; undefined where not wanted.
+std::array<at::Tensor, 6> gradients(AutogradContext* ctx, const at::Tensor& grad) {
+  static auto op = typed_operator<Backward>("cnnfast::batch_norm2d_backward");
+  const auto saved = ctx->get_saved_variables();  // input, mean, var, weight, output
+  const auto needs = ctx->saved_data["needs"].toBoolList();
+  std::array<bool, 6> mask;
+  for (size_t i = 0; i < mask.size(); ++i) mask[i] = needs[i];
+  const auto [input, mean, var, weight, bias, residual] = op.call(
+      grad, saved[0], saved[1], saved[2], saved[3].defined() ? OptionalTensor(saved[3]) : OptionalTensor(),
+      saved[4], ctx->saved_data["eps"].toDouble(), ctx->saved_data["activation"].toStringRef(),
+      ctx->saved_data["batch_statistics"].toBool(), mask);
+  std::array<at::Tensor, 6> result{input, mean, var, weight, bias, residual};
+  for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], result[i]);
+  return result;
+}
+
+class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& mean,
+                            const at::Tensor& var, const OptionalTensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, double eps, std::string_view activation) {
+    static auto op = typed_operator<GivenForward>("cnnfast::batch_norm_act");
+    at::AutoDispatchBelowADInplaceOrView below;
+    const at::Tensor output = op.call(input, mean, var, weight, bias, residual, eps, activation);
+    save(ctx, {eps, activation, false},
+         {input.requires_grad(), mean.requires_grad(), var.requires_grad(), wants_gradient(weight),
+          wants_gradient(bias), wants_gradient(residual)},
+         {input, mean, var, value_or_undefined(weight), output});
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(8);
+    const auto g = gradients(ctx, grads[0]);
+    return {g[0], g[1], g[2], g[3], g[4], g[5], at::Tensor(), at::Tensor()};
+  }
+};
+
+class BatchNorm2d : public torch::autograd::Function<BatchNorm2d> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& residual, double eps,
+                               std::string_view activation) {
+    static auto op = typed_operator<BatchForward>("cnnfast::batch_norm2d");
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [output, mean, var] = op.call(input, weight, bias, residual, eps, activation);
+    save(ctx, {eps, activation, true},
+         {input.requires_grad(), false, false, wants_gradient(weight), wants_gradient(bias),
+          wants_gradient(residual)},
+         {input, mean, var, value_or_undefined(weight), output});
+    ctx->mark_non_differentiable({mean, var});
+    return {output, mean, var};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(6);
+    const auto g = gradients(ctx, grads[0]);
+    return {g[0], g[3], g[4], g[5], at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor batch_norm_act_autograd(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                   const OptionalTensor& weight, const OptionalTensor& bias,
+                                   const OptionalTensor& residual, double eps, std::string_view activation) {
+  return BatchNormAct::apply(input, mean, var, weight, bias, residual, eps, activation);
+}
+
+BatchNorm2dOutputs batch_norm2d_autograd(const at::Tensor& input, const OptionalTensor& weight,
+                                         const OptionalTensor& bias, const OptionalTensor& residual,
+                                         double eps, std::string_view activation) {
+  const auto out = BatchNorm2d::apply(input, weight, bias, residual, eps, activation);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
+  m.impl("batch_norm_act", TORCH_FN(batch_norm_act_autograd));
+  m.impl("batch_norm2d", TORCH_FN(batch_norm2d_autograd));
+  m.impl("batch_norm2d_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace cnnfast

@@ -1,0 +1,64 @@
+// bn_act_conv2d on the CPU: normalised and activated while the convolution's input is brought into memory.
+#include "ops/bn_act_conv2d.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include "cpu/conv2d.h"
+#include "cpu/normalise.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& weight,
+                                     const OptionalTensor& bias, const OptionalTensor& bn_weight,
+                                     const OptionalTensor& bn_bias, const OptionalTensor& mean,
+                                     const OptionalTensor& var, const OptionalTensor& residual,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, int64_t groups, double eps,
+                                     std::string_view pre_activation) {
+  if (!all_float(input, {bn_weight, bn_bias, mean, var}))
+    return bn_act_conv2d_composite(input, weight, bias, bn_weight, bn_bias, mean, var, residual, stride,
+                                   padding, dilation, groups, eps, pre_activation);
+  const Conv2dParams params{stride, padding, dilation, groups};
+  const auto sizes = check_bn_act_conv2d(
+      {input, weight, bias, bn_weight, bn_bias, mean, var, residual, params, pre_activation});
+  const bool given = present(mean);
+  // Where channels are not adjacent the one copy serves the statistics and the convolution.
+  const at::Tensor images =
+      channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
+  const Statistics used = given ? Statistics{*mean, *var} : batch_statistics(pixel_rows(images));
+  const ScaleShift s = fold(used.mean, used.var, bn_weight, bn_bias, eps);
+  const Activation activation = parse_activation("bn_act_conv2d", pre_activation);
+  const at::Tensor output = conv2d_float({images, weight, bias, std::nullopt, residual, params, "none"},
+                                         sizes, [&](const at::Tensor& t, Border border, at::Tensor& storage) {
+                                           return normalised_with_border(t, s, activation, border, storage);
+                                         });
+  if (given) return {output, no_gradient(*mean), no_gradient(*var)};
+  return {output, used.mean, used.var};
+}
+
+BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                              const at::Tensor& weight, const OptionalTensor& bn_weight,
+                                              const OptionalTensor& bn_bias, const at::Tensor& mean,
+                                              const at::Tensor& var, at::IntArrayRef stride,
+                                              at::IntArrayRef padding, at::IntArrayRef dilation,
+                                              int64_t groups, double eps, std::string_view pre_activation,
+                                              bool batch_statistics, std::array<bool, 6> output_mask) {
+  const bool ours = all_float(input, {grad_output, bn_weight, bn_bias, mean, var});
+  const BnActConv2dSteps steps =
+      ours ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_float}
+           : BnActConv2dSteps{batch_norm_act_composite, batch_norm2d_backward_composite};
+  return bn_act_conv2d_backward(steps, grad_output, input, weight, bn_weight, bn_bias, mean, var,
+                                {stride, padding, dilation, groups}, eps, pre_activation, batch_statistics,
+                                output_mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d_cpu));
+  m.impl("bn_act_conv2d_backward", TORCH_FN(bn_act_conv2d_backward_cpu));
+}
+
+}  // namespace cnnfast::cpu

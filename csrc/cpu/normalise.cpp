@@ -1,0 +1,255 @@
+#include "cpu/normalise.h"
+
+#include <ATen/Functions.h>
+
+#include "cpu/parallel.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Rows summed in float32 before they join a float64 sum: few enough to keep the error of plain summation
+// small. The parts are the same for any number of threads, so results do not depend on it.
+constexpr int64_t kRowsPerPart = 256;
+constexpr int64_t kSerialElements = 1 << 14;
+
+int threads_for(int64_t elements) { return elements < kSerialElements ? 1 : team_size(); }
+
+// `width` sums, float64: sum_part(first_row, rows, sums) adds one part's to zeros, in float32.
+template <class SumPart>
+std::vector<double> sums_by_parts(int64_t rows, int64_t channels, int64_t width, SumPart&& sum_part) {
+  const int64_t parts = (rows + kRowsPerPart - 1) / kRowsPerPart;
+  std::vector<float> partial(static_cast<size_t>(parts * width), 0.0f);
+  parallel_team(threads_for(rows * channels), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(parts, 1, thread, team);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kRowsPerPart;
+      sum_part(first, std::min(kRowsPerPart, rows - first), partial.data() + part * width);
+    }
+  });
+  std::vector<double> sums(static_cast<size_t>(width), 0.0);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t i = 0; i < width; ++i) sums[i] += partial[part * width + i];
+  return sums;
+}
+
+// The mean per channel of x, or of (x - mean)^2.
+at::Tensor channel_means(const PixelRows& x, const float* mean) {
+  const auto sums =
+      sums_by_parts(x.rows, x.channels, x.channels, [&](int64_t first, int64_t rows, float* partial) {
+        kernels().column_sum(x.data + first * x.stride, x.stride, rows, x.channels, mean, partial);
+      });
+  const at::Tensor t = at::empty({x.channels}, x.storage.options());
+  float* p = t.data_ptr<float>();
+  for (int64_t c = 0; c < x.channels; ++c) p[c] = static_cast<float>(sums[c] / static_cast<double>(x.rows));
+  return t;
+}
+
+at::Tensor dense(const OptionalTensor& t) { return present(t) ? t->contiguous() : at::Tensor(); }
+
+// Value c of a dense tensor, or `otherwise` where there is none.
+double value_or(const at::Tensor& t, int64_t c, double otherwise) {
+  return t.defined() ? t.const_data_ptr<float>()[c] : otherwise;
+}
+
+at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
+  const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
+  std::copy(values.begin(), values.end(), t.data_ptr<float>());
+  return t;
+}
+
+}  // namespace
+
+bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> others) {
+  bool all = is_plain_float(input);
+  for (const auto& t : others) all = all && (!present(t) || t->scalar_type() == at::kFloat);
+  return all;
+}
+
+PixelRows pixel_rows(const at::Tensor& t) {
+  const int64_t channels = t.size(1), height = t.size(2), width = t.size(3);
+  const int64_t stride = width > 1       ? t.stride(3)
+                         : height > 1    ? t.stride(2)
+                         : t.size(0) > 1 ? t.stride(0)
+                                         : channels;
+  const bool even = channels_adjacent(t) && (height == 1 || t.stride(2) == width * stride) &&
+                    (t.size(0) == 1 || t.stride(0) == height * width * stride);
+  const int64_t rows = t.size(0) * height * width;
+  if (even) return {t.const_data_ptr<float>(), stride, rows, channels, t};
+  const at::Tensor copy = t.contiguous(at::MemoryFormat::ChannelsLast);
+  return {copy.const_data_ptr<float>(), channels, rows, channels, copy};
+}
+
+Statistics batch_statistics(const PixelRows& x) {
+  const at::Tensor mean = channel_means(x, nullptr);
+  return {mean, channel_means(x, mean.const_data_ptr<float>())};
+}
+
+ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
+                const OptionalTensor& bias, double eps) {
+  const int64_t channels = mean.numel();
+  ScaleShift s{AlignedFloats(channels), AlignedFloats(channels)};
+  const at::Tensor m = mean.contiguous(), v = var.contiguous(), w = dense(weight), b = dense(bias);
+  for (int64_t c = 0; c < channels; ++c) {
+    const double scale = value_or(w, c, 1.0) / std::sqrt(v.const_data_ptr<float>()[c] + eps);
+    s.scale.data()[c] = static_cast<float>(scale);
+    s.shift.data()[c] = static_cast<float>(value_or(b, c, 0.0) - m.const_data_ptr<float>()[c] * scale);
+  }
+  return s;
+}
+
+at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
+                     const OptionalTensor& residual, Activation activation) {
+  const at::Tensor output = at::empty(sizes, x.storage.options(), at::MemoryFormat::ChannelsLast);
+  if (output.numel() == 0) return output;
+  const PixelRows r = present(residual) ? pixel_rows(*residual) : PixelRows{};
+  parallel_team(threads_for(output.numel()), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(x.rows, 1, thread, team);
+    const AffineCall call{x.data + begin * x.stride,
+                          r.data ? r.data + begin * r.stride : nullptr,
+                          output.data_ptr<float>() + begin * x.channels,
+                          s.scale.data(),
+                          s.shift.data(),
+                          x.stride,
+                          r.stride,
+                          x.channels,
+                          x.channels,
+                          activation};
+    kernels().affine(call, end - begin);
+  });
+  return output;
+}
+
+View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation activation, Border b,
+                            at::Tensor& storage) {
+  const ImageSize size = image_size(t);
+  const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
+  storage = at::empty({size.images, height, width, size.channels}, t.options());
+  View to{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
+  to.data += b.top * to.row + b.left * to.pixel;
+  const at::Tensor images = channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+  const View from = view_of(images);
+  parallel_team(threads_for(storage.numel()), [&](int thread, int team, Barrier&) {
+    const auto [row_begin, row_end] = share(size.images * size.height, 1, thread, team);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      const int64_t n = row / size.height, y = row % size.height;
+      kernels().affine(
+          {from.data + n * from.image + y * from.row, nullptr, to.data + n * to.image + y * to.row,
+           s.scale.data(), s.shift.data(), from.pixel, 0, to.pixel, size.channels, activation},
+          size.width);
+    }
+    const auto [image_begin, image_end] = share(size.images, 1, thread, team);
+    zero_border(to, size, b, image_begin, image_end);
+  });
+  return to;
+}
+
+at::Tensor batch_norm_act_float(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                const OptionalTensor& weight, const OptionalTensor& bias,
+                                const OptionalTensor& residual, double eps, std::string_view activation) {
+  return normalise(pixel_rows(input), input.sizes(), fold(mean, var, weight, bias, eps), residual,
+                   parse_activation("batch_norm_act", activation));
+}
+
+namespace {
+
+// What the gradient needs per channel: sums over the batch of the gradient before the activation, and of its
+// product with the input less its mean.
+struct ChannelSums {
+  std::vector<double> grad, product;
+};
+
+ChannelSums backward_sums(const NormBackwardCall& call, int64_t rows) {
+  const int64_t channels = call.channels;
+  const auto both =
+      sums_by_parts(rows, channels, 2 * channels, [&](int64_t first, int64_t n, float* partial) {
+        NormBackwardCall part = call;
+        part.grad += first * call.grad_stride;
+        part.output += first * call.output_stride;
+        part.input += first * call.input_stride;
+        kernels().norm_backward_sums(part, n, partial, partial + channels);
+      });
+  return {{both.begin(), both.begin() + channels}, {both.begin() + channels, both.end()}};
+}
+
+void backward_values(const NormBackwardCall& call, int64_t rows) {
+  parallel_team(threads_for(rows * call.channels), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(rows, 1, thread, team);
+    NormBackwardCall part = call;
+    part.grad += begin * call.grad_stride;
+    part.output += begin * call.output_stride;
+    part.input += begin * call.input_stride;
+    if (part.grad_input) part.grad_input += begin * call.channels;
+    if (part.grad_residual) part.grad_residual += begin * call.channels;
+    kernels().norm_backward(part, end - begin);
+  });
+}
+
+}  // namespace
+
+BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
+                                               const at::Tensor& mean, const at::Tensor& var,
+                                               const OptionalTensor& weight, const at::Tensor& output,
+                                               double eps, std::string_view activation, bool batch_statistics,
+                                               std::array<bool, 6> output_mask) {
+  const auto [need_input, need_mean, need_var, need_weight, need_bias, need_residual] = output_mask;
+  const auto options = input.options();
+  const int64_t channels = input.size(1);
+  const PixelRows grad = pixel_rows(grad_output), x = pixel_rows(input), y = pixel_rows(output);
+  const at::Tensor m = mean.contiguous(), v = var.contiguous(), w = dense(weight);
+  auto images = [&](bool wanted) {
+    return wanted ? at::empty(input.sizes(), options, at::MemoryFormat::ChannelsLast) : no_gradient(input);
+  };
+  const at::Tensor grad_input = images(need_input), grad_residual = images(need_residual);
+  AlignedFloats slope(channels), tilt(channels), offset(channels);
+  NormBackwardCall call{grad.data,
+                        y.data,
+                        x.data,
+                        need_input ? grad_input.data_ptr<float>() : nullptr,
+                        need_residual ? grad_residual.data_ptr<float>() : nullptr,
+                        m.const_data_ptr<float>(),
+                        slope.data(),
+                        nullptr,
+                        nullptr,
+                        grad.stride,
+                        y.stride,
+                        x.stride,
+                        channels,
+                        parse_activation("batch_norm2d_backward", activation)};
+  ChannelSums sums;
+  const bool through_statistics = batch_statistics && need_input;
+  if (through_statistics || need_mean || need_var || need_weight || need_bias)
+    sums = backward_sums(call, x.rows);
+  std::vector<double> inverse_std(channels), steepness(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    // an empty batch has no variance, but gradients: zeros
+    inverse_std[c] = x.rows == 0 ? 0.0 : 1.0 / std::sqrt(v.const_data_ptr<float>()[c] + eps);
+    steepness[c] = value_or(w, c, 1.0) * inverse_std[c];
+    slope.data()[c] = static_cast<float>(steepness[c]);
+    if (!through_statistics) continue;
+    const double share = -steepness[c] / static_cast<double>(x.rows);
+    offset.data()[c] = static_cast<float>(share * sums.grad[c]);
+    tilt.data()[c] = static_cast<float>(share * inverse_std[c] * inverse_std[c] * sums.product[c]);
+  }
+  if (through_statistics) {
+    call.tilt = tilt.data();
+    call.offset = offset.data();
+  }
+  if (x.rows > 0 && (need_input || need_residual)) backward_values(call, x.rows);
+  auto per_channel = [&](bool wanted, auto&& value) {
+    if (!wanted) return no_gradient(input);
+    std::vector<double> values(channels);
+    for (int64_t c = 0; c < channels; ++c) values[c] = value(c);
+    return channel_tensor(values, options);
+  };
+  return {grad_input,
+          per_channel(need_mean, [&](int64_t c) { return -steepness[c] * sums.grad[c]; }),
+          per_channel(need_var,
+                      [&](int64_t c) {
+                        return -0.5 * steepness[c] * inverse_std[c] * inverse_std[c] * sums.product[c];
+                      }),
+          per_channel(need_weight, [&](int64_t c) { return sums.product[c] * inverse_std[c]; }),
+          per_channel(need_bias, [&](int64_t c) { return sums.grad[c]; }),
+          grad_residual};
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,59 @@
+// Batch normalisation on float32 tensors, for the operators that contain one.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include "cpu/conv_job.h"
+#include "cpu/tensor_view.h"
+#include "ops/batch_norm2d.h"
+
+namespace cnnfast::cpu {
+
+// Every pixel of an image batch as a row of adjacent channels, all rows at one distance.
+struct PixelRows {
+  const float* data;
+  int64_t stride, rows, channels;
+  at::Tensor storage;  // keeps the memory
+};
+
+// Copies the tensor only where its pixels lie otherwise.
+PixelRows pixel_rows(const at::Tensor& t);
+
+struct Statistics {
+  at::Tensor mean, var;  // var is biased
+};
+
+// NaN where there is no row.
+Statistics batch_statistics(const PixelRows& x);
+
+// Batch normalisation as one factor and one shift per channel.
+struct ScaleShift {
+  AlignedFloats scale, shift;
+};
+
+ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
+                const OptionalTensor& bias, double eps);
+
+// act(x * scale + shift + residual) in channels_last memory of its own, of the sizes given.
+at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
+                     const OptionalTensor& residual, Activation activation);
+
+// act(t * scale + shift) with `border` zeros around every image, as a view of the first pixel inside the
+// border; `storage` holds it. The prologue of a convolution: its input is copied for the border anyway.
+View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation activation, Border border,
+                            at::Tensor& storage);
+
+// batch_norm_act and batch_norm2d_backward by the kernels; arguments must have passed the checks and be
+// float32.
+at::Tensor batch_norm_act_float(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                const OptionalTensor& weight, const OptionalTensor& bias,
+                                const OptionalTensor& residual, double eps, std::string_view activation);
+BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
+                                               const at::Tensor& mean, const at::Tensor& var,
+                                               const OptionalTensor& weight, const at::Tensor& output,
+                                               double eps, std::string_view activation, bool batch_statistics,
+                                               std::array<bool, 6> output_mask);
+
+// Whether the float32 kernels take these tensors.
+bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> others);
+
+}  // namespace cnnfast::cpu
