@@ -36,19 +36,17 @@ ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef sizes) {
           parse_activation("conv2d", a.activation)};
 }
 
-std::vector<int64_t> concrete(const std::vector<c10::SymInt>& sizes) {
-  std::vector<int64_t> result;
-  for (const auto& size : sizes) result.push_back(size.expect_int());
-  return result;
-}
-
 }  // namespace
 
-at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& symbolic_sizes) {
-  const auto sizes = concrete(symbolic_sizes);
-  const at::Tensor output = at::empty(sizes, a.input.options(), at::MemoryFormat::ChannelsLast);
-  if (output.numel() == 0) return output;
-  const ConvGeometry g = geometry_of(a, sizes);
+at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
+  const at::Tensor output = at::empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
+  conv2d_into(a, output);
+  return output;
+}
+
+void conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
+  if (output.numel() == 0) return;
+  const ConvGeometry g = geometry_of(a, output.sizes());
   at::Tensor padded, dense_residual;
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
   const View input = with_border(a.input, {ph, pw, ph, pw}, padded);
@@ -67,7 +65,6 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sym
   const int threads = g.flops() < kSerialFlops ? 1 : team_size();
   parallel_team(threads,
                 [&](int thread, int team, Barrier&) { job.run({*weight, scale, shift}, thread, team); });
-  return output;
 }
 
 namespace {
