@@ -8,7 +8,18 @@ torch.jit.script and torch.compile.
 from cnnfast.ops.conv2d import conv2d
 from cnnfast.ops.conv2d_batch_norm import conv2d_batch_norm
 from cnnfast.ops.conv2d_bn_act import conv2d_bn_act
+from cnnfast.ops.dense_block import dense_block
+from cnnfast.ops.inception import inception
 from cnnfast.ops.linear import linear
 from cnnfast.ops.pool2d import avg_pool2d, max_pool2d
 
-__all__ = ["avg_pool2d", "conv2d", "conv2d_batch_norm", "conv2d_bn_act", "linear", "max_pool2d"]
+__all__ = [
+    "avg_pool2d",
+    "conv2d",
+    "conv2d_batch_norm",
+    "conv2d_bn_act",
+    "dense_block",
+    "inception",
+    "linear",
+    "max_pool2d",
+]

@@ -73,6 +73,22 @@ struct AffineCall {
   Activation activation;
 };
 
+// Backward of a = act((x - mean) * scale + ...) per channel: with dz = grad_activated * act'(a),
+// grad_input += dz * scale, sum += dz, product += dz * (x - mean). Strides are those of pixels.
+struct BnActBackwardCall {
+  const float* activated;
+  const float* grad_activated;
+  const float* input;
+  float* grad_input;
+  const float* scale;
+  const float* mean;
+  float* sum;
+  float* product;
+  int64_t activated_stride, grad_activated_stride, input_stride, grad_input_stride;
+  int64_t channels;
+  Activation activation;
+};
+
 struct KernelTable {
   const char* name;
   int64_t vector_width;                           // floats
@@ -92,6 +108,7 @@ struct KernelTable {
                      float* sum);
   void (*add)(const float* a, const float* b, float* out, int64_t count, Activation);
   void (*activate)(float* x, int64_t count, Activation);
+  void (*bn_act_backward)(const BnActBackwardCall&, int64_t rows);
 };
 
 // One per instruction set that was compiled.

@@ -21,7 +21,7 @@ every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 @every_operator
 def test_operator_passes_opcheck(operator, requires_grad):
     tensors = operator.tensors(requires_grad=requires_grad)
-    torch.library.opcheck(operator.overload, tensors, operator.options)
+    torch.library.opcheck(operator.overload, operator.overload_arguments(*tensors), operator.options)
 
 
 def backward_calls():
@@ -43,6 +43,7 @@ def backward_calls():
     grad = torch.randn_like(output)
     tensors = [grad, input, weight, bn_weight, conv_output, mean - bias, var, output]
     yield "conv2d_batch_norm_backward", [*tensors, [1, 1], [1, 1], [1, 1], 1, 1e-5, "relu", [True] * 6]
+    yield from block_backward_calls(cases)
     input, weight, bias = cases["linear"].tensors()
     yield "linear_backward", [torch.randn(3, 13), input, weight, torch.randn(3, 13), "relu", [True] * 3]
     (input,) = cases["max_pool2d"].tensors()
@@ -50,6 +51,26 @@ def backward_calls():
     window = [[3, 3], [2, 2], [1, 1]]
     yield "max_pool2d_backward", [grad, input, *window, [1, 1], False]
     yield "avg_pool2d_backward", [grad, input, *window, False, True, None]
+
+
+def block_backward_calls(cases):
+    """The mask of a block's backward: input, weights, biases, then bn_weights and bn_biases."""
+    input, weights, biases, branches = cases["inception"].overload_arguments(*cases["inception"].tensors())
+    outputs = torch.ops.cnnfast.inception(input, weights, biases, branches)
+    grad = torch.randn_like(outputs[0])
+    present = [True] * 5 + [bias is not None for bias in biases]
+    for mask in (present, [False] * 3 + [True] + [False] * 5):
+        yield "inception_backward", [grad, input, weights, outputs, branches, mask]
+    case = cases["dense_block"]
+    input, weights, biases, *norms, _, _ = case.overload_arguments(*case.tensors())
+    lists = [weights, biases, *norms]
+    mask = [True, *(tensor is not None for tensors in lists for tensor in tensors)]
+    given = [[torch.rand(weight.size(1)) + 0.5 for weight in weights] for _ in range(2)]
+    for statistics in ([[], []], given):
+        output, mean, var = torch.ops.cnnfast.dense_block(input, weights, biases, *norms, *statistics)
+        tensors = [torch.randn_like(output), output, weights, *norms, *statistics, mean, var]
+        yield "dense_block_backward", [*tensors, 1e-5, "relu", mask]
+        yield "dense_block_backward", [*tensors, 1e-5, "relu", [False, True] + [False] * 7]
 
 
 @needs_extension
@@ -221,7 +242,7 @@ def test_operator_scripts(operator):
     """Saved and loaded they are with the modules: a file of a lone function forgets its default arguments."""
     scripted = torch.jit.script(getattr(ops, operator.name))
     tensors = operator.tensors()
-    result = scripted(*tensors, **operator.options)
+    result = scripted(*operator.pack(*tensors), **operator.options)
     torch.testing.assert_close(result[0] if isinstance(result, tuple) else result, operator.run(*tensors))
 
 

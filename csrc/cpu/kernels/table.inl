@@ -9,6 +9,7 @@ using namespace cnnfast::cpu;
 
 #include "cpu/kernels/activation.inl"
 #include "cpu/kernels/batch_norm.inl"
+#include "cpu/kernels/bn_act_backward.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
 #include "cpu/kernels/pool.inl"
@@ -16,4 +17,4 @@ using namespace cnnfast::cpu;
 #define CNNFAST_KERNEL_TABLE(name)                                          \
   {name,      Vec::kWidth,     Vec::kPanelVectors, tile_pixels, conv,       \
    depthwise, pool<MaxReduce>, pool<MeanReduce>,   affine,      column_sum, \
-   add,       activate}
+   add,       activate,         bn_act_backward}

@@ -36,6 +36,10 @@ struct Vec {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
   }
+  // g where y is positive or NaN, else 0: ReLU's gradient from its output.
+  static Vec where_positive(Vec y, Vec g) {
+    return {_mm256_and_ps(_mm256_cmp_ps(y.v, _mm256_setzero_ps(), _CMP_NLE_UQ), g.v)};
+  }
 
  private:
   static __m256i first(int64_t n) {

@@ -35,6 +35,10 @@ struct Vec {
   }
   // x * 2^n for a whole number n.
   static Vec scale_by_power(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+  // g where y is positive or NaN, else 0: ReLU's gradient from its output.
+  static Vec where_positive(Vec y, Vec g) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, _mm512_setzero_ps(), _CMP_NLE_UQ), g.v)};
+  }
 
  private:
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }

@@ -57,6 +57,8 @@ struct Vec {
     __builtin_memcpy(&power, &bits, sizeof(power));
     return {x.v * power};
   }
+  // g where y is positive or NaN, else 0: ReLU's gradient from its output.
+  static Vec where_positive(Vec y, Vec g) { return {y.v <= zero().v ? zero().v : g.v}; }
 };
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
