@@ -91,6 +91,28 @@ TORCH_LIBRARY(cnnfast, m) {
   // N x C x 1 x 1
   m.def("global_avg_pool2d(Tensor input) -> Tensor");
   m.def("global_avg_pool2d_backward(Tensor grad_output, Tensor input) -> Tensor");
+  // Branches of convolutions and poolings over one input, concatenated on channels: [output, outputs of the
+  // stages before each branch's last]. `branches` is described at parse_branches in ops/inception.h. Only the
+  // first output has a gradient.
+  m.def("inception(Tensor input, Tensor[] weights, Tensor?[] biases, int[] branches) -> Tensor[]");
+  // Gradients of input, weights, biases, in that order in output_mask too.
+  m.def(
+      "inception_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor[] outputs, "
+      "int[] branches, bool[] output_mask) -> (Tensor, Tensor[], Tensor[])");
+
+  // Per layer: batch norm over all channels so far, activation, convolution with stride 1 whose channels come
+  // behind them. means and vars (one per layer, as constants) normalise where they are given (then mean and
+  // var are empty), else the batch's statistics: mean and biased variance of every output channel. Only
+  // `output` has a gradient.
+  m.def(
+      "dense_block(Tensor input, Tensor[] weights, Tensor?[] biases, Tensor?[] bn_weights, "
+      "Tensor?[] bn_biases, Tensor?[] means, Tensor?[] vars, *, float eps=1e-05, str activation=\"relu\") "
+      "-> (Tensor output, Tensor mean, Tensor var)");
+  // Gradients of input, weights, biases, bn_weights, bn_biases, in that order in output_mask too.
+  m.def(
+      "dense_block_backward(Tensor grad_output, Tensor output, Tensor[] weights, Tensor?[] bn_weights, "
+      "Tensor?[] bn_biases, Tensor?[] means, Tensor?[] vars, Tensor mean, Tensor var, float eps, "
+      "str activation, bool[] output_mask) -> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[])");
 
   // A frozen network: plan (int64 words, see plan/graph.h) and its constants (float32). Meta tensors have no
   // words to read: output shapes then follow from `signature`, which plan_signature derives from the plan.

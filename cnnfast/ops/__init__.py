@@ -10,6 +10,8 @@ from cnnfast.ops.bn_act_conv2d import bn_act_conv2d
 from cnnfast.ops.conv2d import conv2d
 from cnnfast.ops.conv2d_batch_norm import conv2d_batch_norm
 from cnnfast.ops.conv2d_bn_act import conv2d_bn_act
+from cnnfast.ops.dense_block import dense_block
+from cnnfast.ops.inception import inception
 from cnnfast.ops.linear import linear
 from cnnfast.ops.local_response_norm import local_response_norm
 from cnnfast.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -21,7 +23,9 @@ __all__ = [
     "conv2d",
     "conv2d_batch_norm",
     "conv2d_bn_act",
+    "dense_block",
     "global_avg_pool2d",
+    "inception",
     "linear",
     "local_response_norm",
     "max_pool2d",

@@ -9,6 +9,8 @@ from cnnfast.reference.bn_act_conv2d import bn_act_conv2d
 from cnnfast.reference.conv2d import conv2d
 from cnnfast.reference.conv2d_batch_norm import conv2d_batch_norm
 from cnnfast.reference.conv2d_bn_act import conv2d_bn_act
+from cnnfast.reference.dense_block import dense_block
+from cnnfast.reference.inception import inception
 from cnnfast.reference.linear import linear
 from cnnfast.reference.local_response_norm import local_response_norm
 from cnnfast.reference.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -20,7 +22,9 @@ __all__ = [
     "conv2d",
     "conv2d_batch_norm",
     "conv2d_bn_act",
+    "dense_block",
     "global_avg_pool2d",
+    "inception",
     "linear",
     "local_response_norm",
     "max_pool2d",

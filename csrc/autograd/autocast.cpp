@@ -4,6 +4,9 @@
 
 #include "autograd/common.h"
 #include "ops/bn_act_conv2d.h"
+#include "ops/batch_norm.h"
+#include "ops/dense_block.h"
+#include "ops/inception.h"
 #include "ops/linear.h"
 #include "ops/local_response_norm.h"
 
@@ -111,6 +114,35 @@ struct Autocast {
     return op.call(at::autocast::cached_cast(at::kFloat, input, device), size, alpha, beta, k);
   }
 
+  static std::vector<at::Tensor> cast(at::TensorList list) {
+    std::vector<at::Tensor> result;
+    for (const auto& t : list) result.push_back(cast(t));
+    return result;
+  }
+  static OptionalTensors cast(const OptionalTensors& list) {
+    OptionalTensors result;
+    for (size_t i = 0; i < list.size(); ++i) result.push_back(cast(list.get(i)));
+    return result;
+  }
+
+  static std::vector<at::Tensor> inception(const at::Tensor& input, at::TensorList weights,
+                                           const OptionalTensors& biases, at::IntArrayRef branches) {
+    c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+    static auto op = typed_operator<decltype(inception_composite)>("cnnfast::inception");
+    return op.call(cast(input), cast(weights), cast(biases), branches);
+  }
+
+  // Batch norm's own parameters and averages stay as they are.
+  static DenseBlockOutputs dense_block(const at::Tensor& input, at::TensorList weights,
+                                       const OptionalTensors& biases, const OptionalTensors& bn_weights,
+                                       const OptionalTensors& bn_biases, const OptionalTensors& means,
+                                       const OptionalTensors& vars, double eps, std::string_view activation) {
+    c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+    static auto op = typed_operator<decltype(dense_block_composite)>("cnnfast::dense_block");
+    return op.call(cast(input), cast(weights), cast(biases), bn_weights, bn_biases, means, vars, eps,
+                   activation);
+  }
+
   static void implement(torch::Library& m) {
     m.impl("conv2d", TORCH_FN(conv2d));
     m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm));
@@ -119,6 +151,8 @@ struct Autocast {
     m.impl("batch_norm2d", TORCH_FN(batch_norm2d));
     m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d));
     m.impl("local_response_norm", TORCH_FN(local_response_norm));
+    m.impl("inception", TORCH_FN(inception));
+    m.impl("dense_block", TORCH_FN(dense_block));
   }
 };
 

@@ -42,24 +42,21 @@ ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef sizes) {
           parse_activation("conv2d", a.activation)};
 }
 
-std::vector<int64_t> concrete(const std::vector<c10::SymInt>& sizes) {
-  std::vector<int64_t> result;
-  for (const auto& size : sizes) result.push_back(size.expect_int());
-  return result;
-}
-
 }  // namespace
 
 at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
   return conv2d_float(a, sizes, with_border);
 }
 
-at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& symbolic_sizes,
-                        const BringIn& bring_in) {
-  const auto sizes = concrete(symbolic_sizes);
-  const at::Tensor output = at::empty(sizes, a.input.options(), at::MemoryFormat::ChannelsLast);
-  if (output.numel() == 0) return output;
-  ConvGeometry g = geometry_of(a, sizes);
+at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes, const BringIn& bring_in) {
+  const at::Tensor output = at::empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
+  conv2d_into(a, output, bring_in);
+  return output;
+}
+
+void conv2d_into(const Conv2dArgs& a, const at::Tensor& output, const BringIn& bring_in) {
+  if (output.numel() == 0) return;
+  ConvGeometry g = geometry_of(a, output.sizes());
   if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, kLargestTileInTraining);
   const Overreach beyond = overreach(g);
   at::Tensor padded, dense_residual;
@@ -80,7 +77,6 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sym
   const int threads = g.flops() < kSerialFlops ? 1 : team_size();
   parallel_team(threads,
                 [&](int thread, int team, Barrier&) { job.run({*weight, scale, shift}, thread, team); });
-  return output;
 }
 
 namespace {

@@ -7,12 +7,14 @@
 
 namespace cnnfast::cpu {
 
-// Arguments must have passed check_conv2d, which gave `sizes`.
-at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
-
 // Brings the input into memory with its border, as with_border does: where a prologue is applied on the way.
 using BringIn = std::function<View(const at::Tensor&, Border, at::Tensor& storage)>;
+
+// Arguments must have passed check_conv2d, which gave `sizes`.
+at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
 at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes,
                         const BringIn& bring_in);
+// The same into a tensor of the output's sizes whose channels are adjacent: a slice of a concatenation, too.
+void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in = with_border);
 
 }  // namespace cnnfast::cpu

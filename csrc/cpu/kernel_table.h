@@ -137,6 +137,22 @@ struct NormBackwardCall {
   Activation activation;
 };
 
+// Backward of a = act((x - mean) * scale + ...) per channel: with dz = grad_activated * act'(a),
+// grad_input += dz * scale, sum += dz, product += dz * (x - mean). Strides are those of pixels.
+struct BnActBackwardCall {
+  const float* activated;
+  const float* grad_activated;
+  const float* input;
+  float* grad_input;
+  const float* scale;
+  const float* mean;
+  float* sum;
+  float* product;
+  int64_t activated_stride, grad_activated_stride, input_stride, grad_input_stride;
+  int64_t channels;
+  Activation activation;
+};
+
 struct KernelTable {
   const char* name;
   int64_t vector_width;                           // floats
@@ -166,6 +182,7 @@ struct KernelTable {
   // sum[c] += g, product[c] += g * (x - mean[c]), over `rows` rows.
   void (*norm_backward_sums)(const NormBackwardCall&, int64_t rows, float* sum, float* product);
   void (*norm_backward)(const NormBackwardCall&, int64_t rows);
+  void (*bn_act_backward)(const BnActBackwardCall&, int64_t rows);
 };
 
 // One per instruction set that was compiled.

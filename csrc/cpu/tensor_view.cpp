@@ -10,6 +10,12 @@ bool is_plain_float(const at::Tensor& t) {
   return t.scalar_type() == at::kFloat && t.layout() == at::kStrided && !t.is_conj() && !t.is_neg();
 }
 
+std::vector<int64_t> concrete(const std::vector<c10::SymInt>& sizes) {
+  std::vector<int64_t> result;
+  for (const auto& size : sizes) result.push_back(size.expect_int());
+  return result;
+}
+
 ImageSize image_size(const at::Tensor& t) { return {t.size(0), t.size(2), t.size(3), t.size(1)}; }
 
 TensorStrides tensor_strides(const at::Tensor& t) {

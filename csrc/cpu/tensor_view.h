@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "cpu/image.h"
 #include "cpu/kernel_table.h"
 
@@ -9,6 +11,9 @@ namespace cnnfast::cpu {
 
 // Whether the float32 kernels take this tensor.
 bool is_plain_float(const at::Tensor& t);
+
+// The sizes of a check function, which here are numbers.
+std::vector<int64_t> concrete(const std::vector<c10::SymInt>& sizes);
 
 ImageSize image_size(const at::Tensor& t);
 TensorStrides tensor_strides(const at::Tensor& t);

@@ -13,6 +13,11 @@ Activation parse_activation(const char* op, std::string_view name) {
               "\"");
 }
 
+std::string_view activation_name(Activation activation) {
+  if (activation == Activation::kReLU) return "relu";
+  return activation == Activation::kSigmoid ? "sigmoid" : "none";
+}
+
 void check_same_kind(const char* op, const at::Tensor& input, const char* name, const OptionalTensor& other) {
   if (!present(other)) return;
   TORCH_CHECK(other->device() == input.device(), "cnnfast::", op, ": input is on ", input.device(), ", but ",

@@ -13,6 +13,7 @@ namespace cnnfast {
 using OptionalTensor = std::optional<at::Tensor>;
 
 Activation parse_activation(const char* op, std::string_view name);
+std::string_view activation_name(Activation activation);
 
 inline bool present(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 inline at::Tensor value_or_undefined(const OptionalTensor& t) { return present(t) ? *t : at::Tensor(); }

@@ -7,31 +7,37 @@
 namespace cnnfast {
 
 std::vector<c10::SymInt> check_conv2d_geometry(const char* op, const at::Tensor& input,
-                                               const at::Tensor& weight, const Conv2dParams& p) {
+                                               const at::Tensor& weight, const Conv2dParams& params) {
   check_rank(op, "input", input, 4);
+  return conv2d_output_sizes(op, input, input.sym_sizes(), weight, params);
+}
+
+std::vector<c10::SymInt> conv2d_output_sizes(const char* op, const at::Tensor& kind,
+                                             c10::SymIntArrayRef input, const at::Tensor& weight,
+                                             const Conv2dParams& p) {
   check_rank(op, "weight", weight, 4);
   check_pair(op, "stride", p.stride, 1);
   check_pair(op, "padding", p.padding, 0);
   check_pair(op, "dilation", p.dilation, 1);
-  check_same_kind(op, input, "weight", weight);
+  check_same_kind(op, kind, "weight", weight);
   TORCH_CHECK(p.groups >= 1, "cnnfast::", op, ": groups must be at least 1, not ", p.groups);
-  const auto in_channels = input.sym_size(1), out_channels = weight.sym_size(0);
-  TORCH_CHECK(in_channels > 0 && out_channels > 0, "cnnfast::", op, ": input ", input.sym_sizes(),
-              " and weight ", weight.sym_sizes(), " must have channels");
+  const auto in_channels = input[1], out_channels = weight.sym_size(0);
+  TORCH_CHECK(in_channels > 0 && out_channels > 0, "cnnfast::", op, ": input ", input, " and weight ",
+              weight.sym_sizes(), " must have channels");
   TORCH_CHECK(in_channels == weight.sym_size(1) * p.groups, "cnnfast::", op, ": input has ", in_channels,
               " channels, but weight ", weight.sym_sizes(), " with groups=", p.groups, " needs ",
               weight.sym_size(1) * p.groups);
   TORCH_CHECK(out_channels % p.groups == 0, "cnnfast::", op, ": the ", out_channels,
               " output channels of weight ", weight.sym_sizes(), " are not divisible by groups=", p.groups);
-  std::vector<c10::SymInt> sizes{input.sym_size(0), out_channels};
+  std::vector<c10::SymInt> sizes{input[0], out_channels};
   for (int i = 0; i < 2; ++i) {
-    const auto size = input.sym_size(2 + i);
+    const auto size = input[2 + i];
     const int64_t kernel = weight.sym_size(2 + i).guard_int(__FILE__, __LINE__);
-    TORCH_CHECK(size > 0 && kernel > 0, "cnnfast::", op, ": input ", input.sym_sizes(), " and weight ",
+    TORCH_CHECK(size > 0 && kernel > 0, "cnnfast::", op, ": input ", input, " and weight ",
                 weight.sym_sizes(), " must not have an empty height or width");
     TORCH_CHECK(size + 2 * p.padding[i] >= p.dilation[i] * (kernel - 1) + 1, "cnnfast::", op, ": weight ",
-                weight.sym_sizes(), " with dilation ", p.dilation, " is larger than input ",
-                input.sym_sizes(), " with padding ", p.padding);
+                weight.sym_sizes(), " with dilation ", p.dilation, " is larger than input ", input,
+                " with padding ", p.padding);
     sizes.push_back(conv_output_size(size, kernel, p.stride[i], p.padding[i], p.dilation[i]));
   }
   return sizes;

@@ -27,6 +27,10 @@ std::vector<c10::SymInt> check_conv2d(const char* op, const Conv2dArgs& args);
 // Checks input, weight and geometry alone.
 std::vector<c10::SymInt> check_conv2d_geometry(const char* op, const at::Tensor& input,
                                                const at::Tensor& weight, const Conv2dParams& params);
+// The same for images of which the sizes alone are known, as inside a block; of type and device of `kind`.
+std::vector<c10::SymInt> conv2d_output_sizes(const char* op, const at::Tensor& kind,
+                                             c10::SymIntArrayRef input, const at::Tensor& weight,
+                                             const Conv2dParams& params);
 
 at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& scale, const OptionalTensor& residual,

@@ -14,29 +14,33 @@ c10::SymInt pool_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
   return count;
 }
 
-std::vector<c10::SymInt> check_pool2d(const char* op, const at::Tensor& input, const Pool2dParams& p) {
+std::vector<c10::SymInt> check_pool2d(const char* op, const at::Tensor& input, const Pool2dParams& params) {
   TORCH_CHECK(input.dim() == 4 || input.dim() == 3, "cnnfast::", op,
               ": input must have 3 or 4 dimensions, not shape ", input.sym_sizes());
+  return pool2d_output_sizes(op, input.sym_sizes(), params);
+}
+
+std::vector<c10::SymInt> pool2d_output_sizes(const char* op, c10::SymIntArrayRef input,
+                                             const Pool2dParams& p) {
   check_pair(op, "kernel_size", p.kernel_size, 1);
   check_pair(op, "stride", p.steps(), 1);
   check_pair(op, "padding", p.padding, 0);
   check_pair(op, "dilation", p.dilation, 1);
-  auto sizes = input.sym_sizes().vec();
+  auto sizes = input.vec();
   const size_t first = sizes.size() - 2;
-  TORCH_CHECK(sizes[first - 1] > 0, "cnnfast::", op, ": input ", input.sym_sizes(), " must have channels");
+  TORCH_CHECK(sizes[first - 1] > 0, "cnnfast::", op, ": input ", input, " must have channels");
   for (int i = 0; i < 2; ++i) {
     const auto size = sizes[first + i];
     const int64_t kernel = p.kernel_size[i];
-    TORCH_CHECK(size > 0, "cnnfast::", op, ": input ", input.sym_sizes(),
-                " must not have an empty height or width");
+    TORCH_CHECK(size > 0, "cnnfast::", op, ": input ", input, " must not have an empty height or width");
     TORCH_CHECK(p.padding[i] <= kernel / 2, "cnnfast::", op, ": padding ", p.padding,
                 " must be at most half of kernel_size ", p.kernel_size);
     TORCH_CHECK(size + 2 * p.padding[i] >= p.dilation[i] * (kernel - 1) + 1 || p.ceil_mode, "cnnfast::", op,
                 ": kernel_size ", p.kernel_size, " with dilation ", p.dilation, " is larger than input ",
-                input.sym_sizes(), " with padding ", p.padding);
+                input, " with padding ", p.padding);
     sizes[first + i] = pool_output_size(size, kernel, p.steps()[i], p.padding[i], p.dilation[i], p.ceil_mode);
     TORCH_CHECK(sizes[first + i] > 0, "cnnfast::", op, ": kernel_size ", p.kernel_size,
-                " leaves no output of input ", input.sym_sizes());
+                " leaves no output of input ", input);
   }
   return sizes;
 }

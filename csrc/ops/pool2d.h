@@ -13,6 +13,9 @@ struct Pool2dParams {
 
 // Output sizes; `input` may be C x H x W too.
 std::vector<c10::SymInt> check_pool2d(const char* op, const at::Tensor& input, const Pool2dParams& params);
+// The same for images of which the sizes alone are known, as inside a block.
+std::vector<c10::SymInt> pool2d_output_sizes(const char* op, c10::SymIntArrayRef input,
+                                             const Pool2dParams& params);
 // Positions of the window along one side; ceil_mode adds one that starts inside the image or its left
 // padding.
 c10::SymInt pool_output_size(const c10::SymInt& size, int64_t kernel, int64_t stride, int64_t padding,

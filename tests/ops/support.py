@@ -1,5 +1,7 @@
 """What the operator tests share: layouts, poisoned memory, comparison with float64."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -80,3 +82,25 @@ def gradients(outputs, cotangent, tensors):
     wanted = [t for t in tensors if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, cotangent.to(outputs.dtype)))
     return [next(found) if t is not None and t.requires_grad else None for t in tensors]
+
+
+class Allocations:
+    """Sizes in bytes of what was allocated, and the names of the operators that ran."""
+
+    def __init__(self):
+        self.sizes, self.operators = [], []
+
+
+@contextlib.contextmanager
+def allocations():
+    """Record what torch's allocator on the CPU gives out. Filled in when the block ends."""
+    record = Allocations()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        yield record
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            record.sizes.append(event.nbytes())
+        else:
+            record.operators.append(event.name())
+    record.sizes = [size for size in record.sizes if size > 0]  # the others were freed

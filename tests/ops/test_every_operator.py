@@ -21,7 +21,7 @@ every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 @every_operator
 def test_operator_passes_opcheck(operator, requires_grad):
     tensors = operator.tensors(requires_grad=requires_grad)
-    torch.library.opcheck(operator.overload, tensors, operator.options)
+    torch.library.opcheck(operator.overload, operator.overload_arguments(*tensors), operator.options)
 
 
 def backward_calls():
@@ -44,6 +44,7 @@ def backward_calls():
     tensors = [grad, input, weight, bn_weight, conv_output, mean - bias, var, output]
     yield "conv2d_batch_norm_backward", [*tensors, [1, 1], [1, 1], [1, 1], 1, 1e-5, "relu", [True] * 6]
     yield from normalisation_backward_calls(cases)
+    yield from block_backward_calls(cases)
     input, weight, bias = cases["linear"].tensors()
     yield "linear_backward", [torch.randn(3, 13), input, weight, torch.randn(3, 13), "relu", [True] * 3]
     (input,) = cases["max_pool2d"].tensors()
@@ -71,6 +72,26 @@ def normalisation_backward_calls(cases):
         yield "bn_act_conv2d_backward", [*tensors, *geometry, batch_statistics, some]
     (input,) = cases["local_response_norm"].tensors()
     yield "local_response_norm_backward", [torch.randn_like(input), input, 5, 0.5, 0.75, 1.0]
+
+
+def block_backward_calls(cases):
+    """The mask of a block's backward: input, weights, biases, then bn_weights and bn_biases."""
+    input, weights, biases, branches = cases["inception"].overload_arguments(*cases["inception"].tensors())
+    outputs = torch.ops.cnnfast.inception(input, weights, biases, branches)
+    grad = torch.randn_like(outputs[0])
+    present = [True] * 5 + [bias is not None for bias in biases]
+    for mask in (present, [False] * 3 + [True] + [False] * 5):
+        yield "inception_backward", [grad, input, weights, outputs, branches, mask]
+    case = cases["dense_block"]
+    input, weights, biases, *norms, _, _ = case.overload_arguments(*case.tensors())
+    lists = [weights, biases, *norms]
+    mask = [True, *(tensor is not None for tensors in lists for tensor in tensors)]
+    given = [[torch.rand(weight.size(1)) + 0.5 for weight in weights] for _ in range(2)]
+    for statistics in ([[], []], given):
+        output, mean, var = torch.ops.cnnfast.dense_block(input, weights, biases, *norms, *statistics)
+        tensors = [torch.randn_like(output), output, weights, *norms, *statistics, mean, var]
+        yield "dense_block_backward", [*tensors, 1e-5, "relu", mask]
+        yield "dense_block_backward", [*tensors, 1e-5, "relu", [False, True] + [False] * 7]
 
 
 @needs_extension
@@ -243,7 +264,7 @@ def test_operator_scripts(operator):
     """Saved and loaded they are with the modules: a file of a lone function forgets its default arguments."""
     scripted = torch.jit.script(getattr(ops, operator.name))
     tensors = operator.tensors()
-    result = scripted(*tensors, **operator.options)
+    result = scripted(*operator.pack(*tensors), **operator.options)
     torch.testing.assert_close(result[0] if isinstance(result, tuple) else result, operator.run(*tensors))
 
 

@@ -9,6 +9,7 @@ using namespace cnnfast::cpu;
 
 #include "cpu/kernels/activation.inl"
 #include "cpu/kernels/batch_norm.inl"
+#include "cpu/kernels/bn_act_backward.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
 #include "cpu/kernels/lrn.inl"
@@ -34,4 +35,5 @@ using namespace cnnfast::cpu;
    lrn,                            \
    lrn_backward,                   \
    norm_backward_sums,             \
-   norm_backward}
+   norm_backward,                  \
+   bn_act_backward}

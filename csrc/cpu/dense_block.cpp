@@ -1,0 +1,88 @@
+// dense_block on the CPU: float32 in one buffer through the kernel table, other types through ATen.
+#include "ops/dense_block.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include "cpu/channel_sums.h"
+#include "cpu/normalisation.h"
+#include "cpu/normalised_conv.h"
+#include "cpu/pack_cache.h"
+#include "cpu/parallel.h"
+#include "cpu/tensor_view.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+constexpr int64_t kSerialElements = 1 << 14;
+
+// Mean and biased variance of `count` channels of the buffer.
+void compute_statistics(const at::Tensor& buffer, int64_t channel, int64_t count, const at::Tensor& mean,
+                        const at::Tensor& var) {
+  const Pixels pixels(buffer);
+  const float* x = pixels.data + channel;
+  float* m = mean.data_ptr<float>() + channel;
+  float* v = var.data_ptr<float>() + channel;
+  const auto sums = channel_sums(x, pixels.channels, pixels.count, count, nullptr);
+  for (int64_t c = 0; c < count; ++c) m[c] = static_cast<float>(sums[c] / pixels.count);
+  const auto squares = channel_sums(x, pixels.channels, pixels.count, count, m);
+  for (int64_t c = 0; c < count; ++c) v[c] = static_cast<float>(squares[c] / pixels.count);
+}
+
+void copy_images(const at::Tensor& from, const at::Tensor& to) {
+  const ImageSize size = image_size(from);
+  const View target = view_of(to);
+  const float* source = from.const_data_ptr<float>();
+  parallel_team(from.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(size.images * size.height, 1, thread, team);
+    copy_in(source, tensor_strides(from), size, target, begin, end);
+  });
+}
+
+void run_layer(const at::Tensor& buffer, const DenseLayer& layer, const at::Tensor& weight,
+               const OptionalTensor& bias, const Normalisation& norm, Activation activation) {
+  const int64_t ph = layer.padding[0], pw = layer.padding[1];
+  const ConvGeometry g{
+      buffer.size(0), layer.inputs,   layer.growth,     1, weight.size(2), weight.size(3), 1, 1, 1, 1,
+      buffer.size(2), buffer.size(3), Activation::kNone};
+  const auto packed = packed_weight(weight, g);
+  const AlignedFloats scale(0);
+  const AlignedFloats shift =
+      pack_channels(g, present(bias) ? bias->contiguous().const_data_ptr<float>() : nullptr);
+  const at::Tensor input = layer.read(buffer);
+  normalised_conv(g, view_of(input), image_size(input), {ph, pw, ph, pw}, norm.prologue(activation),
+                  {*packed, scale, shift}, view_of(layer.own(buffer)));
+}
+
+DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weights,
+                                  const OptionalTensors& biases, const OptionalTensors& bn_weights,
+                                  const OptionalTensors& bn_biases, const OptionalTensors& means,
+                                  const OptionalTensors& vars, double eps, std::string_view activation) {
+  const bool served = is_plain_float(input) && input.numel() && all_float(bn_weights) &&
+                      all_float(bn_biases) && all_float(means) && all_float(vars);
+  if (!served)
+    return dense_block_composite(input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation);
+  const auto sizes = concrete(
+      check_dense_block({input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation}));
+  const auto kind = parse_activation("dense_block", activation);
+  const bool batch = uses_batch_statistics(means, vars);
+  const at::Tensor output = at::empty(sizes, input.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor mean = at::empty({batch ? sizes[1] : 0}, input.options()), var = at::empty_like(mean);
+  copy_images(input, output.narrow(1, 0, input.size(1)));
+  if (batch) compute_statistics(output, 0, input.size(1), mean, var);
+  const auto layers = dense_layers(weights);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Normalisation norm(layer_statistic(means, mean, i, layers[i]),
+                             layer_statistic(vars, var, i, layers[i]), bn_weights.get(i), bn_biases.get(i),
+                             eps);
+    run_layer(output, layers[i], weights[i], biases.get(i), norm, kind);
+    if (batch) compute_statistics(output, layers[i].inputs, layers[i].growth, mean, var);
+  }
+  return {output, mean, var};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("dense_block", TORCH_FN(dense_block_cpu)); }
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,58 @@
+// inception on the CPU: float32 stages through the kernel table, each branch's last one into its slice of the
+// output; other types through ATen.
+#include "ops/inception.h"
+
+#include <torch/library.h>
+
+#include "cpu/conv2d.h"
+#include "cpu/parallel.h"
+#include "cpu/pool2d.h"
+#include "cpu/tensor_view.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+constexpr int64_t kSerialElements = 1 << 15;
+
+// A pooling kernel has no activation of its own.
+void activate_in_place(const at::Tensor& images, Activation activation) {
+  if (activation == Activation::kNone || images.numel() == 0) return;
+  const View v = view_of(images);
+  const int64_t channels = images.size(1), height = images.size(2), width = images.size(3);
+  parallel_team(images.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(images.size(0) * height, 1, thread, team);
+    for (int64_t row = begin; row < end; ++row) {
+      float* pixels = v.data + row / height * v.image + row % height * v.row;
+      kernels().affine({pixels, nullptr, pixels, nullptr, nullptr, v.pixel, 0, v.pixel, channels, activation},
+                       width);
+    }
+  });
+}
+
+void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& weight,
+               const OptionalTensor& bias, const at::Tensor& target) {
+  const OptionalTensor none;
+  if (stage.kind == StageKind::kConv)
+    return conv2d_into(
+        {input, weight, bias, none, none, stage.conv_params(), activation_name(stage.activation)}, target);
+  if (stage.kind == StageKind::kMaxPool)
+    max_pool2d_into(input, stage.pool_params(), target);
+  else
+    avg_pool2d_into(input, stage.pool_params(), stage.option != 0, std::nullopt, target);
+  activate_in_place(target, stage.activation);
+}
+
+std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList weights,
+                                      const OptionalTensors& biases, at::IntArrayRef branches) {
+  if (!is_plain_float(input)) return inception_composite(input, weights, biases, branches);
+  // One copy where channels are not adjacent, instead of one per branch.
+  const bool adjacent = input.dim() != 4 || channels_adjacent(input);
+  return inception_by(run_stage, adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast), weights,
+                      biases, branches);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("inception", TORCH_FN(inception_cpu)); }
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,33 @@
+// The gradient of batch norm and activation as a prologue: one pass over the pixels gives what goes straight to
+// the input and the sums that the batch's own statistics need.
+namespace {
+
+// The activation's gradient from its output.
+inline Vec gradient_of(Activation activation, Vec output, Vec grad) {
+  if (activation == Activation::kReLU) return Vec::where_positive(output, grad);
+  if (activation == Activation::kSigmoid) return grad * (output * (Vec::set1(1.0f) - output));
+  return grad;
+}
+
+void bn_act_backward(const BnActBackwardCall& c, int64_t rows) {
+  for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
+    const int64_t lanes = c.channels - channel < Vec::kWidth ? c.channels - channel : Vec::kWidth;
+    const bool whole = lanes == Vec::kWidth;
+    auto load = [&](const float* p) { return whole ? Vec::load(p) : Vec::load_first(p, lanes); };
+    auto store = [&](Vec v, float* p) { whole ? v.store(p) : v.store_first(p, lanes); };
+    const Vec scale = load(c.scale + channel), mean = load(c.mean + channel);
+    Vec sum = load(c.sum + channel), product = load(c.product + channel);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* grad_input = c.grad_input + r * c.grad_input_stride + channel;
+      const Vec dz = gradient_of(c.activation, load(c.activated + r * c.activated_stride + channel),
+                                 load(c.grad_activated + r * c.grad_activated_stride + channel));
+      store(Vec::fma(dz, scale, load(grad_input)), grad_input);
+      sum = sum + dz;
+      product = Vec::fma(dz, load(c.input + r * c.input_stride + channel) - mean, product);
+    }
+    store(sum, c.sum + channel);
+    store(product, c.product + channel);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,64 @@
+// inception: branches of convolutions and poolings over one input, their outputs concatenated on channels.
+// Every branch's last stage writes into its slice of the output; nothing is concatenated afterwards.
+#pragma once
+#include <ATen/core/List.h>
+
+#include "ops/common.h"
+#include "ops/conv2d.h"
+#include "ops/pool2d.h"
+
+namespace cnnfast {
+
+using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+
+enum class StageKind : int64_t { kConv = 0, kMaxPool = 1, kAvgPool = 2 };
+
+struct Stage {
+  StageKind kind;
+  Activation activation;
+  std::array<int64_t, 2> kernel, stride, padding;
+  int64_t option;  // groups of a convolution; whether average pooling counts padding
+  int64_t conv;    // place of a convolution's weight and bias
+
+  Conv2dParams conv_params() const;
+  Pool2dParams pool_params() const;
+};
+
+using Branch = std::vector<Stage>;
+
+// The int list of the operators: number of branches, then per branch the number of stages and nine numbers
+// for each: kind, activation, kernel, stride and padding (vertical, horizontal each), option. Errors name
+// operator, branch and stage.
+std::vector<Branch> parse_branches(const char* op, at::IntArrayRef words);
+
+struct InceptionSizes {
+  std::vector<std::vector<std::vector<c10::SymInt>>> stages;  // per branch and stage
+  std::vector<c10::SymInt> channels;                          // per branch
+  std::vector<c10::SymInt> output;
+};
+
+// Errors name branch and stage.
+InceptionSizes check_inception(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                               const std::vector<Branch>& branches);
+
+// Computes one stage into `target`, a tensor of its own or a slice of the output.
+using StageRunner = void (*)(const Stage& stage, const at::Tensor& input, const at::Tensor& weight,
+                             const OptionalTensor& bias, const at::Tensor& target);
+
+// The whole operator around `run`: output, then what the backward needs of the stages before each branch's
+// last, in order.
+std::vector<at::Tensor> inception_by(StageRunner run, const at::Tensor& input, at::TensorList weights,
+                                     const OptionalTensors& biases, at::IntArrayRef branches);
+
+std::vector<at::Tensor> inception_composite(const at::Tensor& input, at::TensorList weights,
+                                            const OptionalTensors& biases, at::IntArrayRef branches);
+
+using InceptionGradients = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+
+// Gradients of input, weights and biases. `outputs` is what inception returned; output_mask says which
+// gradients are wanted, input first, then weights, then biases.
+InceptionGradients inception_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                      at::TensorList weights, at::TensorList outputs,
+                                      at::IntArrayRef branches, const c10::List<bool>& output_mask);
+
+}  // namespace cnnfast

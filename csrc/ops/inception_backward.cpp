@@ -1,0 +1,126 @@
+// Gradients of inception, branch by branch from its last stage to its first.
+#include <ATen/Functions.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include "ops/conv_gradients.h"
+#include "ops/inception.h"
+
+namespace cnnfast {
+namespace {
+
+using MaxPoolBackward = at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                   at::IntArrayRef, at::IntArrayRef, bool);
+using AvgPoolBackward = at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                   at::IntArrayRef, bool, bool, std::optional<int64_t>);
+
+template <class Signature>
+auto pool_backward(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+at::Tensor pool_gradient(const Stage& stage, const at::Tensor& grad, const at::Tensor& input) {
+  static auto max = pool_backward<MaxPoolBackward>("cnnfast::max_pool2d_backward");
+  static auto avg = pool_backward<AvgPoolBackward>("cnnfast::avg_pool2d_backward");
+  const Pool2dParams p = stage.pool_params();
+  if (stage.kind == StageKind::kMaxPool)
+    return max.call(grad, input, p.kernel_size, p.stride, p.padding, p.dilation, false);
+  return avg.call(grad, input, p.kernel_size, p.stride, p.padding, false, stage.option != 0, std::nullopt);
+}
+
+class Backward {
+ public:
+  Backward(const at::Tensor& input, at::TensorList weights, const c10::List<bool>& mask)
+      : input_(input),
+        weights_(weights),
+        mask_(mask),
+        grad_weights_(weights.size()),
+        grad_biases_(weights.size()) {
+    TORCH_CHECK(mask.size() == 1 + 2 * weights.size(), "cnnfast::inception_backward: output_mask has ",
+                mask.size(), " entries, but there are ", weights.size(), " weights");
+  }
+
+  // Returns whether a gradient further up (the block's input or an earlier stage) is wanted from stage s.
+  bool wanted_above(const Branch& branch, size_t s) const {
+    bool any = mask_.get(0);
+    for (size_t i = 0; i < s && !any; ++i)
+      if (branch[i].conv >= 0) any = wants_weight(branch[i]) || wants_bias(branch[i]);
+    return any;
+  }
+
+  // `values`: the block's input and every stage's output. `grad` belongs to the last of them.
+  void run(const Branch& branch, const std::vector<at::Tensor>& values, at::Tensor grad) {
+    for (size_t s = branch.size(); s-- > 0;) {
+      const Stage& stage = branch[s];
+      grad = activation_backward(grad, values[s + 1], stage.activation);
+      const bool above = wanted_above(branch, s);
+      if (stage.conv < 0) {
+        if (!above) return;
+        grad = pool_gradient(stage, grad, values[s]);
+        continue;
+      }
+      auto found = conv_gradients(grad, values[s], weights_[stage.conv], stage.conv_params(),
+                                  {above, wants_weight(stage), wants_bias(stage)});
+      grad_weights_[stage.conv] = found.weight;
+      grad_biases_[stage.conv] = found.bias;
+      if (!above) return;
+      grad = found.input;
+    }
+    if (mask_.get(0)) accumulate(grad, !branch.empty());
+  }
+
+  InceptionGradients result() {
+    for (auto* list : {&grad_weights_, &grad_biases_})
+      for (auto& gradient : *list)
+        if (!gradient.defined()) gradient = no_gradient(input_);
+    return {mask_.get(0) ? grad_input_ : no_gradient(input_), std::move(grad_weights_),
+            std::move(grad_biases_)};
+  }
+
+ private:
+  bool wants_weight(const Stage& stage) const { return mask_.get(1 + stage.conv); }
+  bool wants_bias(const Stage& stage) const { return mask_.get(1 + weights_.size() + stage.conv); }
+
+  // The first gradient is kept where it is memory of its own in the result's layout.
+  void accumulate(const at::Tensor& grad, bool own) {
+    if (grad_input_.defined())
+      grad_input_.add_(grad);
+    else
+      grad_input_ =
+          own && grad.is_contiguous(at::MemoryFormat::ChannelsLast) ? grad : fresh_channels_last(grad);
+  }
+
+  const at::Tensor& input_;
+  at::TensorList weights_;
+  const c10::List<bool>& mask_;
+  at::Tensor grad_input_;
+  std::vector<at::Tensor> grad_weights_, grad_biases_;
+};
+
+int64_t branch_channels(const Branch& branch, const at::Tensor& input, at::TensorList weights) {
+  int64_t channels = input.size(1);
+  for (const auto& stage : branch)
+    if (stage.conv >= 0) channels = weights[stage.conv].size(0);
+  return channels;
+}
+
+}  // namespace
+
+InceptionGradients inception_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                      at::TensorList weights, at::TensorList outputs, at::IntArrayRef list,
+                                      const c10::List<bool>& output_mask) {
+  const auto branches = parse_branches("inception_backward", list);
+  Backward backward(input, weights, output_mask);
+  int64_t channel = 0;
+  size_t kept = 1;  // outputs[0] is the concatenation
+  for (const auto& branch : branches) {
+    const int64_t channels = branch_channels(branch, input, weights);
+    std::vector<at::Tensor> values{input};
+    for (size_t s = 0; s + 1 < branch.size(); ++s) values.push_back(outputs[kept++]);
+    values.push_back(outputs[0].narrow(1, channel, channels));
+    backward.run(branch, values, grad_output.narrow(1, channel, channels));
+    channel += channels;
+  }
+  return backward.result();
+}
+
+}  // namespace cnnfast
