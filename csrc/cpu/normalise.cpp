@@ -184,6 +184,38 @@ void backward_values(const NormBackwardCall& call, int64_t rows) {
   });
 }
 
+// The normalisation's derivatives per channel, in float64.
+struct Slopes {
+  std::vector<double> inverse_std, slope;  // 1 / sqrt(var + eps), and that times the weight
+
+  // An empty batch has no variance, but gradients: zeros.
+  Slopes(const at::Tensor& var, const OptionalTensor& weight, double eps, bool empty)
+      : inverse_std(static_cast<size_t>(var.numel())), slope(inverse_std.size()) {
+    const at::Tensor v = var.contiguous(), w = dense(weight);
+    for (int64_t c = 0; c < var.numel(); ++c) {
+      inverse_std[c] = empty ? 0.0 : 1.0 / std::sqrt(v.const_data_ptr<float>()[c] + eps);
+      slope[c] = value_or(w, c, 1.0) * inverse_std[c];
+    }
+  }
+  double of_variance(size_t c) const { return -0.5 * slope[c] * inverse_std[c] * inverse_std[c]; }
+};
+
+// The gradient's slope, tilt and offset (see NormBackwardCall) where mean and variance follow the input.
+struct Coefficients {
+  AlignedFloats slope, tilt, offset;
+
+  Coefficients(const Slopes& s, const ChannelSums& sums, int64_t rows, bool through_statistics)
+      : slope(static_cast<int64_t>(s.slope.size())), tilt(slope.size()), offset(slope.size()) {
+    for (int64_t c = 0; c < slope.size(); ++c) {
+      slope.data()[c] = static_cast<float>(s.slope[c]);
+      if (!through_statistics) continue;
+      offset.data()[c] = static_cast<float>(-s.slope[c] * sums.grad[c] / static_cast<double>(rows));
+      tilt.data()[c] =
+          static_cast<float>(2.0 * s.of_variance(c) * sums.product[c] / static_cast<double>(rows));
+    }
+  }
+};
+
 }  // namespace
 
 BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
@@ -192,63 +224,46 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
                                                double eps, std::string_view activation, bool batch_statistics,
                                                std::array<bool, 6> output_mask) {
   const auto [need_input, need_mean, need_var, need_weight, need_bias, need_residual] = output_mask;
-  const auto options = input.options();
-  const int64_t channels = input.size(1);
   const PixelRows grad = pixel_rows(grad_output), x = pixel_rows(input), y = pixel_rows(output);
-  const at::Tensor m = mean.contiguous(), v = var.contiguous(), w = dense(weight);
+  const at::Tensor center = mean.contiguous();
   auto images = [&](bool wanted) {
-    return wanted ? at::empty(input.sizes(), options, at::MemoryFormat::ChannelsLast) : no_gradient(input);
+    return wanted ? at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
+                  : no_gradient(input);
   };
   const at::Tensor grad_input = images(need_input), grad_residual = images(need_residual);
-  AlignedFloats slope(channels), tilt(channels), offset(channels);
-  NormBackwardCall call{grad.data,
-                        y.data,
-                        x.data,
-                        need_input ? grad_input.data_ptr<float>() : nullptr,
-                        need_residual ? grad_residual.data_ptr<float>() : nullptr,
-                        m.const_data_ptr<float>(),
-                        slope.data(),
-                        nullptr,
-                        nullptr,
-                        grad.stride,
-                        y.stride,
-                        x.stride,
-                        channels,
-                        parse_activation("batch_norm2d_backward", activation)};
-  ChannelSums sums;
+  NormBackwardCall call{};
+  call.grad = grad.data;
+  call.output = y.data;
+  call.input = x.data;
+  call.mean = center.const_data_ptr<float>();
+  call.grad_stride = grad.stride;
+  call.output_stride = y.stride;
+  call.input_stride = x.stride;
+  call.channels = x.channels;
+  call.activation = parse_activation("batch_norm2d_backward", activation);
   const bool through_statistics = batch_statistics && need_input;
+  ChannelSums sums;
   if (through_statistics || need_mean || need_var || need_weight || need_bias)
     sums = backward_sums(call, x.rows);
-  std::vector<double> inverse_std(channels), steepness(channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    // an empty batch has no variance, but gradients: zeros
-    inverse_std[c] = x.rows == 0 ? 0.0 : 1.0 / std::sqrt(v.const_data_ptr<float>()[c] + eps);
-    steepness[c] = value_or(w, c, 1.0) * inverse_std[c];
-    slope.data()[c] = static_cast<float>(steepness[c]);
-    if (!through_statistics) continue;
-    const double share = -steepness[c] / static_cast<double>(x.rows);
-    offset.data()[c] = static_cast<float>(share * sums.grad[c]);
-    tilt.data()[c] = static_cast<float>(share * inverse_std[c] * inverse_std[c] * sums.product[c]);
-  }
-  if (through_statistics) {
-    call.tilt = tilt.data();
-    call.offset = offset.data();
-  }
+  const Slopes slopes(var, weight, eps, x.rows == 0);
+  const Coefficients coefficients(slopes, sums, x.rows, through_statistics && x.rows > 0);
+  call.slope = coefficients.slope.data();
+  call.tilt = through_statistics ? coefficients.tilt.data() : nullptr;
+  call.offset = coefficients.offset.data();
+  call.grad_input = need_input ? grad_input.data_ptr<float>() : nullptr;
+  call.grad_residual = need_residual ? grad_residual.data_ptr<float>() : nullptr;
   if (x.rows > 0 && (need_input || need_residual)) backward_values(call, x.rows);
   auto per_channel = [&](bool wanted, auto&& value) {
     if (!wanted) return no_gradient(input);
-    std::vector<double> values(channels);
-    for (int64_t c = 0; c < channels; ++c) values[c] = value(c);
-    return channel_tensor(values, options);
+    std::vector<double> values(static_cast<size_t>(x.channels));
+    for (size_t c = 0; c < values.size(); ++c) values[c] = value(c);
+    return channel_tensor(values, input.options());
   };
   return {grad_input,
-          per_channel(need_mean, [&](int64_t c) { return -steepness[c] * sums.grad[c]; }),
-          per_channel(need_var,
-                      [&](int64_t c) {
-                        return -0.5 * steepness[c] * inverse_std[c] * inverse_std[c] * sums.product[c];
-                      }),
-          per_channel(need_weight, [&](int64_t c) { return sums.product[c] * inverse_std[c]; }),
-          per_channel(need_bias, [&](int64_t c) { return sums.grad[c]; }),
+          per_channel(need_mean, [&](size_t c) { return -slopes.slope[c] * sums.grad[c]; }),
+          per_channel(need_var, [&](size_t c) { return slopes.of_variance(c) * sums.product[c]; }),
+          per_channel(need_weight, [&](size_t c) { return sums.product[c] * slopes.inverse_std[c]; }),
+          per_channel(need_bias, [&](size_t c) { return sums.grad[c]; }),
           grad_residual};
 }
 
