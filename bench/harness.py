@@ -29,12 +29,20 @@ class WorkerClock:
 
 clock = WorkerClock()
 
+# Seconds for one answer of a worker: compiling a large network on few cores takes minutes.
+PATIENCE = 1200.0
+
 
 class Measurements:
     """Results of this session; a group of contenders is measured when its first test asks for it."""
 
     def __init__(self, rounds: int, min_time: float, threads: int | None):
-        self._options = {"rounds": rounds, "min_time": min_time, "threads": threads}
+        self._options = {
+            "rounds": rounds,
+            "min_time": min_time,
+            "threads": threads,
+            "timeout": PATIENCE,
+        }
         self._groups: dict[tuple, Result] = {}
 
     def row(self, spec: ModelSpec, batch: int, mode: str, contenders: Sequence[str], contender: str) -> Row:

@@ -6,7 +6,7 @@ frozen = cnnfast.freeze(my_net, example_inputs)   # a snapshot for inference: fo
 cnnfast.export(frozen, "net.pt")                  # for another process, or for C++
 """
 
-from cnnfast import models, nn, ops
+from cnnfast import basics, models, nn, ops
 from cnnfast.export import export, library_path
 from cnnfast.freeze import FrozenNet, freeze, load
 
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FrozenNet",
+    "basics",
     "export",
     "freeze",
     "fuse",

@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "demo": ("cnnfast.demo", "the whole way on real data: train, fuse, freeze, export, C++, speed"),
     "train": ("cnnfast.cli.train", "train a network on Fashion-MNIST"),
+    "accuracy": ("cnnfast.cli.accuracy", "a page about training runs, from their logs"),
     "bench": ("cnnfast.benchmarking.cli", "time a network against eager PyTorch and other engines"),
     "summary": ("cnnfast.cli.summary", "layers, shapes, parameters and multiply-adds of a network"),
     "export": ("cnnfast.cli.export", "write a trained network to a file for another process or for C++"),

@@ -184,17 +184,21 @@ def batches(
     augment: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     drop_last: bool = False,
     device: torch.device | str | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of one pass over images in memory.
 
     The values are those of torchvision's `ToTensor` (pixel / 255). `resize` enlarges as its `Resize` does
-    with PIL images: antialiased bilinear, rounded to whole pixel values before the division.
+    with PIL images: antialiased bilinear, rounded to whole pixel values before the division. (A GPU rounds
+    once, not after either direction: about a tenth of the pixels differ by 1 / 255.)
 
     Args:
         images: uint8, N×H×W; labels: int64, N.
         shuffle: a new order, drawn from `generator` (None: torch's global one).
         augment: gets float images (n×1×H×W) and the generator, gives images of the same shape.
         drop_last: leave out a last batch that is smaller than `batch_size`.
+        part: (rank, processes): of each batch, every processes-th image from number rank on. The parts of a
+            batch are equally large; of a last one that cannot be shared equally, the rest is left out.
 
     Yields:
         float32 images (n×1×H×W, in [0, 1]) and int64 labels (n), on `device`.
@@ -203,19 +207,35 @@ def batches(
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images, but {len(labels)} labels")
+    rank, processes = part
+    if batch_size % processes:
+        raise ValueError(f"batch_size is {batch_size}: no multiple of {processes} processes")
     count = len(images)
     order = torch.randperm(count, generator=generator) if shuffle else None
-    end = count - count % batch_size if drop_last else count
+    end = count - count % (batch_size if drop_last else processes)
     for start in range(0, end, batch_size):
-        index = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-        pixels = images[index].unsqueeze(1)
-        if resize is not None:
-            size = (resize, resize) if isinstance(resize, int) else tuple(resize)
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-        batch = pixels.to(device).float().div_(255)
+        own = slice(start + rank, min(start + batch_size, end), processes)
+        index = own if order is None else order[own]
+        batch = _scaled(_resized(images[index].unsqueeze(1), resize, device))
         if augment is not None:
             batch = augment(batch, generator)
         yield batch, labels[index].to(device)
+
+
+def _resized(pixels: Tensor, size: int | tuple[int, int] | None, device: torch.device | str | None) -> Tensor:
+    """Pixels on `device`: whole numbers, uint8 or float32."""
+    if size is None:
+        return pixels.to(device)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if torch.device(device or "cpu").type == "cpu":
+        return F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    # Small images travel, large ones are made over there; only the CPU has the kernel for bytes.
+    pixels = pixels.to(device).float()
+    return F.interpolate(pixels, size=size, mode="bilinear", antialias=True).round_()
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    return pixels.to(torch.float32, copy=True).div_(255)
 
 
 def _path_in(folder: Path, name: str) -> Path | None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cnnfast.nn import ConvAct2d, ConvBNAct2d
+from cnnfast.fuse.module import FusedModule
+from cnnfast.nn import BatchNormAct2d, BNActConv2d, ConvAct2d, ConvBNAct2d, LinearBNAct
 
 _HEADER = ("layer", "type", "output shape", "parameters", "multiply-adds")
 _ALIGN = ("<", "<", "<", ">", ">")
@@ -71,7 +72,7 @@ def summary(model: nn.Module, input_shape: Sequence[int], depth: int = 1) -> Sum
 
     Args:
         model: any network whose forward takes one tensor. It is left as it was; nothing is computed (meta
-            tensors).
+            tensors). Of a network from `cnnfast.fuse`, the layers before fusing.
         input_shape: with the batch in front, e.g. (1, 1, 28, 28).
         depth: 1 lists the top-level children, 2 their children as well, and so on.
 
@@ -84,6 +85,9 @@ def summary(model: nn.Module, input_shape: Sequence[int], depth: int = 1) -> Sum
         ValueError: input_shape without a batch dimension, a batch of 0, or depth below 1.
     """
     _check(input_shape, depth)
+    name = type(model).__name__
+    if isinstance(model, FusedModule):
+        model = model.unfuse()  # the layers that the fused network computes, called one by one
     recorder = _Recorder(batch=input_shape[0])
     with recorder.watch(model, depth), _evaluation(model), torch.no_grad():
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -92,7 +96,7 @@ def summary(model: nn.Module, input_shape: Sequence[int], depth: int = 1) -> Sum
         torch.func.functional_call(model, on_meta, (torch.empty(*input_shape, device="meta", dtype=dtype),))
     parameters = sum(p.numel() for p in model.parameters())
     return Summary(
-        type(model).__name__,
+        name,
         tuple(input_shape),
         recorder.rows,
         parameters,
@@ -124,7 +128,7 @@ class _Recorder:
         handles = []
         listed = _layers(model, depth) or {type(model).__name__: model}
         try:
-            for module in _counted(model):  # before the rows' hooks, so that a row sees its own layer counted
+            for module in _counted(model):  # before the rows' hooks: a row is to see its own layer counted
                 handles.append(module.register_forward_hook(self._count))
             for name, module in listed.items():
                 handles.append(module.register_forward_pre_hook(self._begin(name)))
@@ -135,8 +139,7 @@ class _Recorder:
                 handle.remove()
 
     def _count(self, module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        weight = module.conv.weight if isinstance(module, _HOLDERS) else module.weight
-        self.multiply_adds += output.numel() * weight[0].numel()
+        self.multiply_adds += output.numel() * module.weight[0].numel()
 
     def _begin(self, name: str):
         def hook(module: nn.Module, _inputs: tuple) -> None:
@@ -156,11 +159,12 @@ class _Recorder:
         return hook
 
 
-_HOLDERS = (ConvAct2d, ConvBNAct2d)
+# Fused layers, whose children hold parameters and are no layers of their own.
+_HOLDERS = (BatchNormAct2d, BNActConv2d, ConvAct2d, ConvBNAct2d, LinearBNAct)
 
 
 def _layers(model: nn.Module, depth: int, prefix: str = "") -> dict[str, nn.Module]:
-    """Modules down to `depth`, by name; a fused layer's holders are no layers of their own."""
+    """Modules down to `depth`, by name."""
     found: dict[str, nn.Module] = {}
     if depth < 1 or isinstance(model, _HOLDERS):
         return found
@@ -170,11 +174,9 @@ def _layers(model: nn.Module, depth: int, prefix: str = "") -> dict[str, nn.Modu
     return found
 
 
-def _counted(model: nn.Module) -> Iterator[nn.Module]:
-    """Every convolution and linear layer once."""
-    for module in dict.fromkeys(_layers(model, 1_000).values()) or [model]:
-        if isinstance(module, (*_HOLDERS, nn.Conv2d, nn.Linear)):
-            yield module
+def _counted(model: nn.Module) -> list[nn.Module]:
+    """Every convolution and linear layer once. A child that only holds parameters is called for its hook."""
+    return [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
 @contextmanager

@@ -47,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
         description="Times networks, each contender alone in its own process, the others stopped meanwhile.",
     )
     words.add_argument(
-        "--model", type=names, default=["lenet", "residual_net"], help=f"networks: {','.join(BUILDERS)}"
+        "--model",
+        type=networks,
+        default=["lenet", "residual_net"],
+        help=f"all, or some of {','.join(BUILDERS)} (default lenet,residual_net)",
     )
     words.add_argument("--batch", type=integers, default=[1, 16], help="batch sizes (default 1,16)")
     words.add_argument("--mode", choices=MODES, default="inference")
@@ -70,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
 
 def names(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
+
+
+def networks(text: str) -> list[str]:
+    return list(BUILDERS) if text == "all" else names(text)
 
 
 def integers(text: str) -> list[int]:

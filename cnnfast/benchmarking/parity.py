@@ -12,7 +12,8 @@ from .fill import fill_weights, images, load_state_dict
 
 # Batches that a round cycles through, so that no timing is of one cached input.
 BATCHES = 4
-_GRADIENT_TOLERANCE = 1e-3
+# Rounding turns single ReLUs of deep networks on or off: eager channels_last itself is up to 2e-3 off.
+_GRADIENT_TOLERANCE = 5e-3
 _LOSS_TOLERANCE = 1e-4
 
 
@@ -126,15 +127,18 @@ def compare_outputs(case: Case, reference: Sequence[Tensor], outputs: Sequence[T
 def compare_training(reference: dict[str, Tensor], loss: Tensor, gradients: Tensor) -> Parity:
     """Loss and gradient norms of one step, each relative to its reference.
 
-    Norms below 1e-3 of the largest are measured against that instead: a convolution bias in front of a batch
-    norm has a true gradient of zero.
+    Norms below 1e-3 of the largest are measured against that instead, and zeros against a tenth of the
+    largest: a convolution bias in front of a batch norm has a true gradient of zero, of which rounding leaves
+    up to 1e-4 of the largest, in eager PyTorch too.
     """
     norms = reference["gradients"]
     if gradients.shape != norms.shape:
         return Parity(f"number of gradients {len(gradients)} instead of {len(norms)}", float("nan"), 0.0)
     expected_loss = reference["loss"].item()
     loss_error = abs(loss.item() - expected_loss) / max(abs(expected_loss), 1e-3)
-    relative = (gradients - norms).abs() / norms.clamp_min(1e-3 * norms.max().item())
+    largest = norms.max()
+    scale = torch.where(norms < 1e-6 * largest, 0.1 * largest, norms.clamp_min(1e-3 * largest))
+    relative = (gradients - norms).abs() / scale
     checks = [
         Parity("loss (relative)", loss_error, _LOSS_TOLERANCE),
         Parity("gradient norm (relative)", relative.max().item(), _GRADIENT_TOLERANCE),

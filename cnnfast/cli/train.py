@@ -15,8 +15,16 @@ def main(argv: list[str]) -> int:
     if (out / "checkpoint.pt").exists() and not (arguments.resume or arguments.overwrite):
         raise TrainingError(f"{out} holds a checkpoint: --resume goes on with it, --overwrite starts again")
 
+    from cnnfast.training.processes import joined
+
+    with joined(arguments.device) as device:
+        return _train(settings, device, out, arguments)
+
+
+def _train(settings: Settings, device: str, out: Path, arguments: argparse.Namespace) -> int:
     from cnnfast.data import fashion_mnist
     from cnnfast.train import build, train
+    from cnnfast.training.processes import current
 
     train_data, test_data = fashion_mnist("train"), fashion_mnist("test")
     try:
@@ -25,9 +33,10 @@ def main(argv: list[str]) -> int:
             train_data,
             test_data,
             settings,
-            device=arguments.device,
+            device=device,
             out=out,
             resume=arguments.resume,
+            limit_minutes=arguments.limit_minutes,
             report=lambda epoch: print(epoch, flush=True),
         )
     except KeyboardInterrupt:
@@ -35,7 +44,8 @@ def main(argv: list[str]) -> int:
         complete = (out / "checkpoint.pt").exists()
         print(f"interrupted: {kept if complete else 'no epoch was complete'}", file=sys.stderr)
         return 130
-    print(f"{out}: checkpoint.pt, log.json, curves.png")
+    if current().first:
+        print(f"{out}: checkpoint.pt, log.json, curves.png")
     return 0
 
 
@@ -43,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cnnfast train",
         description="Trains a network on Fashion-MNIST. Settings left out are the notes' for that network.",
+        epilog="Several processes, each with a part of every batch: "
+        "torchrun --nproc-per-node 2 -m cnnfast train ...",
     )
     parser.add_argument("--model", choices=models.list_models(), help="needed unless --resume")
     parser.add_argument("--epochs", type=int)
@@ -52,10 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--momentum", type=float, help="for SGD")
     parser.add_argument("--schedule", choices=SCHEDULES, help="linear: the learning rate falls to zero")
     parser.add_argument("--resize", type=int, help="height and width of the images the network gets")
+    parser.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="random flips, crops and colours"
+    )
+    parser.add_argument("--train-images", type=int, metavar="N", help="train on N images, drawn by --seed")
     parser.add_argument("--dtype", choices=DTYPES, help="bfloat16: autocast (default float32)")
-    parser.add_argument("--seed", type=int, help="of weights, order and dropout (default 0)")
+    parser.add_argument("--seed", type=int, help="of weights, order, dropout, … (default 0)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, … (default: GPU where there is one)"
+    )
+    parser.add_argument(
+        "--limit-minutes", type=float, metavar="M", help="begin no further epoch after M minutes"
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/<model>)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.convert import Unit
 from cnnfast.fuse.shells import shell_copy, unfused
-from cnnfast.fuse.tracing import is_layer
+from cnnfast.fuse.tracing import is_layer, is_ours
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -21,33 +21,29 @@ def as_tuple(example_inputs: Tensor | tuple) -> tuple:
 
 
 def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
-    """Multiply-adds of the convolutions and linear layers for these inputs, by layer name."""
+    """Multiply-adds of the convolutions and linear layers for these inputs, by layer name.
+
+    Those inside a layer of cnnfast.nn are its own.
+    """
     probe = unfused(network).eval()
     counts: dict[str, int] = {}
 
     def count(name: str):
         def hook(layer, args, output):
-            counts[name] = counts.get(name, 0) + _layer_multiply_adds(layer, output)
+            counts[name] = counts.get(name, 0) + output.numel() * layer.weight[0].numel()
 
         return hook
 
+    ours: list[str] = []
     for name, layer in probe.named_modules():
-        if is_layer(layer) and _weight(layer) is not None:
-            layer.register_forward_hook(count(name))
+        owner = next((path for path in ours if name.startswith(f"{path}." if path else "")), name)
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            layer.register_forward_hook(count(owner))  # a block of ours calls children that have hooks
+        elif is_layer(layer) and is_ours(layer):
+            ours.append(name)
     with torch.no_grad():
         probe(*example_inputs)
     return counts
-
-
-def _weight(layer: nn.Module) -> Tensor | None:
-    """The weight that every output value is a scalar product with."""
-    holder = getattr(layer, "conv", layer)
-    return holder.weight if isinstance(holder, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) else None
-
-
-def _layer_multiply_adds(layer: nn.Module, output: Tensor) -> int:
-    weight = _weight(layer)
-    return output.numel() * weight[0].numel()
 
 
 def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) -> dict[str, float]:

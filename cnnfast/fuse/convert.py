@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import layer_name, module_of
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
-from cnnfast.fuse.match import Group, Match, find_groups
+from cnnfast.fuse.match import Match, find_groups
 from cnnfast.fuse.module import FusedModule
+from cnnfast.fuse.reorder import relu_before_max_pool
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
 from cnnfast.fuse.shells import Guarded, Inlined, become, mark_swallowed
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
@@ -59,7 +61,9 @@ class Converter:
         except NotTraceable as error:
             self.keep_forward(module, path, str(error))
             return
-        match = find_groups(traced.graph, module, lambda name, layer: self.chosen(_join(path, name), layer))
+        chosen = lambda name, layer: self.chosen(_join(path, name), layer)  # noqa: E731
+        relu_before_max_pool(traced.graph, module, chosen)
+        match = find_groups(traced.graph, module, chosen)
         self.add_rows(module, path, traced.graph, match)
         opened = _opened(module, traced.graph)
         closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]
@@ -132,7 +136,7 @@ def _row_of_rest(name: str, layer: nn.Module, called: bool, reason: str) -> Row:
 
 def _group_rows(module: nn.Module, path: str, group: Group) -> list[Row]:
     names = [_join(path, layer_name(node)) if node.op == "call_module" else node.name for node in group.nodes]
-    runs_as = f"cnnfast.ops.{kernel_name(group)}: {' + '.join(names)}"
+    runs_as = f"cnnfast.ops.{kernel_name(group)}: {_members(group, names)}"
     rows = []
     for name, node in zip(names, group.nodes, strict=True):
         layer = module_of(node, module)
@@ -143,6 +147,15 @@ def _group_rows(module: nn.Module, path: str, group: Group) -> list[Row]:
         elif node is group.first:
             rows.append(Row(_join(path, name), "function", FUSED, runs_as))
     return rows
+
+
+def _members(group: Group, names: list[str]) -> str:
+    """All nodes of a group; of a block the layers with weights, branch by branch."""
+    if not group.branches:
+        return " + ".join(names)
+    name_of = dict(zip(group.nodes, names, strict=True))
+    branches = [[name_of[part.layer or part.first] for part in branch] for branch in group.branches]
+    return " | ".join(" + ".join(branch) for branch in branches)
 
 
 def _row(name: str, layer: nn.Module, status: str, runs_as: str = "", reason: str = "") -> Row:

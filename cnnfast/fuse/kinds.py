@@ -22,6 +22,7 @@ _ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "s
 ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
 _ADD_METHODS = ("add", "add_")
+_CONCAT_FUNCTIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
@@ -52,6 +53,45 @@ def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     a, b = node.args
     tensors = all(isinstance(arg, fx.Node) and not is_number(arg) for arg in (a, b))
     return (a, b) if tensors else None
+
+
+def concatenated(node: fx.Node) -> list[fx.Node] | None:
+    """The tensors of a concatenation on dimension 1."""
+    if node.op != "call_function" or node.target not in _CONCAT_FUNCTIONS or len(node.args) > 2:
+        return None
+    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+    dim = node.args[1] if len(node.args) == 2 else node.kwargs.get("dim")
+    if dim != 1 or node.kwargs.keys() - {"tensors", "dim"} or not isinstance(tensors, (tuple, list)):
+        return None
+    return list(tensors)
+
+
+def image_mean(node: fx.Node) -> tuple[list[int], bool] | None:
+    """Dimensions and keepdim where a node is the mean over height and width, (2, 3) or (-2, -1)."""
+    dim, keepdim = _mean_arguments(*node.args, **node.kwargs)
+    if not isinstance(dim, (tuple, list)) or sorted(map(str, dim)) not in (["2", "3"], ["-1", "-2"]):
+        return None
+    return (list(dim), keepdim) if isinstance(keepdim, bool) else None
+
+
+def _mean_arguments(input=None, dim=None, keepdim=False, **others) -> tuple[object, object]:
+    return (None if others else dim), keepdim
+
+
+def is_size(value: object) -> bool:
+    """Whether a node is x.size() or x.shape."""
+    if not isinstance(value, fx.Node):
+        return False
+    by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
+    return by_method or (value.target is getattr and value.args[1] == "shape")
+
+
+def is_image_size(value: object, x: fx.Node) -> bool:
+    """Whether a node is x.size()[2:] or x.shape[2:], the window of the notes' global average pooling."""
+    if not isinstance(value, fx.Node) or value.target is not operator.getitem:
+        return False
+    size, index = value.args
+    return is_size(size) and size.args[0] is x and index in (slice(2, None), slice(2, 4), slice(-2, None))
 
 
 def writes_in_place(node: fx.Node, root: nn.Module) -> bool:

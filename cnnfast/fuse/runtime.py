@@ -7,11 +7,13 @@ functions, so they are typed and plain.
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cnnfast import ops
 from cnnfast.nn.conv import conv_act
 from cnnfast.nn.conv_bn import conv_bn_act
+from cnnfast.nn.pool import global_avg_pool2d
 from cnnfast.reference.activation import activate
 
 
@@ -111,6 +113,18 @@ def adds_elementwise(
     return _sizes_fit(x, residual, weight, pad_first, stride, padding, dilation)
 
 
+def has_shape_of(residual: Tensor, x: Tensor) -> bool:
+    """Whether two tensors have one shape and dtype."""
+    if residual.dtype != x.dtype:
+        return False
+    if not torch.jit.is_scripting():
+        if torch.jit.is_tracing():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                return list(residual.size()) == list(x.size())
+    return list(residual.size()) == list(x.size())
+
+
 def _sizes_fit(
     x: Tensor,
     residual: Tensor,
@@ -166,6 +180,21 @@ def avg_pool(
         y = ops.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return y.squeeze(0)
     return ops.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def global_avg_pool(x: Tensor, output_size: list[int]) -> Tensor:
+    """AdaptiveAvgPool2d, which is set to pool to one pixel."""
+    if x.dim() != 4 or output_size[0] != 1 or output_size[1] != 1:
+        return F.adaptive_avg_pool2d(x, output_size)
+    return global_avg_pool2d(x)
+
+
+def image_mean(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
+    """x.mean(dim, keepdim) over the last two dimensions of images."""
+    if x.dim() != 4:
+        return x.mean(dim, keepdim=keepdim)
+    y = global_avg_pool2d(x)
+    return y if keepdim else y.flatten(1)
 
 
 def in_rows(x: Tensor) -> Tensor:

@@ -224,7 +224,8 @@ def _serves_as_well(old: nn.Module, new: object) -> bool:
     if isinstance(getattr(old, "padding", None), str) or isinstance(getattr(new, "padding", None), str):
         fixed += ("padding", "kernel_size", "dilation")
     same_form = all(
-        type(getattr(old, key, None)) is type(getattr(new, key, None)) for key in ("kernel_size", "stride")
+        type(getattr(old, key, None)) is type(getattr(new, key, None))
+        for key in ("kernel_size", "stride", "padding", "dilation", "output_size")
     )
     return same_form and all(getattr(old, key, None) == getattr(new, key, None) for key in fixed)
 

@@ -10,7 +10,7 @@ def load_plain_state_dict(net: nn.Module, state_dict: Mapping[str, Tensor]) -> n
     """Copy a checkpoint of the notes' plain PyTorch code into the same network of ours; returns the network.
 
     The tensors are matched by position: the notes' code and ours hold the same ones in the same order, under
-    other names. A network that defines its layers in another order says so in its attribute `plain_prefixes`:
+    other names. A module that defines its layers in another order says so in its attribute `plain_prefixes`:
     the prefixes of its keys, in the notes' order. num_batches_tracked is neither asked for nor loaded.
 
     Raises ValueError, with the network unchanged, where the number of tensors or a shape differs; names both
@@ -45,11 +45,23 @@ def plain_key_map(net: nn.Module, plain_keys: List[str]) -> Dict[str, str]:
 
 
 def _in_plain_order(net: nn.Module) -> List[str]:
-    keys = [key for key in net.state_dict() if not key.endswith("num_batches_tracked")]
-    prefixes = getattr(net, "plain_prefixes", None)
+    return _ordered(net, [key for key in net.state_dict() if not key.endswith("num_batches_tracked")])
+
+
+def _ordered(module: nn.Module, keys: List[str]) -> List[str]:
+    """The module's own keys in the notes' order, that of its children put right first."""
+    prefixes = getattr(module, "plain_prefixes", None)
     if prefixes is None:
-        return keys
-    ordered = [key for prefix in prefixes for key in keys if key.startswith(prefix + ".")]
+        prefixes = list(dict.fromkeys(key.split(".")[0] for key in keys))
+    ordered: List[str] = []
+    for prefix in prefixes:
+        inner = [key[len(prefix) + 1 :] for key in keys if key.startswith(prefix + ".")]
+        if inner:
+            ordered += [f"{prefix}.{key}" for key in _ordered(module.get_submodule(prefix), inner)]
+        elif prefix in keys:
+            ordered.append(prefix)
     if sorted(ordered) != sorted(keys):
-        raise ValueError(f"{type(net).__name__}.plain_prefixes {prefixes} do not cover each key once: {keys}")
+        raise ValueError(
+            f"{type(module).__name__}.plain_prefixes {prefixes} do not cover each key once: {keys}"
+        )
     return ordered

@@ -43,12 +43,51 @@ def check_conv_module(owner: str, conv: nn.Module) -> None:
         raise TypeError(f"{owner}: conv must be a torch.nn.Conv2d, not {type(conv).__name__}")
 
 
+def check_linear_module(owner: str, linear: nn.Module) -> None:
+    """TypeError unless this is a fully connected layer."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{owner}: linear must be a torch.nn.Linear, not {type(linear).__name__}")
+
+
+def check_bn_kind(owner: str, bn: nn.Module, right: str = "BatchNorm2d") -> None:
+    """TypeError unless this is a batch norm."""
+    if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+        raise TypeError(f"{owner}: bn must be a torch.nn.{right}, not {type(bn).__name__}")
+
+
+def check_bn_features(owner: str, bn: nn.Module, channels: int, who: str, right: str = "BatchNorm2d") -> None:
+    """TypeError or ValueError unless this batch norm fits the layer beside it."""
+    check_bn_kind(owner, bn, right)
+    if bn.num_features != channels:
+        raise ValueError(
+            f"{owner}: bn normalises {bn.num_features} channels, but {who} {channels}; "
+            f"write {right}({channels})"
+        )
+
+
 def check_bn_module(owner: str, conv: nn.Conv2d, bn: nn.Module) -> None:
     """TypeError or ValueError unless this batch norm fits behind the convolution."""
-    if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
-        raise TypeError(f"{owner}: bn must be a torch.nn.BatchNorm2d, not {type(bn).__name__}")
-    if bn.num_features != conv.out_channels:
-        raise ValueError(
-            f"{owner}: bn normalises {bn.num_features} channels, but conv gives {conv.out_channels}; "
-            f"write BatchNorm2d({conv.out_channels})"
-        )
+    check_bn_features(owner, bn, conv.out_channels, "conv gives")
+
+
+def check_bn_in_front(owner: str, bn: nn.Module, conv: nn.Conv2d) -> None:
+    """TypeError or ValueError unless this batch norm fits in front of the convolution."""
+    check_bn_features(owner, bn, conv.in_channels, "conv takes")
+
+
+def check_counts(owner: str, **counts: int) -> None:
+    """ValueError unless every number, of channels or layers, is at least 1."""
+    for name, count in counts.items():
+        if count < 1:
+            call = ", ".join(f"{key}={value}" for key, value in counts.items())
+            raise ValueError(f"{owner}({call}): {name} must be at least 1")
+
+
+def check_addition(owner: str, in_channels: int, out_channels: int, use_1x1conv: bool, stride: int) -> None:
+    """ValueError where the input is to be added to an output of another shape."""
+    if use_1x1conv or (in_channels == out_channels and stride == 1):
+        return
+    raise ValueError(
+        f"{owner}({in_channels}, {out_channels}, stride={stride}): the input cannot be added to an output of "
+        f"another shape; write {owner}({in_channels}, {out_channels}, use_1x1conv=True, stride={stride})"
+    )

@@ -18,13 +18,42 @@ def must_be_called(module: nn.Module, kind: type) -> bool:
     return any(len(getattr(module, name)) > 0 for name in _HOOKS)
 
 
-def check_scriptable(owner: nn.Module, **kinds: type) -> None:
-    """RuntimeError where a script, which always bypasses the children, would give a wrong answer."""
-    for name, kind in kinds.items():
-        if must_be_called(getattr(owner, name), kind):
+_SETTINGS = {
+    nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
+    nn.AvgPool2d: (
+        "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+    ),
+}  # fmt: skip
+
+
+def settings_of(module: nn.Module) -> Tuple:
+    """Kind and settings of a layer; a fused layer keeps them, as it reads some when it is built."""
+    kind = next(kind for kind in _SETTINGS if isinstance(module, kind))
+    return (kind, *[getattr(module, name) for name in _SETTINGS[kind]])
+
+
+def is_as_built(module: nn.Module, settings: Tuple) -> bool:
+    """Whether reading the parameters of `module` is enough: no hooks, and the settings of the beginning."""
+    kind = settings[0]
+    if must_be_called(module, kind):
+        return False
+    return [getattr(module, name) for name in _SETTINGS[kind]] == list(settings[1:])
+
+
+def check_scriptable(owner: nn.Module, **children: object) -> None:
+    """RuntimeError where a script, which always bypasses the children, would give a wrong answer.
+
+    children: by path, the kind that a child must have, or all its settings.
+    """
+    for name, expected in children.items():
+        child = owner.get_submodule(name)
+        settings = expected if isinstance(expected, tuple) else None
+        kind = expected[0] if settings else expected
+        if must_be_called(child, kind) or (settings and not is_as_built(child, settings)):
             raise RuntimeError(
-                f"{type(owner).__name__} cannot be scripted: its child {name!r} has hooks or is no plain "
-                f"{kind.__name__}. Remove them first, or use torch.jit.trace"
+                f"{type(owner).__name__} cannot be scripted: its child {name!r} has hooks, settings other "
+                f"than at first, or is no plain {kind.__name__}. Undo that, or use torch.jit.trace"
             )
 
 

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnfast.nn._checks import check_activation, check_conv_arguments, check_conv_module
-from cnnfast.nn._holders import check_scriptable, must_be_called, pad_mode, split_padding
+from cnnfast.nn._holders import (
+    check_scriptable,
+    is_as_built,
+    pad_mode,
+    settings_of,
+    split_padding,
+)
 from cnnfast.ops.conv2d import conv2d
 from cnnfast.reference.activation import activate
 
@@ -39,7 +45,7 @@ class ConvAct2d(nn.Module):
     "relu" or "sigmoid". Input (N, Ci, H, W), residual the output's shape or None, output (N, Co, Ho, Wo).
 
     The parameters are those of the child `conv`. A child with hooks, or one replaced by another kind of
-    module, is called itself: slower, and right.
+    module or a convolution with other settings, is called itself: slower, and right.
 
     Raises ValueError for arguments that do not fit each other.
 
@@ -99,10 +105,11 @@ class ConvAct2d(nn.Module):
         self.activation = activation
         self.pad_first, self.padding = split_padding(conv)
         self.pad_mode = pad_mode(conv)
+        self._built = settings_of(conv)
 
     def forward(self, input: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         if not torch.jit.is_scripting():
-            if must_be_called(self.conv, nn.Conv2d):
+            if not is_as_built(self.conv, self._built):
                 output = self.conv(input)
                 return activate(output if residual is None else output + residual, self.activation)
         return conv_act(
@@ -120,7 +127,7 @@ class ConvAct2d(nn.Module):
         )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        check_scriptable(self, conv=nn.Conv2d)
+        check_scriptable(self, conv=self._built)
         return self
 
     def extra_repr(self) -> str:

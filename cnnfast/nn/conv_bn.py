@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnfast.nn._checks import check_activation, check_bn_module, check_conv_arguments, check_conv_module
-from cnnfast.nn._holders import check_scriptable, must_be_called, pad_mode, split_padding
+from cnnfast.nn._holders import (
+    check_scriptable,
+    is_as_built,
+    must_be_called,
+    pad_mode,
+    settings_of,
+    split_padding,
+)
+from cnnfast.nn._statistics import averages, settle, step_of
 from cnnfast.ops.conv2d_bn_act import conv2d_bn_act
 from cnnfast.reference.activation import activate
 
@@ -38,23 +46,19 @@ def conv_bn_act(
     """What ConvBNAct2d computes, bookkeeping of torch.nn.BatchNorm2d included; one call in an FX graph."""
     if len(pad_first) > 0:
         input = F.pad(input, pad_first, pad_mode)
-    if training and not track_running_stats:
-        running_mean, running_var = None, None
-    tracks = training and track_running_stats and batches_tracked is not None
-    factor = 0.0 if momentum is None else momentum
-    if momentum is None and tracks and batches_tracked is not None:
-        factor = 1.0 / (float(batches_tracked) + 1.0)  # cumulative average
+    mean = averages(running_mean, training, track_running_stats, momentum)
+    var = averages(running_var, training, track_running_stats, momentum)
     output = conv2d_bn_act(
         input,
         weight,
         bias,
         bn_weight,
         bn_bias,
-        running_mean,
-        running_var,
+        mean,
+        var,
         residual,
         training,
-        factor,
+        step_of(momentum),
         eps,
         stride,
         padding,
@@ -62,8 +66,7 @@ def conv_bn_act(
         groups,
         activation,
     )
-    if tracks and batches_tracked is not None:
-        batches_tracked.add_(1)  # after the call, so that an error leaves everything as it was
+    settle(running_mean, running_var, mean, var, batches_tracked, training, track_running_stats, momentum)
     return output
 
 
@@ -76,7 +79,8 @@ class ConvBNAct2d(nn.Module):
 
     The parameters and running averages are those of the children `conv` and `bn`; `bn.training` decides which
     statistics normalise, so `layer.bn.eval()` freezes them as usual. A child with hooks, or one replaced by
-    another kind of module (SyncBatchNorm), is called itself: slower, and right.
+    another kind of module (SyncBatchNorm) or a convolution with other settings, is called itself: slower, and
+    right.
 
     Raises ValueError for arguments that do not fit each other.
 
@@ -146,10 +150,11 @@ class ConvBNAct2d(nn.Module):
         self.activation = activation
         self.pad_first, self.padding = split_padding(conv)
         self.pad_mode = pad_mode(conv)
+        self._built = settings_of(conv)
 
     def forward(self, input: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         if not torch.jit.is_scripting():
-            if must_be_called(self.conv, nn.Conv2d) or must_be_called(self.bn, nn.BatchNorm2d):
+            if not is_as_built(self.conv, self._built) or must_be_called(self.bn, nn.BatchNorm2d):
                 output = self.bn(self.conv(input))
                 return activate(output if residual is None else output + residual, self.activation)
         return conv_bn_act(
@@ -176,7 +181,7 @@ class ConvBNAct2d(nn.Module):
         )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        check_scriptable(self, conv=nn.Conv2d, bn=nn.BatchNorm2d)
+        check_scriptable(self, conv=self._built, bn=nn.BatchNorm2d)
         return self
 
     def extra_repr(self) -> str:

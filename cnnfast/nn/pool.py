@@ -1,13 +1,13 @@
 """Pooling modules."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from cnnfast.ops.pool2d import avg_pool2d, max_pool2d
+from cnnfast.ops.pool2d import avg_pool2d, global_avg_pool2d, max_pool2d
 
 torch.fx.wrap("avg_pool2d")
+torch.fx.wrap("global_avg_pool2d")
 torch.fx.wrap("max_pool2d")
 
 
@@ -75,4 +75,4 @@ class GlobalAvgPool2d(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(input, 1)
+        return global_avg_pool2d(input)

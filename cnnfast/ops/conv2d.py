@@ -28,6 +28,9 @@ def conv2d(
     With scale = gamma / sqrt(var + eps) and a matching bias this is convolution and batch normalisation in
     eval mode.
 
+    Large 3×3 and 5×5 convolutions in float32 with stride 1 run by Winograd's algorithm in tiles of at most
+    4×4 output pixels: errors of some 1e-6 of the largest value, and NaN or Inf reach whole tiles.
+
     Args:
         input: (N, Ci, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
         weight: (Co, Ci / groups, kh, kw), dtype and device of the input.

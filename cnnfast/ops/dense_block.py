@@ -1,12 +1,12 @@
 """Dense block: batch norm, activation and convolution per layer, all layers in one buffer."""
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from cnnfast import _ext, reference
-from cnnfast.ops import _backend
+from cnnfast.ops import _backend, _traced
 from cnnfast.ops.conv2d_bn_act import _update_running
 
 
@@ -15,6 +15,26 @@ def _has_none(tensors: List[Optional[Tensor]]) -> bool:
         if tensor is not None:
             return False
     return True
+
+
+def _call(
+    input: Tensor,
+    weights: List[Tensor],
+    biases: List[Optional[Tensor]],
+    bn_weights: List[Optional[Tensor]],
+    bn_biases: List[Optional[Tensor]],
+    means: List[Optional[Tensor]],
+    vars: List[Optional[Tensor]],
+    eps: float,
+    activation: str,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    if not torch.jit.is_scripting():
+        if torch.jit.is_tracing():
+            lists = (biases, bn_weights, bn_biases, means, vars)
+            return _traced.dense_block(input, weights, *lists, eps=eps, activation=activation)
+    return torch.ops.cnnfast.dense_block(
+        input, weights, biases, bn_weights, bn_biases, means, vars, eps=eps, activation=activation
+    )
 
 
 def _fused(
@@ -35,9 +55,7 @@ def _fused(
     if use_batch:
         means = torch.jit.annotate(List[Optional[Tensor]], [])
         vars = torch.jit.annotate(List[Optional[Tensor]], [])
-    output, mean, var = torch.ops.cnnfast.dense_block(
-        input, weights, biases, bn_weights, bn_biases, means, vars, eps=eps, activation=activation
-    )
+    output, mean, var = _call(input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation)
     if use_batch:
         count = output.size(0) * output.size(2) * output.size(3)
         for i, weight in enumerate(weights):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cnnfast import _ext, reference
-from cnnfast.ops import _backend
+from cnnfast.ops import _backend, _traced
 
 _ACTIVATIONS = ("none", "relu", "sigmoid")
 
@@ -66,6 +66,9 @@ def encode_branches(branches: Sequence[Sequence[Sequence[int]]]) -> List[int]:
 def _first(
     input: Tensor, weights: List[Tensor], biases: List[Optional[Tensor]], branches: List[int]
 ) -> Tensor:
+    if not torch.jit.is_scripting():
+        if torch.jit.is_tracing():
+            return _traced.inception(input, weights, biases, branches)
     return torch.ops.cnnfast.inception(input, weights, biases, branches)[0]
 
 

@@ -39,7 +39,10 @@ class Built:
 
 
 def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Built:
-    """Trace, lower and fold; convolutions may run by Winograd's algorithm or not. Raises UnsupportedNetworkError naming every layer without a place in a plan."""
+    """Trace, lower and fold; winograd: whether convolutions may run by Winograd's algorithm.
+
+    Raises UnsupportedNetworkError naming every layer without a place in a plan.
+    """
     network = unfused(model).eval()
     name = type(network).__name__
     if has_hooks(network):

@@ -61,10 +61,18 @@ def _fold_activation(step: Step, uses: Counter) -> Step | None:
     if step.op is not Op.ACTIVATION:
         return None
     source = step.inputs[0]
-    if source.op not in _ACTIVATED or not _is_open(source, uses):
+    maker = _maker_of_maximum(source, uses) if step.activation is Act.RELU else source
+    if maker.op not in _ACTIVATED or not _is_open(maker, uses):
         return None
-    source.activation = step.activation
+    maker.activation = step.activation
     return source
+
+
+def _maker_of_maximum(step: Step, uses: Counter) -> Step:
+    """The step in front of max pools: a ReLU may as well come before the maximum is taken."""
+    while step.op is Op.MAX_POOL2D and _is_open(step, uses):
+        step = step.inputs[0]
+    return step
 
 
 def batch_norm_as_affine(

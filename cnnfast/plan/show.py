@@ -1,6 +1,6 @@
 """A plan in words."""
 
-from cnnfast.plan.nodes import Act, Node, Op, Plan
+from cnnfast.plan.nodes import Act, Node, Op, Plan, word_fraction
 
 
 def describe(node: Node) -> str:
@@ -49,6 +49,12 @@ def _pool(node: Node) -> str:
     return words + (", ceil_mode" if node["ceil_mode"] else "")
 
 
+def _local_response_norm(node: Node) -> str:
+    return f" size {node['size']}" + "".join(
+        f", {name} {word_fraction(node[name]):g}" for name in ("alpha", "beta", "k")
+    )
+
+
 def _setting(name: str, values: tuple[int, ...], plain: int | None) -> str:
     """Empty where the values are the ordinary ones."""
     if set(values) == {plain}:
@@ -64,4 +70,5 @@ _WORDS = {
     Op.AVG_POOL2D: _pool,
     Op.RESHAPE_IMAGE: lambda node: f" {node['channels']}×{node['height']}×{node['width']}",
     Op.AFFINE: lambda node: f" {node['channels']} channels",
+    Op.LOCAL_RESPONSE_NORM: _local_response_norm,
 }

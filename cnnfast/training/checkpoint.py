@@ -1,5 +1,6 @@
 """Checkpoints: everything that the next epoch depends on, in one file that is whole or absent."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,19 @@ import torch
 from torch import nn
 
 from cnnfast.files import replacing
+from cnnfast.training.processes import Processes
 from cnnfast.training.record import Epoch
 from cnnfast.training.settings import Settings, TrainingError
 
 FORMAT = 1
+
+RandomState = dict[str, Any]
+
+
+def random_state() -> RandomState:
+    """What dropout draws from, in this process."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def save(
@@ -22,8 +32,9 @@ def save(
     shuffle: torch.Generator,
     settings: Settings,
     history: list[Epoch],
+    random: Sequence[RandomState],
 ) -> None:
-    """Write the state after the last epoch of `history`."""
+    """Write the state after the last epoch of `history`; `random` has an entry per process."""
     state = {
         "format": FORMAT,
         "settings": asdict(settings),
@@ -32,8 +43,8 @@ def save(
         "optimizer": optimizer.state_dict(),
         "random": {
             "shuffle": shuffle.get_state(),
-            "cpu": torch.get_rng_state(),  # dropout
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **random[0],
+            "other_processes": list(random[1:]),
         },
     }
     with replacing(path) as temporary:
@@ -66,20 +77,28 @@ def restore(
     optimizer: torch.optim.Optimizer,
     shuffle: torch.Generator,
     settings: Settings,
+    processes: Processes,
 ) -> list[Epoch]:
     """Put the state of a checkpoint back; its epochs so far.
 
     Raises:
-        TrainingError: as `load`, or the checkpoint belongs to other settings.
+        TrainingError: as `load`, or the checkpoint belongs to other settings or another number of processes.
     """
     state = load(path)
     difference = settings.difference(state["settings"])
     if difference:
         raise TrainingError(f"{path} was trained with other settings ({difference}): choose another --out")
+    random = [state["random"], *state["random"].get("other_processes", [])]
+    if len(random) != processes.count:
+        raise TrainingError(f"{path} was trained by {len(random)} processes, not by {processes.count}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     shuffle.set_state(state["random"]["shuffle"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    _set_random_state(random[processes.rank])
     return [Epoch(**epoch) for epoch in state["history"]]
+
+
+def _set_random_state(state: RandomState) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -2,24 +2,29 @@
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
+from cnnfast.benchmarking.machine import cpu_name
 from cnnfast.files import replacing, write_atomically
 from cnnfast.training.settings import Settings
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """`loss` is the mean of the batches' losses, `seconds` counts training and evaluation."""
+    """`loss` is the mean of the batches' losses, `seconds` counts training and evaluation.
+
+    `waited` are those seconds in which the network stood still for a batch; they do not count in comparisons.
+    """
 
     epoch: int
     loss: float
     train_accuracy: float
     test_accuracy: float
     seconds: float
+    waited: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         return (
@@ -28,12 +33,22 @@ class Epoch:
         )
 
 
-def write_log(path: Path, settings: Settings, history: list[Epoch], device: torch.device) -> None:
-    """Settings, epochs and versions as JSON."""
+def write_log(
+    path: Path,
+    settings: Settings,
+    history: list[Epoch],
+    images: dict[str, int],
+    device: torch.device,
+    processes: int = 1,
+) -> None:
+    """Settings, epochs, numbers of images of each split, machine and versions as JSON."""
     content = {
         "settings": asdict(settings),
         "epochs": [asdict(epoch) for epoch in history],
+        "images": images,
         "device": str(device),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

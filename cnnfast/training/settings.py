@@ -16,6 +16,8 @@ class Settings:
 
     `momentum` counts for SGD only; `resize` None leaves the images at 28×28; `dtype` "bfloat16" is autocast;
     `schedule` "linear" lets the learning rate fall to zero, step by step, over all epochs;
+    `augment` flips, crops and recolours training images at random; `train_images` trains on that many images,
+    drawn once from the seed, None on all;
     `fuse` False trains the network's twin in plain torch.nn, to compare with.
     """
 
@@ -30,6 +32,8 @@ class Settings:
     dtype: str = "float32"
     seed: int = 0
     fuse: bool = True
+    augment: bool = False
+    train_images: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -39,18 +43,23 @@ class Settings:
             raise TrainingError(f"lr is {self.lr}, it must be above 0")
         if not 0 <= self.momentum < 1:
             raise TrainingError(f"momentum is {self.momentum}, it must be in [0, 1)")
-        if self.resize is not None and self.resize < 1:
-            raise TrainingError(f"resize is {self.resize}, it must be at least 1")
+        for name in ("resize", "train_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}, it must be at least 1")
         _choice("optimizer", self.optimizer, OPTIMIZERS)
         _choice("dtype", self.dtype, DTYPES)
         _choice("schedule", self.schedule, SCHEDULES)
 
     def difference(self, other: Mapping[str, Any]) -> str:
-        """In words, what makes a curve differ from one under the settings `other`; empty if nothing does."""
+        """In words, what makes a curve differ from one under the settings `other`; empty if nothing does.
+
+        What `other` does not name, for being older than the setting, is as it was before: the default.
+        """
         mine = asdict(self)
+        other = {**{field.name: field.default for field in fields(self)}, **other}
         more_epochs_allowed = self.schedule == "constant"
         names = [field.name for field in fields(self) if field.name != "epochs" or not more_epochs_allowed]
-        return ", ".join(f"{n} {other.get(n)!r} → {mine[n]!r}" for n in names if other.get(n) != mine[n])
+        return ", ".join(f"{n} {other[n]!r} → {mine[n]!r}" for n in names if other[n] != mine[n])
 
 
 OPTIMIZERS = ("sgd", "adam")
@@ -61,15 +70,16 @@ _SMALL = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.5, "batch_size": 64, "ep
 _ADAM = {"optimizer": "adam", "lr": 0.001, "batch_size": 128, "epochs": 5}
 _AT_224 = {**_ADAM, "resize": 224}
 _AT_96 = {**_ADAM, "resize": 96}
+_ALEXNET = {**_AT_224, "augment": True}
 
-# Optimiser, lr, momentum and resize are the notes' where they give them. They leave open the optimisers of
-# LeNet, ResNet and DenseNet (Adam, as for their neighbours: with LeNet's sigmoids, SGD stays on the first
-# plateau for epochs) and some batch sizes.
+# Optimiser, lr, momentum, resize and AlexNet's augmentation are the notes' where they give them. They leave
+# open the optimisers of LeNet, ResNet and DenseNet (Adam, as for their neighbours: with LeNet's sigmoids, SGD
+# stays on the first plateau for epochs) and some batch sizes.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "lenet": {**_ADAM, "batch_size": 256, "epochs": 10},
-        "alexnet": _AT_224,
-        "alexnet_paper": _AT_224,
+        "alexnet": _ALEXNET,
+        "alexnet_paper": _ALEXNET,
         "vgg11": {**_AT_224, "batch_size": 64},
         "vgg11_small": {**_AT_224, "batch_size": 64},
         "nin": {**_AT_224, "lr": 0.002},

@@ -3,8 +3,8 @@
 #include <ATen/autocast_mode.h>
 
 #include "autograd/common.h"
-#include "ops/bn_act_conv2d.h"
 #include "ops/batch_norm.h"
+#include "ops/bn_act_conv2d.h"
 #include "ops/dense_block.h"
 #include "ops/inception.h"
 #include "ops/linear.h"

@@ -38,6 +38,7 @@ class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
     const at::Tensor conv_mean = present(bias) ? mean - as_type(*bias, mean.scalar_type()) : mean;
     ctx->save_for_backward({input, weight, value_or_undefined(bn_weight), conv, conv_mean, var, output});
     ctx->mark_non_differentiable({conv, mean, var});
+    ctx->set_materialize_grads(false);
     return {output, conv, mean, var};
   }
 

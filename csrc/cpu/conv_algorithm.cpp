@@ -95,7 +95,7 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
   ConvAlgorithm best;
   double best_cost = cost(g, best);
   for (const ConvAlgorithm& a : kWinograd) {
-    if (a.tile > largest_tile || !can_serve(g, a)) continue;
+    if (a.points - 2 > largest_tile || !can_serve(g, a)) continue;
     const double c = cost(g, a);
     if (c < best_cost) {
       best = a;

@@ -17,8 +17,9 @@ struct ConvAlgorithm {
 // Largest tile that choose_algorithm may take when accuracy is no concern.
 constexpr int64_t kLargestTile = 6;
 
-// The cheapest for these sizes by a model of arithmetic and of bytes moved; tiles up to `largest_tile` (0:
-// direct). Does not depend on the number of threads, so that results don't either.
+// The cheapest for these sizes by a model of arithmetic and of bytes moved. `largest_tile` bounds the tile of
+// a 3x3 convolution, and for larger kernels the number of points that goes with it, on which errors depend;
+// 0: direct. Does not depend on the number of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
 
 // Rows below and columns to the right that are read beyond those of a direct convolution: tiles that reach

@@ -20,13 +20,11 @@ struct Entry {
 std::mutex mutex;
 // Never destroyed: tensors held by Python may outlive this library's static objects.
 auto& entries = *new std::unordered_map<const c10::TensorImpl*, Entry>;
-size_t sweep_at = 64;
 
+// At every new entry: turned weights of a backward pass live for one call, and are large.
 void sweep() {
-  if (entries.size() < sweep_at) return;
   for (auto it = entries.begin(); it != entries.end();)
     it = it->second.tensor.expired() ? entries.erase(it) : std::next(it);
-  sweep_at = 2 * entries.size() + 64;
 }
 
 std::shared_ptr<const AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry& g) {

@@ -4,6 +4,8 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include "ops/conv_gradients.h"
+
 namespace cnnfast {
 namespace {
 
@@ -121,6 +123,15 @@ BatchNormGradients conv2d_batch_norm_backward(const at::Tensor& grad_output, con
   const auto none = [&] { return no_gradient(input); };
   const at::Tensor grad =
       activation_backward(grad_output, output, parse_activation("conv2d_batch_norm_backward", activation));
+  if (grad.sym_numel() == 0)  // ATen would divide by the number of pixels
+    return {need_input ? at::zeros_like(input) : none(),
+            need_weight ? at::zeros_like(weight) : none(),
+            need_bias ? at::zeros_like(conv_mean, input.options()) : none(),
+            need_bn_weight ? at::zeros_like(*bn_weight) : none(),
+            need_bn_bias
+                ? at::zeros_like(conv_mean, present(bn_weight) ? bn_weight->options() : conv_mean.options())
+                : none(),
+            need_residual ? grad.clone() : none()};
   const at::Tensor inverse_std = at::rsqrt(var + eps);
   // ATen wants the weight in the type of the statistics; its gradients come in that type.
   const OptionalTensor gamma = present(bn_weight) ? as_type(*bn_weight, var.scalar_type()) : OptionalTensor();
@@ -128,11 +139,8 @@ BatchNormGradients conv2d_batch_norm_backward(const at::Tensor& grad_output, con
       grad, conv_output, gamma, std::nullopt, std::nullopt, conv_mean, inverse_std, /*train=*/true, eps,
       {need_input || need_weight, need_bn_weight, need_bn_bias});
   const auto type = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
-  at::Tensor grad_input, grad_weight, unused;
-  if (need_input || need_weight)
-    std::tie(grad_input, grad_weight, unused) =
-        at::convolution_backward(grad_conv, input, weight, std::nullopt, stride, padding, dilation, false,
-                                 {0, 0}, groups, {need_input, need_weight, false});
+  const auto [grad_input, grad_weight, unused] = conv_gradients(
+      grad_conv, input, weight, {stride, padding, dilation, groups}, {need_input, need_weight, false});
   return {need_input ? grad_input : none(), need_weight ? grad_weight : none(),
           // The mean takes any bias away again: its gradient is zero, not merely small.
           need_bias ? at::zeros_like(conv_mean, input.options()) : none(),

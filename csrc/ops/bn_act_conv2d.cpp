@@ -4,6 +4,8 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include "ops/conv_gradients.h"
+
 namespace cnnfast {
 namespace {
 
@@ -75,14 +77,15 @@ BatchNormGradients bn_act_conv2d_backward(const BnActConv2dSteps& steps, const a
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   const bool need_activated = need_input || need_bn_weight || need_bn_bias;
-  at::Tensor grad_activated, grad_weight, unused;
+  at::Tensor grad_activated, grad_weight;
   BatchNormGradients norm;
   if (need_activated || need_weight) {
     const at::Tensor activated =
         steps.normalise(input, mean, var, bn_weight, bn_bias, std::nullopt, eps, pre_activation);
-    std::tie(grad_activated, grad_weight, unused) =
-        at::convolution_backward(grad_output, activated, weight, std::nullopt, p.stride, p.padding,
-                                 p.dilation, false, {0, 0}, p.groups, {need_activated, need_weight, false});
+    const auto gradients =
+        conv_gradients(grad_output, activated, weight, p, {need_activated, need_weight, false});
+    grad_activated = gradients.input;
+    grad_weight = gradients.weight;
     if (need_activated)
       norm = steps.normalise_backward(grad_activated, input, mean, var, bn_weight, activated, eps,
                                       pre_activation, batch_statistics,

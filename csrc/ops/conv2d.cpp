@@ -4,6 +4,8 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include "ops/conv_gradients.h"
+
 namespace cnnfast {
 
 std::vector<c10::SymInt> check_conv2d_geometry(const char* op, const at::Tensor& input,
@@ -85,18 +87,14 @@ Conv2dGradients conv2d_backward(const at::Tensor& grad_output, const at::Tensor&
   const at::Tensor grad =
       activation_backward(grad_output, output, parse_activation("conv2d_backward", activation));
   const at::Tensor conv_grad = present(scale) ? grad * scale->view({-1, 1, 1}) : grad;
-  at::Tensor grad_input, grad_weight, grad_scale, unused;
-  if (need_input || (need_weight && !need_scale))
-    std::tie(grad_input, grad_weight, unused) =
-        at::convolution_backward(conv_grad, input, weight, std::nullopt, stride, padding, dilation, false,
-                                 {0, 0}, groups, {need_input, need_weight && !need_scale, false});
+  const Conv2dParams params{stride, padding, dilation, groups};
+  auto [grad_input, grad_weight, unused] =
+      conv_gradients(conv_grad, input, weight, params, {need_input, need_weight && !need_scale, false});
+  at::Tensor grad_scale;
   if (need_scale) {
     // The unscaled convolution is linear in its weight: its product with the gradient, summed over pixels, is
     // the product of the weight with the weight's gradient. No convolution output needs to be kept.
-    at::Tensor unscaled;
-    std::tie(unused, unscaled, unused) =
-        at::convolution_backward(grad, input, weight, std::nullopt, stride, padding, dilation, false, {0, 0},
-                                 groups, {false, true, false});
+    const at::Tensor unscaled = conv_gradients(grad, input, weight, params, {false, true, false}).weight;
     grad_scale = (unscaled * weight).sum({1, 2, 3});
     if (need_weight) grad_weight = unscaled * scale->view({-1, 1, 1, 1});
   }

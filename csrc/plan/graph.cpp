@@ -1,6 +1,7 @@
 #include "plan/graph.h"
 
 #include <array>
+#include <cmath>
 #include <cstring>
 
 namespace cnnfast::plan {
@@ -79,6 +80,10 @@ class Checker {
         return;
       case Op::kAffine:
         require(id, sized(a[2]) && constant(a[0], a[2]) && constant(a[1], a[2]), "constant's place");
+        return;
+      case Op::kLocalResponseNorm:
+        require(id, small(a[0], 1), "number of channels to normalise over");
+        for (size_t i = 1; i < 4; ++i) require(id, std::isfinite(fraction(a[i])), "alpha, beta or k");
         return;
       case Op::kInput:
         require(id, a[0] >= 1 && a[0] <= 4 && (a[1] == -1 || sized(a[1])), "rank or number of channels");
@@ -169,6 +174,12 @@ const char* op_name(Op op) { return kRules[static_cast<size_t>(op)].name; }
 
 std::string name_of(const Graph& graph, int64_t node) {
   return "node " + std::to_string(node) + " (" + op_name(graph.nodes[node].op) + ")";
+}
+
+double fraction(int64_t word) {
+  double value;
+  std::memcpy(&value, &word, sizeof(value));
+  return value;
 }
 
 // Four lanes of multiply and rotate: fast enough to check hundreds of megabytes at load.

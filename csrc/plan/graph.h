@@ -74,6 +74,9 @@ struct Graph {
 std::string name_of(const Graph& graph, int64_t node);
 const char* op_name(Op op);
 
+// The float64 whose bits a word holds.
+double fraction(int64_t word);
+
 // A 64-bit hash of bytes.
 int64_t checksum(const void* data, size_t bytes);
 

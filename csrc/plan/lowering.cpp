@@ -271,7 +271,8 @@ void Lowering::emit(int64_t node) {
       return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), &other));
     }
     case Op::kLocalResponseNorm:
-      return;
+      return add(lrn_step(node, {n.attr[0], fraction(n.attr[1]), fraction(n.attr[2]), fraction(n.attr[3])},
+                          from(0), place(node)));
     case Op::kAffine:
       return add(affine_step(node, constants_.constant(n.attr[0]), constants_.constant(n.attr[1]),
                              n.activation, from(0), place(node), nullptr));

@@ -231,6 +231,34 @@ class Affine : public Step {
   Activation activation_;
 };
 
+class LocalResponseNorm : public Step {
+ public:
+  LocalResponseNorm(int64_t node, const LrnParams& p, Place from, Place to)
+      : Step(node, {std::move(from)}, std::move(to)), params_(p) {}
+  std::string text() const override {
+    return "local response norm of " + std::to_string(params_.size) + " channels, " + size_text(writes_.size);
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const cpu::ImageSize size = writes_.size;
+    const cpu::LrnCall call{reads_[0].view(memory),
+                            writes_.view(memory),
+                            size.channels,
+                            size.height,
+                            size.width,
+                            params_.size,
+                            static_cast<float>(params_.alpha),
+                            static_cast<float>(params_.beta),
+                            static_cast<float>(params_.k)};
+    const auto [begin, end] = rows(thread, team);
+    cpu::kernels().lrn(call, begin, end);
+  }
+
+ private:
+  LrnParams params_;
+};
+
 std::vector<Place> with_optional(Place first, const Place* second) {
   std::vector<Place> places{std::move(first)};
   if (second) places.push_back(*second);
@@ -307,6 +335,10 @@ std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geom
                                      Place from, Place to) {
   return std::make_unique<ConvPool>(node, geometry, pad_top, pad_left, std::move(constants),
                                     std::move(strips), max, pool, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> lrn_step(int64_t node, const LrnParams& params, Place from, Place to) {
+  return std::make_unique<LocalResponseNorm>(node, params, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,

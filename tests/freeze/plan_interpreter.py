@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnfast.plan.nodes import Act, Node, Op, Plan
+from cnnfast.plan.nodes import Act, Node, Op, Plan, word_fraction
 
 
 def run(
@@ -84,6 +84,12 @@ def _affine(node: Node, weights: Tensor, x: Tensor) -> Tensor:
     return x * scale + shift
 
 
+def _local_response_norm(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    assert x.dim() == 4
+    alpha, beta, k = (word_fraction(node[key]) for key in ("alpha", "beta", "k"))
+    return F.local_response_norm(x, node["size"], alpha, beta, k)
+
+
 _OPERATIONS = {
     Op.CONV2D: _conv2d,
     Op.LINEAR: _linear,
@@ -96,4 +102,5 @@ _OPERATIONS = {
     Op.CONCAT: lambda node, weights, *xs: torch.cat(xs, 1),
     Op.GLOBAL_AVG_POOL: lambda node, weights, x: x.mean((2, 3), keepdim=True),
     Op.AFFINE: _affine,
+    Op.LOCAL_RESPONSE_NORM: _local_response_norm,
 }

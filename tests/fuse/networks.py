@@ -132,12 +132,40 @@ class PreActivation(nn.Module):
         return self.pool(torch.add(x, y)).mean((2, 3))
 
 
+class Blocks(nn.Module):
+    """Chains of convolutions and pools that are concatenated, a dense block, a ReLU behind a max pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(2, 1), nn.ReLU(inplace=True))
+        self.a = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU())
+        self.b = nn.Sequential(
+            nn.Conv2d(6, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 6, (3, 5), padding=(1, 2), groups=2)
+        )
+        self.c = nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.Conv2d(6, 3, 1, bias=False))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, 3, 3, padding=1)) for n in (25, 28)
+        )
+        self.norm = nn.BatchNorm2d(31)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Sequential(nn.Flatten(), nn.Linear(31, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU())
+
+    def forward(self, x):
+        x = self.stem(x)
+        d = F.max_pool2d(x, 3, stride=1, padding=1)
+        x = torch.cat((self.a(x), self.b(x), self.c(x), d, x), dim=1)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return self.fc(self.pool(torch.sigmoid(self.norm(x))))
+
+
 NETWORKS = {
     "lenet": (lenet, (1, 28, 28)),
     "notes": (NotesNet, (1, 28, 28)),
     "resnet": (ResNet, (3, 17, 20)),
     "branches": (Branches, (6, 9, 11)),
     "preactivation": (PreActivation, (4, 10, 9)),
+    "blocks": (Blocks, (3, 12, 11)),
 }
 
 

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from cnnfast import models
+from cnnfast.benchmarking.plain import BUILDERS
 from cnnfast.models import registry
+from cnnfast.models.checkpoint import plain_key_map
 
 
 def test_list_models_with_patterns():
@@ -97,6 +99,33 @@ def test_load_plain_state_dict_errors_change_nothing(change, words):
         models.load_plain_state_dict(net, checkpoint)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
+
+
+def test_load_plain_state_dict_in_the_order_of_the_parts():
+    """Every block names its own order, anywhere in the network."""
+    block = own_network()
+    block.plain_prefixes = ("c", "a", "b")
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(block))
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Linear(4, 2), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    models.load_plain_state_dict(net, plain.state_dict())
+    assert torch.equal(block["c"].weight, plain[1].weight) and torch.equal(block["a"].bias, plain[2].bias)
+    net.plain_prefixes = ("1.0.b", "0", "1.0.a", "1.0.c")
+    ordered = list(plain_key_map(net, list(plain.state_dict())).values())
+    assert [key for key in ordered if key.endswith("weight")] == [
+        "1.0.b.weight",
+        "0.weight",
+        "1.0.a.weight",
+        "1.0.c.weight",
+    ]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_load_plain_state_dict_knows_every_network(name):
+    with torch.device("meta"):
+        net, plain = models.get_model(name), BUILDERS[name]()
+    state, theirs = net.state_dict(), plain.state_dict()
+    for key, own in plain_key_map(net, list(theirs)).items():
+        assert state[own].shape == theirs[key].shape and own.split(".")[-1] == key.split(".")[-1], key
 
 
 def test_load_plain_state_dict_in_the_order_a_network_names():

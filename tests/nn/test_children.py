@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import cnnfast.nn as fast
+from cnnfast.benchmarking.plain.inception import Inception as PlainInception
 
 from .support import close, plain
 
@@ -102,3 +103,105 @@ def test_one_layer_used_twice():
     assert layer.bn.num_batches_tracked == 2
     close(layer.bn.running_mean, reference.bn.running_mean)
     assert twin.bn.num_batches_tracked == 0
+
+
+BLOCKS = {
+    "inception": lambda: fast.Inception(4, 5, (3, 7), (2, 4), 3),
+    "inception_a": lambda: fast.InceptionA(4),
+    "dense_block": lambda: fast.DenseBlock(3, 4, 5),
+    "batch_norm": lambda: fast.BatchNormAct2d(4),
+    "bn_act_conv": lambda: fast.BNActConv2d(4, 6, 3, padding=1),
+    "linear_bn": lambda: nn.Sequential(nn.Flatten(), fast.LinearBNAct(100, 7)),
+    "preact": lambda: fast.PreActResidual(4, 6, use_1x1conv=True, stride=2),
+}
+LEAVES = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, fast.BNActConv2d)
+
+
+@pytest.fixture(params=BLOCKS)
+def block(request):
+    made = BLOCKS[request.param]()
+    made(torch.randn(4, 4, 5, 5))
+    return made
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_hooks_on_each_child_of_a_block_run(block, training):
+    """One at a time: the others are bypassed or called with the same result."""
+    block.train(training)
+    expected = copy.deepcopy(block)(INPUT)
+    for name, child in list(block.named_modules()):
+        if name == "" or not isinstance(child, LEAVES):
+            continue
+        seen = []
+        hooked = copy.deepcopy(block)
+        hooked.get_submodule(name).register_forward_hook(lambda m, i, output: seen.append(output))  # noqa: B023
+        close(hooked(INPUT), expected)
+        assert len(seen) == 1, name
+        hooked.get_submodule(name).register_forward_hook(lambda m, i, output: output * 0 - 3)
+        assert not torch.allclose(hooked(INPUT), expected), name
+
+
+def test_children_of_blocks_replaced_by_others_of_the_same_kind():
+    """A dilated convolution, a larger pool: nothing that was written down at the start holds any more."""
+    block = fast.Inception(4, 5, (3, 7), (2, 4), 3)
+    plain = PlainInception(4, 5, (3, 7), (2, 4), 3)
+    for module in (block, plain):
+        module.p2_2 = nn.Conv2d(3, 7, 3, padding=2, dilation=2)
+        module.p4_1 = nn.MaxPool2d(5, 1, 2)
+    plain.load_state_dict(block.state_dict())
+    close(block(INPUT), plain(INPUT))
+    for layer in (fast.ConvReLU2d(4, 6, 3), fast.ConvBNReLU2d(4, 6, 3), fast.BNActConv2d(4, 6, 3)):
+        layer.conv = nn.Conv2d(4, 6, 3, padding="same")
+        assert layer(INPUT).shape == (2, 6, 5, 5)
+    dense = fast.DenseBlock(2, 4, 5)
+    dense.layers[1].conv = nn.Conv2d(9, 5, 5, padding=2, groups=1)
+    assert dense(INPUT).shape == (2, 14, 5, 5)
+    grouped = fast.DenseBlock(2, 4, 4)
+    grouped.layers[1] = fast.BNActConv2d(8, 4, 3, padding=1, groups=2, activation="sigmoid")
+    x = torch.cat([INPUT, grouped.layers[0](INPUT)], dim=1)
+    close(grouped(INPUT), torch.cat([x, grouped.layers[1](x)], dim=1))
+
+
+def test_sync_batch_norm_conversion_of_blocks(block):
+    for training in (False, True):
+        expected = copy.deepcopy(block).train(training)(INPUT)
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(block)).train(training)
+        assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in converted.modules())
+        close(converted(INPUT), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_script_refuses_blocks_with_children_that_it_would_bypass(block):
+    for child in list(block.modules()):
+        bypassed = not isinstance(child, fast.BNActConv2d) or isinstance(block, fast.DenseBlock)
+        if child is not block and isinstance(child, LEAVES) and bypassed:
+            handle = child.register_forward_hook(lambda m, i, output: output * 2)
+            with pytest.raises(RuntimeError, match="cannot be scripted: its .* has hooks"):
+                torch.jit.script(block)
+            handle.remove()
+    torch.jit.script(block)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_script_refuses_blocks_with_other_settings():
+    inception = fast.InceptionA(4)
+    inception.pool.count_include_pad = False
+    dense = fast.DenseBlock(2, 4, 5)
+    dense.layers[0].conv = nn.Conv2d(4, 5, 3, padding=2, dilation=2)
+    sigmoid = fast.DenseBlock(2, 4, 5)
+    sigmoid.layers[0] = fast.BNActConv2d(4, 5, 3, padding=1, activation="sigmoid")
+    padded = fast.ConvReLU2d(4, 6, 3)
+    padded.conv.padding = (1, 1)
+    for module in (inception, dense, sigmoid, padded):
+        with pytest.raises(RuntimeError, match="cannot be scripted"):
+            torch.jit.script(module)
+
+
+def test_parametrised_convolution_of_a_block():
+    block = fast.DenseBlock(2, 4, 5).eval()
+    expected = block(INPUT)
+    parametrizations.weight_norm(block.layers[1].conv)
+    close(block(INPUT), expected)
+    with torch.no_grad():
+        block.layers[1].conv.parametrizations.weight.original0.mul_(3.0)
+    assert not torch.allclose(block(INPUT), expected)

@@ -9,7 +9,10 @@ import torch
 
 import cnnfast.nn as fast
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
 
 INPUT = torch.linspace(-3, 3, 3 * 6 * 8 * 8).sin().view(3, 6, 8, 8)
 
@@ -28,6 +31,25 @@ MODULES = {
     "global_avg_pool": (lambda: fast.GlobalAvgPool2d(), [INPUT]),
     "reshape": (lambda: fast.ReshapeImage(6, 8, 8), [INPUT.flatten(1)]),
     "residual_block": (lambda: fast.ResidualBlock(6), [INPUT]),
+    "batch_norm": (lambda: fast.BatchNormAct2d(6), [INPUT]),
+    "batch_norm_residual": (lambda: fast.BatchNormAct2d(6, activation="none"), [INPUT, INPUT]),
+    "bn_act_conv": (lambda: fast.BNActConv2d(6, 9, 3, padding=1), [INPUT]),
+    "bn_act_conv_residual": (lambda: fast.BNActConv2d(6, 6, 3, padding=1, bias=False), [INPUT, INPUT]),
+    "bn_act_conv_same": (lambda: fast.BNActConv2d(6, 9, (2, 4), padding="same"), [INPUT]),
+    "bn_act_conv_no_statistics": (lambda: fast.BNActConv2d(6, 9, 3, track_running_stats=False), [INPUT]),
+    "bn_act_conv_no_affine": (lambda: fast.BNActConv2d(6, 9, 3, affine=False), [INPUT]),
+    "linear_bn": (lambda: fast.LinearBNAct(8, 5), [INPUT[:, 0, 0]]),
+    "local_response_norm": (lambda: fast.LocalResponseNorm(3), [INPUT]),
+    "inception": (lambda: fast.Inception(6, 5, (3, 7), (2, 4), 3), [INPUT]),
+    "inception_a": (lambda: fast.InceptionA(6), [INPUT]),
+    "residual": (lambda: fast.Residual(6, 6), [INPUT]),
+    "residual_1x1": (lambda: fast.Residual(6, 9, use_1x1conv=True, stride=2), [INPUT]),
+    "preact": (lambda: fast.PreActResidual(6, 6), [INPUT]),
+    "preact_1x1": (lambda: fast.PreActResidual(6, 9, use_1x1conv=True, stride=2), [INPUT]),
+    "dense_block": (lambda: fast.DenseBlock(3, 6, 4), [INPUT]),
+    "transition": (lambda: fast.Transition(6, 4), [INPUT]),
+    "nin_block": (lambda: fast.NiNBlock(6, 4, 3, 2, 1), [INPUT]),
+    "vgg_block": (lambda: fast.VGGBlock(2, 6, 4), [INPUT]),
 }
 
 
@@ -68,6 +90,73 @@ def test_scripted_conv_bn_has_a_cumulative_average_too():
         torch.testing.assert_close(scripted(input), module(input))
     torch.testing.assert_close(scripted.bn.running_var, module.bn.running_var)
     assert scripted.bn.num_batches_tracked == 3
+
+
+CUMULATIVE = {
+    "conv_bn": lambda: fast.ConvBNReLU2d(6, 9, 3, momentum=None),
+    "batch_norm": lambda: fast.BatchNormAct2d(6, momentum=None),
+    "bn_act_conv": lambda: fast.BNActConv2d(6, 9, 3, momentum=None),
+    "dense_block": lambda: cumulative(fast.DenseBlock(2, 6, 4)),
+}
+
+
+def cumulative(module):
+    for child in module.modules():
+        if isinstance(child, torch.nn.BatchNorm2d):
+            child.momentum = None
+    return module
+
+
+@pytest.mark.parametrize("program", ["compile", "trace", "fx"])
+@pytest.mark.parametrize("build", CUMULATIVE.values(), ids=CUMULATIVE)
+def test_cumulative_average_in_programs(build, program):
+    """Its step is a tensor, so that no program holds the number of one batch."""
+    module = build()
+    other = copy.deepcopy(module)
+    if program == "compile":
+        other = torch.compile(other, fullgraph=True, backend="aot_eager")
+    elif program == "trace":
+        other = torch.jit.trace(other, torch.randn(2, 6, 6, 6), check_trace=False)
+        other.load_state_dict(module.state_dict())
+    else:
+        arguments = {"residual": None} if hasattr(module, "bn") else None
+        other = torch.fx.symbolic_trace(other, concrete_args=arguments)
+    for _ in range(3):
+        input = torch.randn(2, 6, 6, 6)
+        torch.testing.assert_close(other(input), module(input), rtol=1e-5, atol=1e-5)
+    for own, true in zip(other.buffers(), module.buffers(), strict=True):
+        torch.testing.assert_close(own, true)
+
+
+BLOCK_FUNCTIONS = {
+    "inception": ["inception"],
+    "inception_a": ["inception"],
+    "dense_block": ["dense_layers"],
+    "preact": ["bn_act_conv"] * 2,
+    "preact_1x1": ["batch_norm_act", "conv_act", "conv_act", "bn_act_conv"],
+    "residual": ["conv_bn_act"] * 2,
+    "linear_bn": ["linear_bn_act"],
+    "transition": ["bn_act_conv", "avg_pool2d"],
+    "global_avg_pool": ["global_avg_pool2d"],
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_FUNCTIONS)
+def test_fx_sees_one_call_per_fused_layer(name):
+    graph = torch.fx.symbolic_trace(MODULES[name][0]()).graph
+    calls = [n.target.__name__ for n in graph.nodes if n.op == "call_function"]
+    assert calls == BLOCK_FUNCTIONS[name]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_module_traces_in_both_modes(module_and_inputs, training):
+    module, inputs = module_and_inputs
+    before = copy.deepcopy(module.train(training).state_dict())
+    traced = torch.jit.trace(copy.deepcopy(module), tuple(inputs), check_trace=False)
+    traced.load_state_dict(before)
+    torch.testing.assert_close(traced(*inputs), module(*inputs), rtol=1e-5, atol=1e-6)
+    for own, true in zip(traced.buffers(), module.buffers(), strict=True):
+        torch.testing.assert_close(own, true)
 
 
 def test_module_traces(module_and_inputs):

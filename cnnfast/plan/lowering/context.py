@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from cnnfast.fuse.kinds import activation_of, addends, module_of, why_not_plain, writes_in_place
+from cnnfast.fuse.kinds import activation_of, addends, is_size, module_of, why_not_plain, writes_in_place
 from cnnfast.fuse.tracing import is_number, is_ours, torch_ancestor
 from cnnfast.plan.nodes import ANY, Act, Op
 from cnnfast.plan.steps import Step
@@ -173,10 +173,10 @@ class Lowering:
 
     # what handlers ask for
 
-    def place(self, step: Step) -> Step:
-        """Give a new step its position, behind all others, and the name of the present node."""
+    def place(self, step: Step, name: str = "") -> Step:
+        """Give a new step its position, behind all others, and a name: that of the present node."""
         if not step.layers:
-            step.position, step.layers = self.placed, [self.name_of(self.node)]
+            step.position, step.layers = self.placed, [name or self.name_of(self.node)]
             self.placed += 1
         return step
 
@@ -204,6 +204,10 @@ class Lowering:
             return getattr(self.root.get_submodule(path), name)
         raise Unsupported("its weights are computed in the forward")
 
+    def holder(self, value: object) -> str:
+        """The name of the layer that a parameter or buffer argument belongs to."""
+        return value.target.rpartition(".")[0] if isinstance(value, fx.Node) else ""
+
     def features(self, value: fx.Node) -> int:
         """Values per image."""
         return math.prod(self.shapes[value][1:])
@@ -222,20 +226,17 @@ class Lowering:
         return step is not None and step not in self.free_inputs
 
 
-def is_size(value: object) -> bool:
-    """Whether a node is x.size() or x.shape."""
-    if not isinstance(value, fx.Node):
-        return False
-    by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
-    return by_method or (value.target is getattr and value.args[1] == "shape")
-
-
 def numbers(value: object, what: str) -> tuple[int, ...]:
     """Plain numbers from an argument that is one or a pair of them."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not all(isinstance(v, int) for v in values):
         raise Unsupported(f"its {what} is computed in the forward: write it as a number")
     return values * 2 if len(values) == 1 else values
+
+
+def pair_settings(name: str, value: object) -> dict[str, int]:
+    h, w = numbers(value, name)
+    return {f"{name}_h": h, f"{name}_w": w}
 
 
 def _what(node: fx.Node, root: nn.Module) -> str:

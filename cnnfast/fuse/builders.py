@@ -1,0 +1,121 @@
+"""The function and arguments of each fused call but those of blocks."""
+
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from cnnfast import ops
+from cnnfast.fuse import runtime, runtime_norm
+from cnnfast.fuse.groups import Group
+from cnnfast.fuse.kinds import image_mean, module_of
+from cnnfast.fuse.pool_arguments import avg_pool_arguments, max_pool_arguments
+from cnnfast.nn._holders import pad_mode, split_padding
+
+Call = tuple[Callable, tuple]
+_NORM = (
+    "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
+    "training", "track_running_stats", "momentum", "eps",
+)  # fmt: skip
+
+
+class Layer:
+    """Attributes of one layer, as values read when the forward runs."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, node: fx.Node):
+        self.graph, self.path, self.module = graph, node.target, module_of(node, root)
+
+    def __getitem__(self, attribute: str) -> fx.Node:
+        return self.graph.create_node("get_attr", f"{self.path}.{attribute}")
+
+    def pair(self, attribute: str) -> fx.Node | list[fx.Node]:
+        """An attribute that is a pair, or one number for both."""
+        value = self[attribute]
+        return value if isinstance(getattr(self.module, attribute), tuple) else [value, value]
+
+    def padding(self) -> fx.Node | list[int]:
+        """What a convolution's operator pads with; words become numbers here."""
+        live = self.module.padding_mode == "zeros" and not isinstance(self.module.padding, str)
+        return self["padding"] if live else list(split_padding(self.module)[1])
+
+
+def norm_values(graph: fx.Graph, root: nn.Module, node: fx.Node) -> tuple[fx.Node, ...]:
+    """Tensors and settings of a batch norm, in the order in which runtime functions take them."""
+    layer = Layer(graph, root, node)
+    return tuple(layer[name] for name in _NORM)
+
+
+def conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    layer = Layer(graph, root, group.layer)
+    settings = (
+        list(split_padding(layer.module)[0]),
+        pad_mode(layer.module),
+        layer["stride"],
+        layer.padding(),
+        layer["dilation"],
+        layer["groups"],
+        group.activation,
+    )
+    head = (group.source, group.residual, layer["weight"], layer["bias"])
+    if group.batch_norm is None:
+        return runtime.conv, (*head, *settings)
+    return runtime.conv_bn, (*head, *norm_values(graph, root, group.batch_norm), *settings)
+
+
+def linear(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    layer = Layer(graph, root, group.layer)
+    head = (group.source, layer["weight"], layer["bias"])
+    if group.batch_norm is None:
+        return ops.linear, (*head, group.activation)
+    return runtime_norm.linear_bn, (*head, *norm_values(graph, root, group.batch_norm), group.activation)
+
+
+def batch_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    norm = norm_values(graph, root, group.batch_norm)
+    return runtime_norm.bn, (group.source, group.residual, *norm, group.activation)
+
+
+def bn_conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    layer = Layer(graph, root, group.layer)
+    settings = (layer["stride"], layer.padding(), layer["dilation"], layer["groups"], group.activation)
+    norm = norm_values(graph, root, group.batch_norm)
+    head = (group.source, group.residual, layer["weight"], layer["bias"])
+    return runtime_norm.bn_conv, (*head, *norm, *settings)
+
+
+def max_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    if group.first.op == "call_function":
+        return runtime.max_pool, max_pool_arguments(*group.first.args, **group.first.kwargs)
+    pool = Layer(graph, root, group.first)
+    pairs = [pool.pair(name) for name in ("kernel_size", "stride", "padding", "dilation")]
+    return runtime.max_pool, (group.source, *pairs, pool["ceil_mode"])
+
+
+def avg_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    if group.first.op == "call_function":
+        return runtime.avg_pool, avg_pool_arguments(*group.first.args, **group.first.kwargs)
+    pool = Layer(graph, root, group.first)
+    pairs = [pool.pair(name) for name in ("kernel_size", "stride", "padding")]
+    rest = [pool[name] for name in ("ceil_mode", "count_include_pad", "divisor_override")]
+    return runtime.avg_pool, (group.source, *pairs, *rest)
+
+
+def global_avg_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    module = group.first.op == "call_module"
+    size = Layer(graph, root, group.first).pair("output_size") if module else [1, 1]
+    return runtime.global_avg_pool, (group.source, size)
+
+
+def mean(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    return runtime.image_mean, (group.source, *image_mean(group.first))
+
+
+def local_response_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    if group.first.op == "call_function":
+        return runtime_norm.lrn, _lrn_arguments(*group.first.args, **group.first.kwargs)
+    norm = Layer(graph, root, group.first)
+    fractions = (graph.call_function(float, (norm[name],)) for name in ("alpha", "beta", "k"))
+    return runtime_norm.lrn, (group.source, norm["size"], *fractions)
+
+
+def _lrn_arguments(input, size, alpha=1e-4, beta=0.75, k=1.0) -> tuple:
+    return input, size, float(alpha), float(beta), float(k)

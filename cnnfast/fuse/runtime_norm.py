@@ -1,0 +1,145 @@
+"""What generated forwards call for normalisation; see runtime.py."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnfast.fuse.runtime import add_and_activate, adds_elementwise, has_shape_of
+from cnnfast.nn.bn_conv import bn_act_conv
+from cnnfast.nn.linear_bn import linear_bn_act
+from cnnfast.nn.norm import batch_norm_act, local_response_norm
+from cnnfast.ops.linear import linear
+
+
+def bn(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches_tracked: Tensor | None,
+    training: bool,
+    track_running_stats: bool,
+    momentum: float | None,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """BatchNorm2d, + residual (of any shape that broadcasts), activation."""
+    fits = residual is None or has_shape_of(residual, x)
+    y = batch_norm_act(
+        x,
+        residual if fits else None,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        batches_tracked,
+        training,
+        track_running_stats,
+        momentum,
+        eps,
+        activation if fits else "none",
+    )
+    return y if fits else add_and_activate(y, residual, activation)
+
+
+def bn_conv(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches_tracked: Tensor | None,
+    training: bool,
+    track_running_stats: bool,
+    momentum: float | None,
+    eps: float,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    """BatchNorm2d, activation, Conv2d, + residual (of any shape that broadcasts)."""
+    fits = residual is None or adds_elementwise(x, residual, weight, [], stride, padding, dilation)
+    y = bn_act_conv(
+        x,
+        residual if fits else None,
+        weight,
+        bias,
+        bn_weight,
+        bn_bias,
+        running_mean,
+        running_var,
+        batches_tracked,
+        training,
+        track_running_stats,
+        momentum,
+        eps,
+        [],
+        "constant",
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+    )
+    return y if fits else add_and_activate(y, residual, "none")
+
+
+def linear_bn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches_tracked: Tensor | None,
+    training: bool,
+    track_running_stats: bool,
+    momentum: float | None,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """Linear, BatchNorm1d, activation."""
+    if x.dim() != 2:  # (N, C, features): BatchNorm1d normalises dimension 1
+        return batch_norm_act(
+            linear(x, weight, bias).unsqueeze(-1),
+            None,
+            bn_weight,
+            bn_bias,
+            running_mean,
+            running_var,
+            batches_tracked,
+            training,
+            track_running_stats,
+            momentum,
+            eps,
+            activation,
+        ).squeeze(-1)
+    return linear_bn_act(
+        x,
+        weight,
+        bias,
+        bn_weight,
+        bn_bias,
+        running_mean,
+        running_var,
+        batches_tracked,
+        training,
+        track_running_stats,
+        momentum,
+        eps,
+        activation,
+    )
+
+
+def lrn(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """LocalResponseNorm."""
+    if x.dim() != 4:
+        return F.local_response_norm(x, size, alpha, beta, k)
+    return local_response_norm(x, size, alpha, beta, k)

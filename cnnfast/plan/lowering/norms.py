@@ -1,0 +1,72 @@
+"""Normalisation as steps; sums and activations, which stand behind many layers."""
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cnnfast.nn.norm import batch_norm_act, local_response_norm
+from cnnfast.plan.fold import batch_norm_as_affine
+from cnnfast.plan.lowering.context import ACTS, Lowering, Unsupported, lowers
+from cnnfast.plan.nodes import Op, fraction_word
+from cnnfast.plan.steps import Step
+
+
+def affine_step(low: Lowering, source: Step, mean, var, weight, bias, training, eps) -> Step:
+    mean, var = low.tensor(mean), low.tensor(var)
+    if training is not False or mean is None or var is None:
+        raise Unsupported("it normalises with the statistics of the batch in evaluation too")
+    scale, shift = batch_norm_as_affine(mean, var, low.tensor(weight), low.tensor(bias), eps)
+    return Step(Op.AFFINE, [source], {"channels": len(scale)}, {"scale": scale, "shift": shift})
+
+
+def finish(low: Lowering, step: Step, residual, activation: str) -> Step:
+    """Residual and activation as steps of their own; folding puts them back together."""
+    if residual is not None:
+        step = Step(Op.ADD, [low.place(step), low.image(residual)])
+    if activation == "none":
+        return step
+    return Step(Op.ACTIVATION, [low.place(step)], activation=ACTS[activation])
+
+
+@lowers(modules=[nn.BatchNorm1d, nn.BatchNorm2d])
+def _batch_norm_module(low: Lowering, bn: nn.Module, x: fx.Node) -> Step:
+    return _batch_norm(low, x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.training, eps=bn.eps)
+
+
+@lowers(F.batch_norm)
+def _batch_norm(
+    low, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Step:
+    source = low.step(input)
+    rank = len(low.shapes[input])
+    if rank != 4 and not (rank == 2 and source.op is Op.LINEAR):
+        raise Unsupported(
+            f"its input has shape {list(low.shapes[input])}: a plan knows it behind a linear layer only"
+        )
+    return affine_step(low, source, running_mean, running_var, weight, bias, training, eps)
+
+
+@lowers(batch_norm_act)
+def _batch_norm_act(
+    low, input, residual, weight, bias, running_mean, running_var, batches_tracked, training,
+    track_running_stats, momentum, eps, activation,
+) -> Step:  # fmt: skip
+    step = affine_step(low, low.image(input), running_mean, running_var, weight, bias, training, eps)
+    return finish(low, step, residual, activation)
+
+
+@lowers(modules=[nn.LocalResponseNorm])
+def _local_response_norm_module(low: Lowering, norm: nn.LocalResponseNorm, x: fx.Node) -> Step:
+    return _local_response_norm(low, x, norm.size, norm.alpha, norm.beta, norm.k)
+
+
+@lowers(F.local_response_norm, local_response_norm)
+def _local_response_norm(low: Lowering, input, size, alpha=1e-4, beta=0.75, k=1.0) -> Step:
+    if not all(isinstance(value, (int, float)) for value in (size, alpha, beta, k)):
+        raise Unsupported("its size, alpha, beta or k is computed in the forward: write it as a number")
+    settings = {
+        "size": size,
+        "alpha": fraction_word(alpha),
+        "beta": fraction_word(beta),
+        "k": fraction_word(k),
+    }
+    return Step(Op.LOCAL_RESPONSE_NORM, [low.image(input)], settings)
