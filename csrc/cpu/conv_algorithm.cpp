@@ -112,23 +112,6 @@ Overreach overreach(const ConvGeometry& g) {
           divide_up(g.out_width, tile) * tile - g.out_width};
 }
 
-void transform_kernels(const ConvAlgorithm& a, const std::vector<double>& kernels, int64_t count, float* to,
-                       int64_t step) {
-  const std::vector<double>& matrix = kernel_matrix_of(a);
-  const int64_t size = a.points - a.tile + 1;
-  std::vector<double> rows(static_cast<size_t>(size * count)), sums(static_cast<size_t>(count));
-  for (int64_t i = 0; i < a.points; ++i) {
-    std::fill(rows.begin(), rows.end(), 0.0);
-    for (int64_t y = 0; y < size; ++y)
-      for (int64_t k = 0; k < size * count; ++k)
-        rows[k] += matrix[i * size + y] * kernels[y * size * count + k];
-    for (int64_t j = 0; j < a.points; ++j, to += step) {
-      std::fill(sums.begin(), sums.end(), 0.0);
-      for (int64_t x = 0; x < size; ++x)
-        for (int64_t k = 0; k < count; ++k) sums[k] += matrix[j * size + x] * rows[x * count + k];
-      for (int64_t k = 0; k < count; ++k) to[k] = static_cast<float>(sums[k]);
-    }
-  }
-}
+const double* kernel_transform(const ConvAlgorithm& a) { return kernel_matrix_of(a).data(); }
 
 }  // namespace cnnfast::cpu

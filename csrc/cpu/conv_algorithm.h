@@ -1,7 +1,6 @@
 // How a convolution is computed: directly, or by Winograd's algorithm with one of several tile sizes.
 #pragma once
 #include <cstdint>
-#include <vector>
 
 namespace cnnfast::cpu {
 
@@ -29,9 +28,7 @@ struct Overreach {
 };
 Overreach overreach(const ConvGeometry& geometry);
 
-// Transforms `count` kernels at once, kernels[(y * size + x) * count + k]: writes the `count` values of each
-// of the points x points places, `step` floats apart.
-void transform_kernels(const ConvAlgorithm& algorithm, const std::vector<double>& kernels, int64_t count,
-                       float* to, int64_t step);
+// The matrix, points x kernel size, that takes a kernel to its transform from both sides.
+const double* kernel_transform(const ConvAlgorithm& algorithm);
 
 }  // namespace cnnfast::cpu

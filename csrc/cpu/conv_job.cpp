@@ -19,29 +19,56 @@ constexpr int64_t kChunkBytes = 24 * 1024;
 constexpr int64_t kBlockBytes = 192 * 1024;
 // A block of Winograd tiles and its products should stay in the second-level cache.
 constexpr int64_t kTileBytes = 600 * 1024;
+// Fewer weights are packed by one thread.
+constexpr int64_t kSerialFloats = 1 << 16;
 // Transformed weights beyond this are read once per thread rather than by every thread.
 constexpr int64_t kSharedWeightBytes = 4 << 20;
 
-// Panel, point, input channel, channel in the panel.
-void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, float* to) {
+// Panel, point, input channel, channel in the panel; the input channels [begin, end) of every panel.
+void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
+                   int64_t end, float* to) {
   const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
   const int64_t lanes = Panels::of(out).lanes(), points = g.algorithm.points * g.algorithm.points;
-  const int64_t size = g.kernel_h * g.kernel_w;
+  WinogradWeightsCall call{
+      kernel_transform(g.algorithm), g.algorithm.points, g.kernel_h, 0, nullptr, nullptr, 0};
   for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t begin = 0; begin < out; begin += lanes) {
-      const int64_t used = std::min(lanes, out - begin), stored = round_up(used, width);
-      std::vector<double> kernels_of_lanes(static_cast<size_t>(size * stored), 0.0);
-      for (int64_t i = 0; i < in; ++i) {
+    for (int64_t first = 0; first < out; first += lanes) {
+      const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
+      std::vector<float> of_lanes(static_cast<size_t>(g.kernel_h * g.kernel_w * stored), 0.0f);
+      call.lanes = stored;
+      call.kernels = of_lanes.data();
+      call.step = in * stored;
+      for (int64_t i = begin; i < end; ++i) {
         for (int64_t lane = 0; lane < used; ++lane) {
-          const float* w = weight + (group * out + begin + lane) * strides.out + i * strides.in;
+          const float* w = weight + (group * out + first + lane) * strides.out + i * strides.in;
           for (int64_t y = 0; y < g.kernel_h; ++y)
             for (int64_t x = 0; x < g.kernel_w; ++x)
-              kernels_of_lanes[(y * g.kernel_w + x) * stored + lane] =
-                  w[y * strides.row + x * strides.column];
+              of_lanes[(y * g.kernel_w + x) * stored + lane] = w[y * strides.row + x * strides.column];
         }
-        transform_kernels(g.algorithm, kernels_of_lanes, stored, to + i * stored, in * stored);
+        call.output = to + i * stored;
+        kernels().winograd_weights(call);
       }
       to += points * in * stored;
+    }
+}
+
+// Panel, stretch, position in the stretch, channel in the panel; the kernel positions [begin, end) of every
+// panel.
+void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
+                 int64_t end, float* to) {
+  const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
+  const int64_t lanes = Panels::of(out).lanes();
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t first = 0; first < out; first += lanes) {
+      const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
+      for (int64_t position = begin; position < end; ++position) {
+        const int64_t tap = position / in, i = position % in;
+        const float* w = weight + (group * out + first) * strides.out + i * strides.in +
+                         tap / g.kernel_w * strides.row + tap % g.kernel_w * strides.column;
+        float* row = to + position * stored;
+        for (int64_t lane = 0; lane < stored; ++lane) row[lane] = lane < used ? w[lane * strides.out] : 0.0f;
+      }
+      to += g.depth() * stored;
     }
 }
 
@@ -83,7 +110,7 @@ Panels Panels::of(int64_t channels) {
 }
 
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides) {
-  const int64_t in = g.group_in(), out = g.group_out();
+  const int64_t in = g.group_in();
   auto at = [&](int64_t o, int64_t y, int64_t x, int64_t i) {
     return weight[o * strides.out + i * strides.in + y * strides.row + x * strides.column];
   };
@@ -95,23 +122,13 @@ AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStri
         for (int64_t o = 0; o < g.out_channels; ++o) *to++ = at(o, y, x, 0);
     return packed;
   }
-  const int64_t width = kernels().vector_width, lanes = Panels::of(out).lanes();
-  if (!g.algorithm.direct()) {
-    AlignedFloats packed(g.groups * round_up(out, width) * in * g.algorithm.points * g.algorithm.points);
-    pack_winograd(g, weight, strides, packed.data());
-    return packed;
-  }
-  AlignedFloats packed(g.groups * round_up(out, width) * g.depth());
-  float* to = packed.data();
-  for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t begin = 0; begin < out; begin += lanes) {
-      const int64_t used = std::min(lanes, out - begin), stored = round_up(used, width);
-      for (int64_t y = 0; y < g.kernel_h; ++y)
-        for (int64_t x = 0; x < g.kernel_w; ++x)
-          for (int64_t i = 0; i < in; ++i, to += stored)
-            for (int64_t lane = 0; lane < stored; ++lane)
-              to[lane] = lane < used ? at(group * out + begin + lane, y, x, i) : 0.0f;
-    }
+  AlignedFloats packed(g.packed_bytes() / static_cast<int64_t>(sizeof(float)));
+  const auto pack = g.algorithm.direct() ? pack_direct : pack_winograd;
+  const int64_t count = g.algorithm.direct() ? g.depth() : in;
+  parallel_team(packed.size() < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(count, 1, thread, team);
+    pack(g, weight, strides, begin, end, packed.data());
+  });
   return packed;
 }
 

@@ -67,6 +67,16 @@ struct WinogradCall {
   Activation activation;
 };
 
+// The transform of `lanes` kernels of size x size weights, kernels[(y * size + x) * lanes + lane]: writes the
+// lanes of each of the points x points places, `step` floats apart. In double, rounded once.
+struct WinogradWeightsCall {
+  const double* matrix;  // points x size
+  int64_t points, size, lanes;
+  const float* kernels;
+  float* output;
+  int64_t step;
+};
+
 // Depthwise convolution: output channel c reads input channel c alone. weight: position, channel.
 struct DepthwiseCall {
   View input, output, residual;
@@ -166,6 +176,7 @@ struct KernelTable {
   void (*winograd)(const WinogradCall&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                    int64_t panel_end);
   int64_t (*winograd_scratch)(const WinogradCall&);
+  void (*winograd_weights)(const WinogradWeightsCall&);
   // Output rows [row_begin, row_end) over all images.
   void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);

@@ -334,3 +334,36 @@ def test_plan_rows_say_where_layers_went():
     assert rows["pool"].runs_as.endswith("global_avg_pool")
     dropped = build(nn.Sequential(nn.Linear(3, 2), nn.Dropout()), (torch.randn(1, 3),)).rows[1]
     assert dropped.status == "no work" and not dropped.runs_as
+
+
+@pytest.mark.parametrize(
+    ("pool", "swaps"),
+    [
+        (nn.AvgPool2d(2, 2), True),
+        (nn.AvgPool2d(3, 2), True),
+        (nn.AdaptiveAvgPool2d(1), True),
+        (nn.AvgPool2d(3, 1), False),
+        (nn.AvgPool2d(3, 2, 1), False),
+        (nn.AvgPool2d(2, 2, ceil_mode=True), False),
+        (nn.AvgPool2d(2, 2, divisor_override=3), False),
+        (nn.MaxPool2d(2, 2), False),
+    ],
+    ids=str,
+)
+def test_plan_takes_means_before_a_1x1_convolution(pool, swaps):
+    model = nn.Sequential(nn.Conv2d(6, 4, 1), pool, nn.BatchNorm2d(4), nn.ReLU())
+    plan = check(liven(model), torch.randn(2, 6, 9, 8), torch.randn(3, 6, 13, 7))
+    convs = [i for i, node in enumerate(plan.nodes) if node.op is Op.CONV2D]
+    assert convs == [2 if swaps else 1]
+    if swaps:
+        assert len(plan.nodes) == 3 and plan.nodes[2].activation is Act.RELU
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 1, 2), nn.Conv2d(6, 4, 1, padding=1)],
+    ids=["kernel", "stride", "padding"],
+)
+def test_plan_leaves_means_behind_other_convolutions(conv):
+    plan = check(liven(nn.Sequential(conv, nn.AvgPool2d(2, 2))), torch.randn(2, 6, 9, 8))
+    assert [node.op for node in plan.nodes] == [Op.INPUT, Op.CONV2D, Op.AVG_POOL2D]

@@ -1,5 +1,5 @@
-// The gradient of batch norm and activation as a prologue: one pass over the pixels gives what goes straight to
-// the input and the sums that the batch's own statistics need.
+// The gradient of batch norm and activation as a prologue: one pass over the pixels gives what goes straight
+// to the input and the sums that the batch's own statistics need.
 namespace {
 
 // The activation's gradient from its output.

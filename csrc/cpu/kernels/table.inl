@@ -25,6 +25,7 @@ using namespace cnnfast::cpu;
    conv,                           \
    winograd,                       \
    winograd_scratch,               \
+   winograd_weights,               \
    depthwise,                      \
    pool<MaxReduce>,                \
    pool<MeanReduce>,               \

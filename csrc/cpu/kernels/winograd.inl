@@ -337,4 +337,30 @@ int64_t winograd_scratch(const WinogradCall& c) {
   return WinogradScratch(c, static_cast<int>(c.points * c.points)).floats;
 }
 
+// Plain loops over lanes, which the compiler turns into vectors of doubles.
+void winograd_weights(const WinogradWeightsCall& c) {
+  constexpr int64_t kLanes = Vec::kPanelVectors * Vec::kWidth, kSize = 5;
+  double rows[kSize * kLanes];
+  float* out = c.output;
+  for (int64_t i = 0; i < c.points; ++i) {
+    for (int64_t x = 0; x < c.size; ++x) {
+      double* row = rows + x * kLanes;
+      for (int64_t k = 0; k < c.lanes; ++k) row[k] = 0.0;
+      for (int64_t y = 0; y < c.size; ++y) {
+        const double factor = c.matrix[i * c.size + y];
+        const float* kernel = c.kernels + (y * c.size + x) * c.lanes;
+        for (int64_t k = 0; k < c.lanes; ++k) row[k] += factor * static_cast<double>(kernel[k]);
+      }
+    }
+    for (int64_t j = 0; j < c.points; ++j, out += c.step) {
+      double sum[kLanes] = {};
+      for (int64_t x = 0; x < c.size; ++x) {
+        const double factor = c.matrix[j * c.size + x];
+        for (int64_t k = 0; k < c.lanes; ++k) sum[k] += factor * rows[x * kLanes + k];
+      }
+      for (int64_t k = 0; k < c.lanes; ++k) out[k] = static_cast<float>(sum[k]);
+    }
+  }
+}
+
 }  // namespace
