@@ -21,8 +21,9 @@ NAMES = [name for name in cnnfast.models.list_models() if _ext.AVAILABLE or name
 LABELS = torch.tensor([3, 7, 1])
 # Rounding resnet18's parameters to float32 puts one value on the other side of a ReLU's kink, and that alone
 # moves gradients by 6e-4; float32 arithmetic in another order moves more values. With the ReLUs' decisions
-# held they are compared closely, in test_resnet18_gradients_with_its_own_relu_decisions.
-NORM_TOLERANCE = {"resnet18": 1e-2}
+# held they are compared closely, in test_resnet18_gradients_with_its_own_relu_decisions. So it is with googlenet:
+# eager PyTorch is 2e-5 off in NCHW memory and 1.8e-3 in channels_last, and so are we.
+NORM_TOLERANCE = {"resnet18": 1e-2, "googlenet": 4e-3}
 
 
 def plain_checkpoint(case):

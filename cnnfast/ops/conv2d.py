@@ -28,8 +28,10 @@ def conv2d(
     With scale = gamma / sqrt(var + eps) and a matching bias this is convolution and batch normalisation in
     eval mode.
 
-    Large 3×3 and 5×5 convolutions in float32 with stride 1 run by Winograd's algorithm in tiles of at most
-    4×4 output pixels: errors of some 1e-6 of the largest value, and NaN or Inf reach whole tiles.
+    Large 3×3 and 5×5 convolutions in float32 with stride 1 run by Winograd's algorithm. Where a gradient may
+    be recorded its tiles have 2×2 output pixels, and errors are those of direct convolution; under no_grad
+    they have up to 4×4, with errors of some 1e-6 of the largest value; so it is in graphs of torch.compile. NaN
+    or Inf reach whole tiles.
 
     Args:
         input: (N, Ci, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.

@@ -2,6 +2,8 @@
 // normalisation in float32; batch normalisation and pooling take what they are given.
 #include <ATen/autocast_mode.h>
 
+#include <algorithm>
+
 #include "autograd/common.h"
 #include "ops/batch_norm.h"
 #include "ops/bn_act_conv2d.h"
@@ -129,7 +131,17 @@ struct Autocast {
                                            const OptionalTensors& biases, at::IntArrayRef branches) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(inception_composite)>("cnnfast::inception");
-    return op.call(cast(input), cast(weights), cast(biases), branches);
+    auto outputs = op.call(cast(input), cast(weights), cast(biases), branches);
+    // A branch without convolution keeps the input's type in eager PyTorch, and the concatenation then takes
+    // it.
+    const auto keeps_type = [](const Branch& branch) {
+      return std::none_of(branch.begin(), branch.end(),
+                          [](const Stage& s) { return s.kind == StageKind::kConv; });
+    };
+    const auto parsed = parse_branches("inception", branches);
+    if (std::any_of(parsed.begin(), parsed.end(), keeps_type))
+      outputs[0] = as_type(outputs[0], at::promote_types(outputs[0].scalar_type(), input.scalar_type()));
+    return outputs;
   }
 
   // Batch norm's own parameters and averages stay as they are.
@@ -139,8 +151,11 @@ struct Autocast {
                                        const OptionalTensors& vars, double eps, std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(dense_block_composite)>("cnnfast::dense_block");
-    return op.call(cast(input), cast(weights), cast(biases), bn_weights, bn_biases, means, vars, eps,
-                   activation);
+    auto outputs = op.call(cast(input), cast(weights), cast(biases), bn_weights, bn_biases, means, vars, eps,
+                           activation);
+    auto& output = std::get<0>(outputs);  // eager PyTorch concatenates with the input in its own type
+    output = as_type(output, at::promote_types(output.scalar_type(), input.scalar_type()));
+    return outputs;
   }
 
   static void implement(torch::Library& m) {

@@ -69,6 +69,7 @@ BatchNormOutputs conv2d_batch_norm_autograd(const at::Tensor& input, const at::T
                                             at::IntArrayRef stride, at::IntArrayRef padding,
                                             at::IntArrayRef dilation, int64_t groups, double eps,
                                             std::string_view activation) {
+  const Recording recording;
   const auto out = Conv2dBatchNorm::apply(input, weight, bias, bn_weight, bn_bias, residual, stride, padding,
                                           dilation, groups, eps, activation);
   return {out[0], out[1], out[2], out[3]};

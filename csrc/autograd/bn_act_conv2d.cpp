@@ -78,6 +78,7 @@ BatchNorm2dOutputs bn_act_conv2d_autograd(const at::Tensor& input, const at::Ten
                                           at::IntArrayRef stride, at::IntArrayRef padding,
                                           at::IntArrayRef dilation, int64_t groups, double eps,
                                           std::string_view pre_activation) {
+  const Recording recording;
   const auto out = BnActConv2d::apply(input, weight, bias, bn_weight, bn_bias, mean, var, residual, stride,
                                       padding, dilation, groups, eps, pre_activation);
   return {out[0], out[1], out[2]};

@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -14,6 +15,18 @@ template <class Signature>
 auto typed_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
+
+// Tells the operators below autograd, for which gradients are off, whether one is being recorded.
+class Recording {
+ public:
+  Recording() : before_(records_gradient()) { records_gradient() = at::GradMode::is_enabled(); }
+  ~Recording() { records_gradient() = before_; }
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+
+ private:
+  bool before_;
+};
 
 inline bool wants_gradient(const OptionalTensor& t) { return present(t) && t->requires_grad(); }
 

@@ -62,6 +62,7 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight, co
                            const OptionalTensor& scale, const OptionalTensor& residual,
                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                            int64_t groups, std::string_view activation) {
+  const Recording recording;
   return Conv2d::apply(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation);
 }
 

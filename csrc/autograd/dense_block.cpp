@@ -79,6 +79,7 @@ DenseBlockOutputs dense_block_autograd(const at::Tensor& input, at::TensorList w
   arguments.add(bn_weights);
   arguments.add(bn_biases);
   const auto present = arguments.present();
+  const Recording recording;
   const auto out = DenseBlock::apply(
       at::TensorList(present), arguments,
       DenseBlockArgs{input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation});

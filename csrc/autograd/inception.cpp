@@ -68,6 +68,7 @@ std::vector<at::Tensor> inception_autograd(const at::Tensor& input, at::TensorLi
   arguments.add(weights);
   arguments.add(biases);
   const auto present = arguments.present();
+  const Recording recording;
   return Inception::apply(at::TensorList(present), arguments, Call{input, weights, biases, branches});
 }
 

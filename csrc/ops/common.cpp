@@ -69,6 +69,11 @@ at::Tensor fresh_channels_last(const at::Tensor& t) {
   return at::empty_symint(t.sym_sizes(), t.options(), at::MemoryFormat::ChannelsLast).copy_(t);
 }
 
+bool& records_gradient() {
+  thread_local bool recording = false;
+  return recording;
+}
+
 at::Tensor no_gradient(const at::Tensor& like) { return at::empty({0}, like.options()); }
 
 }  // namespace cnnfast

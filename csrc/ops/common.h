@@ -35,6 +35,9 @@ c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
 at::Tensor activate(const at::Tensor& x, Activation activation);
 at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output, Activation activation);
 
+// Whether this thread is inside an operator whose gradient is recorded; set by autograd/.
+bool& records_gradient();
+
 // t itself where it has the type already: at::Tensor::to would return an alias, which operators below
 // autograd must not.
 at::Tensor as_type(const at::Tensor& t, at::ScalarType type);

@@ -6,7 +6,7 @@
 namespace cnnfast {
 namespace {
 
-// Autograd would copy a gradient of other strides than its parameter's.
+// What autograd and compiled graphs expect.
 at::Tensor in_strides_of(const at::Tensor& t, const at::Tensor& like) {
   return t.strides() == like.strides() ? t : at::empty_like(like).copy_(t);
 }
@@ -37,7 +37,7 @@ ConvGradients conv_gradients(const at::Tensor& grad_output, const at::Tensor& in
                              const Conv2dParams& p, WantedConvGradients wanted) {
   ConvGradients g;
   if (wanted.input && is_convolution(grad_output, weight, p)) {
-    g.input = input_gradient(grad_output, weight, p);
+    g.input = in_strides_of(input_gradient(grad_output, weight, p), input);
     wanted.input = false;
   }
   if (wanted.input || wanted.weight) {
@@ -45,7 +45,7 @@ ConvGradients conv_gradients(const at::Tensor& grad_output, const at::Tensor& in
     std::tie(grad_input, g.weight, unused) =
         at::convolution_backward(grad_output, input, weight, std::nullopt, p.stride, p.padding, p.dilation,
                                  false, {0, 0}, p.groups, {wanted.input, wanted.weight, false});
-    if (wanted.input) g.input = grad_input;
+    if (wanted.input) g.input = in_strides_of(grad_input, input);
     if (wanted.weight) g.weight = in_strides_of(g.weight, weight);
   }
   if (wanted.bias) g.bias = grad_output.sum({0, 2, 3});

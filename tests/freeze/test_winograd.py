@@ -1,4 +1,4 @@
-"""Winograd convolutions of frozen networks: values, chosen where asked for, tiles that reach over edges, NaN."""
+"""Winograd convolutions of frozen networks: values, when they are chosen, tiles over edges, NaN."""
 
 import pytest
 import torch

@@ -1,6 +1,8 @@
 // Direct convolution, NHWC: a register block of R output pixels by NV vectors of output channels, fed by
 // broadcasts of the input and by packed weights. Linear layers and 1x1 convolutions are the case of one
 // stretch.
+#include "cpu/kernels/conv_pixels.inl"
+
 namespace {
 
 // What one register block works on.
@@ -242,6 +244,7 @@ void activate_block(const ConvCall& c, int64_t pixel, int64_t pixels, int64_t ch
 }
 
 void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end) {
+  if (has_pixels_in_lanes(c)) return conv_pixels(c, pixel_begin, pixel_end);
   const int64_t lanes = c.panel_vectors * Vec::kWidth, depth = c.taps * c.length;
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += c.block_pixels) {
     const int64_t pixels = pixel_end - pixel < c.block_pixels ? pixel_end - pixel : c.block_pixels;

@@ -41,6 +41,33 @@ struct Vec {
   static Vec where_positive(Vec y, Vec g) {
     return {_mm256_and_ps(_mm256_cmp_ps(y.v, _mm256_setzero_ps(), _CMP_NLE_UQ), g.v)};
   }
+  // Rows become columns.
+  static void transpose(Vec* v) {
+    __m256 t[8], u[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(v[i].v, v[i + 1].v);
+      t[i + 1] = _mm256_unpackhi_ps(v[i].v, v[i + 1].v);
+    }
+    const auto low = [](__m256 a, __m256 b) {
+      return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+    };
+    const auto high = [](__m256 a, __m256 b) {
+      return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+    };
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      u[i] = low(t[i], t[i + 2]);
+      u[i + 1] = high(t[i], t[i + 2]);
+      u[i + 2] = low(t[i + 1], t[i + 3]);
+      u[i + 3] = high(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      v[j].v = _mm256_permute2f128_ps(u[j], u[4 + j], 0x20);
+      v[4 + j].v = _mm256_permute2f128_ps(u[j], u[4 + j], 0x31);
+    }
+  }
 
  private:
   static __m256i first(int64_t n) {

@@ -1,6 +1,11 @@
 // Sixteen floats in an AVX-512 register.
 #pragma once
+// GCC 12 takes the undefined operands inside its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #include <stdint.h>
 
 namespace {
@@ -39,6 +44,40 @@ struct Vec {
   // g where y is positive or NaN, else 0: ReLU's gradient from its output.
   static Vec where_positive(Vec y, Vec g) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, _mm512_setzero_ps(), _CMP_NLE_UQ), g.v)};
+  }
+  // Rows become columns.
+  static void transpose(Vec* v) {
+    __m512 t[16], u[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(v[i].v, v[i + 1].v);
+      t[i + 1] = _mm512_unpackhi_ps(v[i].v, v[i + 1].v);
+    }
+    const auto low = [](__m512 a, __m512 b) {
+      return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    };
+    const auto high = [](__m512 a, __m512 b) {
+      return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    };
+    // Quarter q of u[4 i + j] is column 4 q + j of rows 4 i to 4 i + 3.
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      u[i] = low(t[i], t[i + 2]);
+      u[i + 1] = high(t[i], t[i + 2]);
+      u[i + 2] = low(t[i + 1], t[i + 3]);
+      u[i + 3] = high(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512 a = _mm512_shuffle_f32x4(u[j], u[4 + j], 0x88);
+      const __m512 b = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
+      const __m512 c = _mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
+      const __m512 d = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
+      v[j].v = _mm512_shuffle_f32x4(a, b, 0x88);
+      v[4 + j].v = _mm512_shuffle_f32x4(c, d, 0x88);
+      v[8 + j].v = _mm512_shuffle_f32x4(a, b, 0xdd);
+      v[12 + j].v = _mm512_shuffle_f32x4(c, d, 0xdd);
+    }
   }
 
  private:

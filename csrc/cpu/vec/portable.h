@@ -63,6 +63,12 @@ struct Vec {
   }
   // g where y is positive or NaN, else 0: ReLU's gradient from its output.
   static Vec where_positive(Vec y, Vec g) { return {y.v <= zero().v ? zero().v : g.v}; }
+  // Rows become columns.
+  static void transpose(Vec* v) {
+    float rows[4][4];
+    for (int i = 0; i < 4; ++i) v[i].store(rows[i]);
+    for (int i = 0; i < 4; ++i) v[i].v = Float4{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+  }
 };
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
