@@ -21,8 +21,8 @@ NAMES = [name for name in cnnfast.models.list_models() if _ext.AVAILABLE or name
 LABELS = torch.tensor([3, 7, 1])
 # Rounding resnet18's parameters to float32 puts one value on the other side of a ReLU's kink, and that alone
 # moves gradients by 6e-4; float32 arithmetic in another order moves more values. With the ReLUs' decisions
-# held they are compared closely, in test_resnet18_gradients_with_its_own_relu_decisions. So it is with googlenet:
-# eager PyTorch is 2e-5 off in NCHW memory and 1.8e-3 in channels_last, and so are we.
+# held they are compared closely, in test_resnet18_gradients_with_its_own_relu_decisions. So it is with
+# googlenet: eager PyTorch is 2e-5 off in NCHW memory and 1.8e-3 in channels_last, and so are we.
 NORM_TOLERANCE = {"resnet18": 1e-2, "googlenet": 4e-3}
 
 
@@ -104,7 +104,8 @@ def _check_gradients(net, case, own_keys, tolerance):
         gradient, norm = gradients[own_keys[key]], case["grad_norms"][key]
         direction = torch.from_numpy(fill.uniform(3_000_000 + j, gradient.numel()))
         dot = torch.dot(gradient.flatten(), direction).item()
-        floor = 1e-6 * largest  # a bias in front of a batch norm has a true gradient of zero
+        # A bias in front of a batch norm has no gradient: eager PyTorch leaves 2e-6 of the largest.
+        floor = (1e-6 if _ext.AVAILABLE else 1e-5) * largest
         assert abs(gradient.norm().item() - norm) <= max(tolerance * norm, floor), key
         assert abs(dot - case["grad_dots"][key]) <= max(2 * tolerance * norm, floor), key
 

@@ -29,8 +29,8 @@ def conv2d(
     eval mode.
 
     Large 3×3 and 5×5 convolutions in float32 with stride 1 run by Winograd's algorithm. Where a gradient may
-    be recorded its tiles have 2×2 output pixels, and errors are those of direct convolution; under no_grad
-    they have up to 4×4, with errors of some 1e-6 of the largest value; so it is in graphs of torch.compile. NaN
+    be recorded its tiles have 2×2 output pixels, and errors are those of direct convolution; under no_grad,
+    and in graphs of torch.compile, they have up to 4×4, with errors of some 1e-6 of the largest value. NaN
     or Inf reach whole tiles.
 
     Args:
