@@ -5,6 +5,10 @@
 #include <cstring>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -23,6 +27,8 @@ constexpr int64_t kTileBytes = 600 * 1024;
 constexpr int64_t kSerialFloats = 1 << 16;
 // Transformed weights beyond this are read once per thread rather than by every thread.
 constexpr int64_t kSharedWeightBytes = 4 << 20;
+
+constexpr size_t kHugePage = 2 << 20;
 
 // Panel, point, input channel, channel in the panel; the input channels [begin, end) of every panel.
 void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
@@ -94,9 +100,13 @@ int64_t ConvGeometry::packed_bytes() const {
 
 AlignedFloats::AlignedFloats(int64_t count) : size_(count) {
   if (count == 0) return;
-  void* p =
-      std::aligned_alloc(64, static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(float)), 64)));
-  if (!p) throw std::bad_alloc();
+  const auto bytes = static_cast<size_t>(count) * sizeof(float);
+  void* p = nullptr;
+  if (posix_memalign(&p, bytes < kHugePage ? 64 : kHugePage, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  // Hardware prefetching ends at the border of a page.
+  if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
   data_.reset(static_cast<float*>(p));
 }
 

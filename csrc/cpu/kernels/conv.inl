@@ -2,6 +2,7 @@
 // broadcasts of the input and by packed weights. Linear layers and 1x1 convolutions are the case of one
 // stretch.
 #include "cpu/kernels/conv_pixels.inl"
+#include "cpu/kernels/stream.inl"
 
 namespace {
 
@@ -20,6 +21,7 @@ struct Pass {
   int64_t start, length;  // inside each stretch
   const float* weight;
   bool first, last;  // first: accumulators start at zero; last: the epilogue runs
+  Stream stream{};   // of the weights
 };
 
 struct Epilogue {
@@ -84,6 +86,7 @@ void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = tile.input[r] + offset;
     for (int64_t k = 0; k < pass.length; ++k, w += NV * Vec::kWidth) {
+      pass.stream.fetch(w);
       Vec b[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) b[j] = Vec::load(w + j * Vec::kWidth);
@@ -191,20 +194,25 @@ void run_tile_of(int64_t pixels, PixelWalk& walk, const Pass& pass, const Epilog
 
 // All tiles of a block of pixels in one panel and one pass; tiles as equal as possible, so that none is tiny.
 template <int NV>
-void run_block(PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e) {
+void run_block(PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e, bool streams) {
   const int64_t tiles = (pixels + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
-  for (int64_t t = 0; t < tiles; ++t)
-    run_tile_of<NV>(pixels * (t + 1) / tiles - pixels * t / tiles, walk, pass, e);
+  const int64_t ahead = pass.taps * pass.length * NV * Vec::kWidth;
+  Pass part = pass;
+  for (int64_t t = 0; t < tiles; ++t) {
+    if (streams) part.stream = Stream::share<NV>(ahead, t, tiles);
+    run_tile_of<NV>(pixels * (t + 1) / tiles - pixels * t / tiles, walk, part, e);
+  }
 }
 
-void run_block_of(int64_t vectors, PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e) {
-  if (vectors == 1) return run_block<1>(walk, pixels, pass, e);
+void run_block_of(int64_t vectors, PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e,
+                  bool streams) {
+  if (vectors == 1) return run_block<1>(walk, pixels, pass, e, streams);
   if constexpr (Vec::kPanelVectors >= 2)
-    if (vectors == 2) return run_block<2>(walk, pixels, pass, e);
+    if (vectors == 2) return run_block<2>(walk, pixels, pass, e, streams);
   if constexpr (Vec::kPanelVectors >= 3)
-    if (vectors == 3) return run_block<3>(walk, pixels, pass, e);
+    if (vectors == 3) return run_block<3>(walk, pixels, pass, e, streams);
   if constexpr (Vec::kPanelVectors >= 4)
-    if (vectors == 4) return run_block<4>(walk, pixels, pass, e);
+    if (vectors == 4) return run_block<4>(walk, pixels, pass, e, streams);
 }
 
 // Passes over the dot products: whole stretches while they fit a chunk, else parts of one stretch.
@@ -246,6 +254,7 @@ void activate_block(const ConvCall& c, int64_t pixel, int64_t pixels, int64_t ch
 void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end) {
   if (has_pixels_in_lanes(c)) return conv_pixels(c, pixel_begin, pixel_end);
   const int64_t lanes = c.panel_vectors * Vec::kWidth, depth = c.taps * c.length;
+  const bool streams = (panel_end - panel_begin) * lanes * depth > kResidentFloats;
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += c.block_pixels) {
     const int64_t pixels = pixel_end - pixel < c.block_pixels ? pixel_end - pixel : c.block_pixels;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
@@ -259,7 +268,7 @@ void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t pan
       e.has_residual = c.residual.data != nullptr;
       e.activation = c.activation;
       for_each_pass(c, c.weight + channel * depth, vectors * Vec::kWidth, [&](const Pass& pass) {
-        run_block_of(vectors, PixelWalk(c, channel, pixel), pixels, pass, e);
+        run_block_of(vectors, PixelWalk(c, channel, pixel), pixels, pass, e, streams);
       });
     }
     if (c.activation == Activation::kSigmoid) {

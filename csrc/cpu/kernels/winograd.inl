@@ -1,6 +1,7 @@
 // Winograd convolution F(m x m, r x r), NHWC (Lavin and Gray 2015, arXiv:1509.09308). A block of tiles is
 // transformed, multiplied by the transformed weights in n x n small matrix products, and transformed back
 // while it is in the second-level cache. Vectors run over channels throughout.
+#include "cpu/kernels/stream.inl"
 #include "cpu/winograd_points.h"
 
 namespace {
@@ -226,7 +227,7 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
 // rows x length times length x (NV vectors), added to what is there unless `first`.
 template <int NV, int R>
 inline void winograd_multiply(const float* a, int64_t a_row, const float* b, int64_t length, float* out,
-                              int64_t out_row, bool first) {
+                              int64_t out_row, bool first, const Stream& stream) {
   Vec acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -234,6 +235,7 @@ inline void winograd_multiply(const float* a, int64_t a_row, const float* b, int
     for (int j = 0; j < NV; ++j)
       acc[r][j] = first ? Vec::zero() : Vec::load(out + r * out_row + j * Vec::kWidth);
   for (int64_t k = 0; k < length; ++k, b += NV * Vec::kWidth) {
+    stream.fetch(b);
     Vec w[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) w[j] = Vec::load(b + j * Vec::kWidth);
@@ -252,36 +254,39 @@ inline void winograd_multiply(const float* a, int64_t a_row, const float* b, int
 
 template <int NV, int R = kTilePixels[NV - 1]>
 inline void winograd_multiply_rows(int64_t rows, const float* a, int64_t a_row, const float* b,
-                                   int64_t length, float* out, int64_t out_row, bool first) {
-  if (rows == R) return winograd_multiply<NV, R>(a, a_row, b, length, out, out_row, first);
-  if constexpr (R > 1) winograd_multiply_rows<NV, R - 1>(rows, a, a_row, b, length, out, out_row, first);
+                                   int64_t length, float* out, int64_t out_row, bool first,
+                                   const Stream& stream) {
+  if (rows == R) return winograd_multiply<NV, R>(a, a_row, b, length, out, out_row, first, stream);
+  if constexpr (R > 1)
+    winograd_multiply_rows<NV, R - 1>(rows, a, a_row, b, length, out, out_row, first, stream);
 }
 
 // One point: all tiles of a block, in passes over the channels whose weights stay in the first-level cache.
 template <int NV>
 void winograd_product(const WinogradCall& c, const WinogradScratch& s, const float* input,
-                      const float* weight, float* product, int64_t tiles) {
+                      const float* weight, float* product, int64_t tiles, bool streams) {
   const int64_t blocks = (tiles + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
   for (int64_t k = 0; k < c.in_channels; k += c.chunk) {
     const int64_t length = c.in_channels - k < c.chunk ? c.in_channels - k : c.chunk;
     for (int64_t t = 0; t < blocks; ++t) {
       const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
+      const Stream stream = streams ? Stream::share<NV>(length * NV * Vec::kWidth, t, blocks) : Stream{};
       winograd_multiply_rows<NV>(end - begin, input + begin * s.input_row + k, s.input_row,
                                  weight + k * NV * Vec::kWidth, length, product + begin * s.product_row,
-                                 s.product_row, k == 0);
+                                 s.product_row, k == 0, stream);
     }
   }
 }
 
 void winograd_product_of(int64_t vectors, const WinogradCall& c, const WinogradScratch& s, const float* input,
-                         const float* weight, float* product, int64_t tiles) {
-  if (vectors == 1) return winograd_product<1>(c, s, input, weight, product, tiles);
+                         const float* weight, float* product, int64_t tiles, bool streams) {
+  if (vectors == 1) return winograd_product<1>(c, s, input, weight, product, tiles, streams);
   if constexpr (Vec::kPanelVectors >= 2)
-    if (vectors == 2) return winograd_product<2>(c, s, input, weight, product, tiles);
+    if (vectors == 2) return winograd_product<2>(c, s, input, weight, product, tiles, streams);
   if constexpr (Vec::kPanelVectors >= 3)
-    if (vectors == 3) return winograd_product<3>(c, s, input, weight, product, tiles);
+    if (vectors == 3) return winograd_product<3>(c, s, input, weight, product, tiles, streams);
   if constexpr (Vec::kPanelVectors >= 4)
-    if (vectors == 4) return winograd_product<4>(c, s, input, weight, product, tiles);
+    if (vectors == 4) return winograd_product<4>(c, s, input, weight, product, tiles, streams);
 }
 
 template <int N, int M>
@@ -291,6 +296,7 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
   float* input = c.scratch;
   float* product = c.scratch + N * N * s.input_point;
   const int64_t lanes = c.panel_vectors * Vec::kWidth;
+  const bool streams = (panel_end - panel_begin) * lanes * c.in_channels * N * N > kResidentFloats;
   for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
     const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
     for (int64_t t = 0; t < tiles; ++t) {
@@ -308,7 +314,7 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
       for (int point = 0; point < N * N; ++point)
         winograd_product_of(vectors, c, s, input + point * s.input_point,
                             weight + point * c.in_channels * vectors * Vec::kWidth,
-                            product + point * s.product_point, tiles);
+                            product + point * s.product_point, tiles, streams);
       for (int64_t t = 0; t < tiles; ++t)
         winograd_output<N, M>(c, s, t, TilePlace(c, begin + t), product, channel);
     }
