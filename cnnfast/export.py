@@ -26,11 +26,14 @@ _TOLERANCE = 1e-5  # of the largest output value: the same operators on the same
 _FRESH_PROCESS = """
 import sys, torch
 format, path, library, inputs, outputs = sys.argv[1:]
+batches, threads, times = torch.load(inputs, weights_only=True)
 if library:
     torch.ops.load_library(library)
+    torch.set_num_threads(threads)  # with the times: a tuned network is to make the same choices here
+    torch.ops.cnnfast.add_conv_times(times)
 network = torch.jit.load(path) if format == "torchscript" else torch.export.load(path).module()
 with torch.no_grad():
-    torch.save([network(*args) for args in torch.load(inputs, weights_only=True)], outputs)
+    torch.save([network(*args) for args in batches], outputs)
 """
 
 
@@ -157,7 +160,8 @@ def _with_one_image_more(inputs: tuple) -> tuple:
 def _check_in_fresh_process(network: nn.Module, file: Path, format: str, batches: list[tuple]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "inputs"), Path(folder, "outputs")
-        torch.save(batches, inputs)
+        times = torch.ops.cnnfast.conv_times() if _ext.AVAILABLE else None
+        torch.save((batches, torch.get_num_threads(), times), inputs)
         library = str(library_path()) if _ext.AVAILABLE else ""
         command = [sys.executable, "-W", "ignore", "-c", _FRESH_PROCESS, format, str(file), library]
         result = subprocess.run(

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cnnfast import files
 from cnnfast.files import write_atomically
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -25,9 +26,8 @@ def cache_folder() -> Path:
 
 
 def user_cache() -> Path:
-    """cnnfast's folder in the user's cache (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "cnnfast" / "fashion-mnist"
+    """The data set's folder in the user's cache."""
+    return files.user_cache() / "fashion-mnist"
 
 
 def places() -> list[Path]:

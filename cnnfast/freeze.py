@@ -1,6 +1,7 @@
 """Snapshots for inference: folded, packed, and run as one operator call."""
 
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +9,18 @@ from torch import Tensor, nn
 from cnnfast import _ext
 from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
 from cnnfast.fuse.shells import unfused
-from cnnfast.plan import files
+from cnnfast.plan import files, tuning
+from cnnfast.plan.budget import check_budget, first_within, in_double
 from cnnfast.plan.build import Built, UnsupportedNetworkError, build
-from cnnfast.plan.codec import encode
+from cnnfast.plan.codec import decode, encode
 from cnnfast.plan.files import FileFormatError
 from cnnfast.plan.network import EagerNet, FrozenNet
+from cnnfast.plan.nodes import ANY_TILE, DIRECT
 from cnnfast.report import Report, Row
 
 __all__ = ["EagerNet", "FileFormatError", "FrozenNet", "UnsupportedNetworkError", "freeze", "load"]
+
+_TILES = (ANY_TILE, 4, 2, DIRECT)  # in the order in which an error budget tries them
 
 
 def freeze(
@@ -45,8 +50,15 @@ def freeze(
         dtype: of the arithmetic; torch.float32 in this version.
         winograd: allow Winograd convolutions where they are faster: errors of some 1e-6 of a layer's largest
             value instead of 2e-7. False: every convolution is computed directly.
-        tune, error_budget: choose kernels by measurement. This version has one kernel for a layer and
-            nothing to choose: ValueError for other values than False and None.
+        tune: time every algorithm of each convolution (direct, and Winograd with each tile) for the sizes
+            of example_inputs on the present number of threads, and take the fastest, instead of trusting a
+            model of cost. Times are kept in the user's cache ($XDG_CACHE_HOME/cnnfast, ~/.cache/cnnfast),
+            where the next tuning, and load, find them. Where nothing was measured (other sizes, threads,
+            machines, an exported file in a process of its own) the model of cost decides. Results may
+            differ in rounding from one measurement to the next.
+        error_budget: largest error allowed on example_inputs, as a share of the largest output value and
+            against a float64 copy of the model: direct convolutions reach some 1e-6, Winograd 1e-5. The
+            largest Winograd tile that keeps it is taken (6, 4, 2, then none); the report has the errors.
         strict: raise where not every layer runs on cnnfast's kernels, whatever allow_eager says.
         verify: compare with the model on example_inputs; raise above 1e-4 of the largest output value.
         allow_eager: where the plan cannot hold the network, or the extension is not built, return an
@@ -54,35 +66,44 @@ def freeze(
 
     Raises:
         UnsupportedNetworkError: names each layer without a place in a plan, and why.
-        TypeError, ValueError: arguments that do not fit. RuntimeError: the extension is not built.
+        TypeError, ValueError: arguments that do not fit; error_budget is beyond direct convolutions too, or
+            the model does not run in float64. RuntimeError: the extension is not built.
         VerificationError: see verify.
     """
     inputs = as_tuple(example_inputs)
-    _check_options(dtype, tune, error_budget)
+    _check_dtype(dtype)
+    check_budget(error_budget)
     _check_model(model)
     _check_inputs(inputs)
     allow_eager = allow_eager and not strict
     with torch.inference_mode(False), torch.no_grad():
         if not _ext.AVAILABLE:
             if allow_eager:
-                return EagerNet(model, f"the extension is not there: {_ext.REASON}")
+                reason = f"the extension is not there: {_ext.REASON}"
+                return _eager(model, inputs, reason, error_budget)
             raise RuntimeError(f"freeze needs the compiled extension, or allow_eager=True: {_ext.REASON}")
         try:
             built = build(model, inputs, winograd)
         except UnsupportedNetworkError as error:
             if allow_eager:
-                return EagerNet(model, str(error))
+                return _eager(model, inputs, str(error), error_budget)
             raise
-        frozen = _assemble(model, built)
+        frozen = _assemble(model, built, tune)
+        if tune:
+            frozen.add_note(tuning.tune(frozen.weights, frozen.plan, list(inputs)))
+        if error_budget is not None:
+            tiles = _TILES if winograd else (DIRECT,)
+            frozen = _within_budget(frozen, in_double(model, inputs), inputs[0], error_budget, tiles)
         return _compared(frozen, model, inputs, verify)
 
 
 def load(path: str | os.PathLike) -> FrozenNet:
     """The network that FrozenNet.save wrote to `path`, packed for the CPU at hand.
 
-    Nothing is unpickled and everything is checked. Raises FileFormatError, with what to do, for a
-    damaged, foreign or newer file; OSError where it cannot be read; RuntimeError where the extension is
-    not built.
+    Nothing is unpickled and everything is checked. A tuned network goes by the times that the user's cache
+    has for this machine, by the model of cost where it has none. Raises FileFormatError, with what to do,
+    for a damaged, foreign or newer file; OSError where it cannot be read; RuntimeError where the extension
+    is not built.
     """
     if not _ext.AVAILABLE:
         raise RuntimeError(f"load needs the compiled extension: {_ext.REASON}")
@@ -91,6 +112,8 @@ def load(path: str | os.PathLike) -> FrozenNet:
         try:
             rows = tuple(Row(**row) for row in network["rows"])
             report = Report(network["title"], rows, tuple(network["notes"]))
+            if decode(plan).tuned:
+                tuning.load_times()
             return FrozenNet(weights, plan, list(network["names"]), report)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks the description of the network: save it again") from error
@@ -98,11 +121,38 @@ def load(path: str | os.PathLike) -> FrozenNet:
             raise FileFormatError(f"{path}: {error}") from error
 
 
-def _assemble(model: nn.Module, built: Built) -> FrozenNet:
+def _assemble(model: nn.Module, built: Built, tune: bool) -> FrozenNet:
     notes = ("The model was in training mode; its evaluation mode is frozen.",) if model.training else ()
     title = f"freeze({type(unfused(model)).__name__})"
     report = Report(title, tuple(built.rows), notes)
-    return FrozenNet(built.weights, encode(built.plan, built.weights), built.names, report)
+    plan = built.plan.with_conv_attributes(tuned=int(tune))
+    return FrozenNet(built.weights, encode(plan, built.weights), built.names, report)
+
+
+def _eager(model: nn.Module, inputs: tuple, reason: str, error_budget: float | None) -> EagerNet:
+    snapshot = EagerNet(model, reason)
+    if error_budget is not None:
+        attempts = (("eager operators", snapshot),)
+        _, note = first_within(error_budget, in_double(model, inputs), inputs[0], attempts)
+        snapshot.add_note(note)
+    return snapshot
+
+
+def _within_budget(
+    frozen: FrozenNet, wanted: Tensor, x: Tensor, error_budget: float, tiles: tuple[int, ...]
+) -> FrozenNet:
+    """The same plan with the largest of the tiles that keeps the budget."""
+
+    def attempts() -> Iterator[tuple[str, FrozenNet]]:
+        plan = decode(frozen.plan)
+        for tile in tiles:
+            words = encode(plan.with_conv_attributes(largest_tile=tile), frozen.weights)
+            computed_by = f"Winograd tiles up to {tile}" if tile else "direct convolutions"
+            yield computed_by, frozen.with_plan(words)
+
+    network, note = first_within(error_budget, wanted, x, attempts())
+    network.add_note(note)
+    return network
 
 
 def _compared(frozen: FrozenNet, model: nn.Module, inputs: tuple, verify: bool) -> FrozenNet:
@@ -122,16 +172,10 @@ def _compared(frozen: FrozenNet, model: nn.Module, inputs: tuple, verify: bool) 
     return frozen
 
 
-def _check_options(dtype: object, tune: bool, error_budget: float | None) -> None:
+def _check_dtype(dtype: object) -> None:
     if dtype != torch.float32:
         raise ValueError(
             f"freeze: this version computes in float32 only: write dtype=torch.float32, not {dtype}"
-        )
-    if tune or error_budget is not None:
-        raise ValueError(
-            "freeze: this version has one kernel for a layer, so there is nothing to tune and no "
-            "error to budget: "
-            "leave out tune and error_budget"
         )
 
 

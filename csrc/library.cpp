@@ -122,6 +122,15 @@ TORCH_LIBRARY(cnnfast, m) {
   m.def("profile_plan(Tensor[] inputs, Tensor weights, Tensor plan) -> (Tensor[], Tensor)");
   // The plan in words, for the input sizes given.
   m.def("describe_plan(Tensor[] inputs, Tensor weights, Tensor plan) -> str");
+  // Times every algorithm of the plan's convolutions that are to be tuned, for the input sizes given: how
+  // many convolutions were timed, and how many had been before.
+  m.def("tune_plan(Tensor[] inputs, Tensor weights, Tensor plan) -> (int timed, int known)");
+  // The table of measured times that tuned plans look into: a row of int64 per measurement, see
+  // plan/tuning.h.
+  m.def("conv_times() -> Tensor");
+  // Adds measurements; those present stay.
+  m.def("add_conv_times(Tensor times) -> ()");
+  m.def("clear_conv_times() -> ()");
   // A content hash of a contiguous CPU tensor's bytes.
   m.def("checksum(Tensor data) -> int");
   // Forgets packed weights and planned networks: for writes that torch's version counters do not see.

@@ -60,7 +60,7 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
     outputs = fold(outputs)
     for step in reachable(outputs):
         if step.op is Op.CONV2D:
-            step.settings["largest_tile"] = ANY_TILE if winograd else DIRECT
+            step.settings |= {"largest_tile": ANY_TILE if winograd else DIRECT, "tuned": 0}
     plan, weights, names = to_plan(low.inputs, outputs)
     return Built(plan, weights, names, _rows(network, names, plan))
 

@@ -41,7 +41,8 @@ def decode(words: Tensor) -> Plan:
         raise PlanError("this is no plan of a frozen network")
     version = reader.take()
     if version != FORMAT:
-        raise PlanError(f"the plan has format {version}, this cnnfast reads format {FORMAT}: update cnnfast")
+        remedy = "update cnnfast" if version > FORMAT else "save the network again with this version"
+        raise PlanError(f"the plan has format {version}, this cnnfast reads format {FORMAT}: {remedy}")
     reader.at = _CHECKED_FROM + 2
     n_nodes, n_outputs = reader.take(), reader.take()
     nodes: list[Node] = []

@@ -49,6 +49,10 @@ class FrozenNet(nn.Module):
         """Add a line to the report."""
         self._report = self._report.with_notes(note)
 
+    def with_plan(self, plan: Tensor) -> "FrozenNet":
+        """The same layers and weights under another plan for them."""
+        return FrozenNet(self.weights, plan, self._names, self._report)
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write the network to a file for cnnfast.load; whole or not at all."""
         from cnnfast import __version__
@@ -114,6 +118,10 @@ class EagerNet(nn.Module):
     def report(self) -> Report:
         """Why there is no plan."""
         return self._report
+
+    def add_note(self, note: str) -> None:
+        """Add a line to the report."""
+        self._report = self._report.with_notes(note)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Raises TypeError: there is no plan to write."""

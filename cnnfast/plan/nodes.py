@@ -6,11 +6,11 @@ that its float64 has in memory.
 """
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 2
+FORMAT = 3
 ABSENT = -1
 ANY = -1
 ALIGNMENT = 16  # floats: constants start on a cache line
@@ -45,7 +45,7 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CONV2D: (
         "weight_at", "out_channels", "group_channels", "kernel_h", "kernel_w", "bias_at",
         "stride_h", "stride_w", "pad_top", "pad_left", "pad_bottom", "pad_right",
-        "dilation_h", "dilation_w", "groups", "largest_tile",
+        "dilation_h", "dilation_w", "groups", "largest_tile", "tuned",
     ),
     Op.LINEAR: ("weight_at", "out_features", "in_features", "bias_at"),
     Op.MAX_POOL2D: (
@@ -94,6 +94,19 @@ class Node:
 class Plan:
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
+
+    def with_conv_attributes(self, **attributes: int) -> "Plan":
+        """The same plan with other attributes in every convolution."""
+        nodes = (
+            replace(node, attributes=node.attributes | attributes) if node.op is Op.CONV2D else node
+            for node in self.nodes
+        )
+        return replace(self, nodes=tuple(nodes))
+
+    @property
+    def tuned(self) -> bool:
+        """Whether measured times choose the algorithm of a convolution."""
+        return any(node.op is Op.CONV2D and node["tuned"] for node in self.nodes)
 
 
 class PlanError(ValueError):

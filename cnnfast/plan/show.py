@@ -39,7 +39,7 @@ def _conv(node: Node) -> str:
         ("groups", (node["groups"],), 1),
     ):
         words += _setting(name, value, plain)
-    return words
+    return words + (", tuned" if node["tuned"] else "")
 
 
 def _pool(node: Node) -> str:

@@ -91,11 +91,17 @@ const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
 
 }  // namespace
 
+std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& g, int64_t largest_tile) {
+  std::vector<ConvAlgorithm> possible{ConvAlgorithm{}};
+  for (const ConvAlgorithm& a : kWinograd)
+    if (a.points - 2 <= largest_tile && can_serve(g, a)) possible.push_back(a);
+  return possible;
+}
+
 ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
   ConvAlgorithm best;
   double best_cost = cost(g, best);
-  for (const ConvAlgorithm& a : kWinograd) {
-    if (a.points - 2 > largest_tile || !can_serve(g, a)) continue;
+  for (const ConvAlgorithm& a : possible_algorithms(g, largest_tile)) {
     const double c = cost(g, a);
     if (c < best_cost) {
       best = a;

@@ -1,6 +1,7 @@
 // How a convolution is computed: directly, or by Winograd's algorithm with one of several tile sizes.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace cnnfast::cpu {
 
@@ -15,6 +16,9 @@ struct ConvAlgorithm {
 
 // Largest tile that choose_algorithm may take when accuracy is no concern.
 constexpr int64_t kLargestTile = 6;
+
+// What can compute this, direct convolution first; `largest_tile` as below.
+std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int64_t largest_tile);
 
 // The cheapest for these sizes by a model of arithmetic and of bytes moved. `largest_tile` bounds the tile of
 // a 3x3 convolution, and for larger kernels the number of points that goes with it, on which errors depend;

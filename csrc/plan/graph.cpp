@@ -121,6 +121,7 @@ class Checker {
       require(id, small(a[i], 0), "padding");
     require(id, a[A::kOut] % a[A::kGroups] == 0, "number of groups");
     require(id, a[A::kLargestTile] >= 0, "tile size");
+    require(id, a[A::kTuned] == 0 || a[A::kTuned] == 1, "mark of tuning");
     require(id,
             constant(a[A::kWeight], product({a[A::kOut], a[A::kIn], a[A::kKernelH], a[A::kKernelW]})) &&
                 (a[A::kBias] == -1 || constant(a[A::kBias], a[A::kOut])),

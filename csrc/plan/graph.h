@@ -15,7 +15,7 @@
 namespace cnnfast::plan {
 
 constexpr int64_t kMagic = 0x434E4E46;
-constexpr int64_t kFormatVersion = 2;
+constexpr int64_t kFormatVersion = 3;
 
 enum class Op : int64_t {
   kInput = 0,      // rank, channels or features (-1: any)
@@ -53,6 +53,7 @@ struct Conv2dAttr {
     kDilationW,
     kGroups,
     kLargestTile,  // of Winograd's algorithm; 0: direct convolution alone
+    kTuned,        // 1: measured times choose the algorithm where there are some (plan/tuning.h)
     kCount
   };
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "plan/arena.h"
+#include "plan/tuning.h"
 
 namespace cnnfast::plan {
 
@@ -72,20 +73,16 @@ bool Lowering::can_write_slice(int64_t node) const {
 }
 
 cpu::ConvGeometry Lowering::conv_geometry(int64_t node) const {
-  using A = Conv2dAttr;
   const Node& n = graph_.nodes[node];
-  const auto& a = n.attr;
-  const Value &in = values_[n.inputs[0]], &out = values_[node];
-  return {in.images,      in.channels,    a[A::kOut],     a[A::kGroups],    a[A::kKernelH],
-          a[A::kKernelW], a[A::kStrideH], a[A::kStrideW], a[A::kDilationH], a[A::kDilationW],
-          out.height,     out.width,      n.activation,   algorithm_[node]};
+  cpu::ConvGeometry g = conv_geometry_of(n, values_[n.inputs[0]], values_[node]);
+  g.algorithm = algorithm_[node];
+  return g;
 }
 
 void Lowering::choose_algorithms() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
     if (graph_.nodes[node].op == Op::kConv2d && values_[node].images > 0)
-      algorithm_[node] =
-          cpu::choose_algorithm(conv_geometry(node), graph_.nodes[node].attr[Conv2dAttr::kLargestTile]);
+      algorithm_[node] = algorithm_of(graph_.nodes[node], conv_geometry(node));
 }
 
 // An affine node with one reader that can do its work on the way in.

@@ -6,6 +6,7 @@
 #include "autograd/common.h"
 #include "cpu/pack_cache.h"
 #include "plan/network.h"
+#include "plan/tuning.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -70,6 +71,14 @@ std::string describe_plan(at::TensorList inputs, const at::Tensor& weights, cons
   return find_network(weights, plan)->program(checked_inputs(inputs))->text();
 }
 
+std::tuple<int64_t, int64_t> tune_plan(at::TensorList inputs, const at::Tensor& weights,
+                                       const at::Tensor& plan) {
+  std::vector<std::vector<int64_t>> sizes;
+  for (const at::Tensor& input : checked_inputs(inputs)) sizes.push_back(input.sizes().vec());
+  const Tuned tuned = tune(find_network(weights, plan)->graph(), sizes);
+  return {tuned.timed, tuned.known};
+}
+
 std::vector<int64_t> plan_signature(const at::Tensor& weights, const at::Tensor& plan) {
   return signature_of(find_network(weights, plan)->graph());
 }
@@ -92,11 +101,17 @@ TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("run_plan", TORCH_FN(run_plan_cpu));
   m.impl("profile_plan", TORCH_FN(profile_plan));
   m.impl("describe_plan", TORCH_FN(describe_plan));
+  m.impl("tune_plan", TORCH_FN(tune_plan));
+  m.impl("add_conv_times", TORCH_FN(add_conv_times));
   m.impl("plan_signature", TORCH_FN(plan_signature));
   m.impl("checksum", TORCH_FN(checksum_of));
 }
 TORCH_LIBRARY_IMPL(cnnfast, Meta, m) { m.impl("run_plan", TORCH_FN(run_plan_meta)); }
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) { m.impl("run_plan", TORCH_FN(run_plan_autograd)); }
-TORCH_LIBRARY_IMPL(cnnfast, CatchAll, m) { m.impl("clear_caches", TORCH_FN(clear_caches)); }
+TORCH_LIBRARY_IMPL(cnnfast, CatchAll, m) {
+  m.impl("clear_caches", TORCH_FN(clear_caches));
+  m.impl("conv_times", TORCH_FN(conv_times));
+  m.impl("clear_conv_times", TORCH_FN(clear_conv_times));
+}
 
 }  // namespace cnnfast::plan

@@ -300,6 +300,14 @@ std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry,
                                 with_optional(std::move(from), residual), std::move(to), prologue);
 }
 
+cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& in, const Value& out) {
+  using A = Conv2dAttr;
+  const auto& a = node.attr;
+  return {in.images,      in.channels,    a[A::kOut],     a[A::kGroups],    a[A::kKernelH],
+          a[A::kKernelW], a[A::kStrideH], a[A::kStrideW], a[A::kDilationH], a[A::kDilationW],
+          out.height,     out.width,      node.activation};
+}
+
 cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,
                         bool count_include_pad, int64_t divisor_override, const cpu::ImageSize& from,
                         const cpu::ImageSize& to) {

@@ -80,6 +80,8 @@ std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geom
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                      std::vector<Strip> strips, bool max, const cpu::PoolCall& pool,
                                      Place from, Place to);
+// A convolution's numbers, for direct computation.
+cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& input, const Value& output);
 // The window of a pooling as the kernels take it, without memory.
 cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,
                         bool count_include_pad, int64_t divisor_override, const cpu::ImageSize& from,

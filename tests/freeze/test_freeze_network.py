@@ -344,8 +344,6 @@ def test_freeze_report_and_profile():
     [
         ({"dtype": torch.bfloat16}, "float32 only"),
         ({"dtype": "auto"}, "float32 only"),
-        ({"tune": True}, "nothing to tune"),
-        ({"error_budget": 0.1}, "nothing to tune"),
     ],
 )
 def test_freeze_refuses_options_of_later_versions(options, words):

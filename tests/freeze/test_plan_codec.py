@@ -33,7 +33,7 @@ def test_plan_words_by_hand():
     words = encode(built.plan, built.weights, checksum=lambda data: 7).tolist()
     assert built.weights.numel() == 16 and built.weights[:12].equal(model[0].weight.detach().view(-1))
     header = [MAGIC, FORMAT, 7, 7, 16, 2, 1]
-    conv = [1, 1, 1, 0, 16, 0, 3, 2, 1, 2, -1, 2, 1, 1, 0, 1, 0, 1, 1, 1, 6]
+    conv = [1, 1, 1, 0, 17, 0, 3, 2, 1, 2, -1, 2, 1, 1, 0, 1, 0, 1, 1, 1, 6, 0]
     assert words == [*header, *[0, 0, 0, 2, 4, 2], *conv, 1]
 
 
@@ -57,13 +57,14 @@ def test_plan_damaged_words_are_an_error_or_a_plan():
         (lambda plan: plan.double(), "1-D int64"),
         (
             lambda plan: torch.cat([plan[:1], plan[1:2] + 1, plan[2:]]),
-            "format 3, this cnnfast reads format 2: update",
+            f"format {FORMAT + 1}, this cnnfast reads format {FORMAT}: update",
         ),
+        (lambda plan: torch.cat([plan[:1], plan[1:2] - 1, plan[2:]]), "save the network again"),
         (lambda plan: torch.cat([plan[:1] + 1, plan[1:]]), "no plan of a frozen network"),
         (lambda plan: torch.cat([plan, plan[:1]]), "outputs are damaged"),
         (lambda plan: torch.cat([plan[:7], plan[7:8] + 77, plan[8:]]), "unknown to this version"),
     ],
-    ids=["short", "dtype", "newer", "foreign", "long", "operation"],
+    ids=["short", "dtype", "newer", "older", "foreign", "long", "operation"],
 )
 def test_plan_error_says_what_is_wrong(change, words):
     with pytest.raises(PlanError, match=words):
