@@ -13,18 +13,21 @@ from cnnfast.freeze import FrozenNet, freeze, load
 # `cnnfast.fuse`, `.freeze`, `.export` and `.summary` are modules as well; these imports make the attributes
 # functions. Inside the package write `from cnnfast.fuse import fuse`, never `cnnfast.fuse.fuse`.
 from cnnfast.fuse import fuse
+from cnnfast.limits import Limits, measure_limits
 from cnnfast.summary import summary
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FrozenNet",
+    "Limits",
     "basics",
     "export",
     "freeze",
     "fuse",
     "library_path",
     "load",
+    "measure_limits",
     "models",
     "nn",
     "ops",

@@ -10,6 +10,7 @@ COMMANDS = {
     "accuracy": ("cnnfast.cli.accuracy", "a page about training runs, from their logs"),
     "bench": ("cnnfast.benchmarking.cli", "time a network against eager PyTorch and other engines"),
     "summary": ("cnnfast.cli.summary", "layers, shapes, parameters and multiply-adds of a network"),
+    "profile": ("cnnfast.cli.profile", "time, arithmetic and traffic per layer of a frozen network"),
     "export": ("cnnfast.cli.export", "write a trained network to a file for another process or for C++"),
     "doctor": ("cnnfast.doctor", "what is built, what this machine has, what will run"),
     "data": ("cnnfast.cli.data", "fetch and check Fashion-MNIST"),

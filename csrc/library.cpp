@@ -131,6 +131,12 @@ TORCH_LIBRARY(cnnfast, m) {
   // Adds measurements; those present stay.
   m.def("add_conv_times(Tensor times) -> ()");
   m.def("clear_conv_times() -> ()");
+  // The most that this machine does, by measuring for about `seconds` on all threads of torch: float32
+  // operations per second (a multiply-add is two) of the active kernels, and bytes read per second, where
+  // each thread reads `bytes_per_thread` bytes of its own again and again, from a cache or memory that cores
+  // have in common if `shared`.
+  m.def("measure_arithmetic(float seconds) -> float");
+  m.def("measure_reading(int bytes_per_thread, float seconds, bool shared) -> float");
   // A content hash of a contiguous CPU tensor's bytes.
   m.def("checksum(Tensor data) -> int");
   // Forgets packed weights and planned networks: for writes that torch's version counters do not see.

@@ -4,7 +4,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cnnfast
 from cnnfast import _ext
@@ -60,15 +60,51 @@ def usable_cores() -> int:
 
 def caches() -> dict[str, str]:
     """Sizes of the first core's caches, as the kernel prints them: {"L1d": "32K", "L2": "1024K", ...}."""
-    sizes = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    return {cache.name: cache.size for cache in _first_core_caches()}
+
+
+def cache_shares(threads: int) -> dict[str, int]:
+    """Bytes of each cache of data that one of `threads` busy threads can count on: {"L1d": 32768, "L2": ...}.
+
+    A cache that several processors share is divided among them, or among the threads where those are fewer.
+    Empty where the system names no caches.
+    """
+    return {
+        cache.name: _bytes(cache.size) // min(threads, cache.sharers)
+        for cache in _first_core_caches()
+        if cache.name != "L1i"
+    }
+
+
+class _Cache(NamedTuple):
+    name: str
+    size: str
+    sharers: int  # processors
+
+
+def _first_core_caches(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> list[_Cache]:
+    found = []
+    for index in sorted(Path(folder).glob("index*")):
         try:
-            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+            level, kind, size, sharers = (
+                (index / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")
+            )
         except OSError:
             continue
         suffix = {"Data": "d", "Instruction": "i"}.get(kind, "")
-        sizes[f"L{level}{suffix}"] = size
-    return sizes
+        found.append(_Cache(f"L{level}{suffix}", size, _length(sharers)))
+    return found
+
+
+def _length(cpu_list: str) -> int:
+    """Processors in a list such as "0-3,8"."""
+    ends = [[int(end) for end in part.split("-")] for part in cpu_list.split(",")]
+    return sum(end[-1] - end[0] + 1 for end in ends)
+
+
+def _bytes(size: str) -> int:
+    """Of a size such as "1024K"."""
+    return int(size[:-1]) << {"K": 10, "M": 20, "G": 30}[size[-1]]
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .case import TOLERANCE, Case
 from .fill import fill_weights, images, load_state_dict
@@ -36,8 +37,12 @@ class Parity:
         return f"{self.quantity} differs by {self.error:.3g} (allowed {self.tolerance:.3g})"
 
 
-def prepare(case: Case) -> None:
-    """Writes what every contender of a case starts from: weights, batches, float64 reference."""
+def prepare(case: Case) -> int:
+    """Writes what every contender of a case starts from: weights, batches, float64 reference.
+
+    Returns the operations of one call, a multiply-add being two: those of convolutions and matrix products,
+    convolutions being direct, and three times as many for a training step.
+    """
     model = case.spec.module()
     if not case.weights_file.exists():
         _initial_weights(case, model)
@@ -50,6 +55,13 @@ def prepare(case: Case) -> None:
     else:
         saved["reference"] = _inference_reference(case, model, batches)
     torch.save(saved, case.batches_file)
+    return _operations(case, model.eval(), batches[0][:1].double())
+
+
+def _operations(case: Case, model: nn.Module, image: Tensor) -> int:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() * case.batch * (3 if case.mode == "training" else 1)
 
 
 def _initial_weights(case: Case, model: nn.Module) -> None:

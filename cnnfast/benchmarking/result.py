@@ -22,6 +22,7 @@ class Row:
     status: "ok"; "parity" = wrong answers, not timed; "failed" = error, death or silence of its process;
     "missing" = cannot run here. `detail` says it in words. Times are seconds per call: rounds_s holds one per
     round, each the mean over as many calls as the round needed. `peak_rss_bytes`: peak of the timed part.
+    `flops`: operations of one call by direct convolution (see parity.prepare).
     """
 
     model: str
@@ -37,6 +38,7 @@ class Row:
     setup_s: float | None = None
     parity: dict[str, Any] | None = None
     peak_rss_bytes: int | None = None
+    flops: int | None = None
 
     @property
     def timed(self) -> bool:
@@ -84,6 +86,15 @@ class Result:
         base = baseline([other for other in self.rows if other.group == row.group])
         return base.median_s / row.median_s if base is not None and row.timed else None
 
+    def percent_of_peak(self, row: Row) -> float | None:
+        """A row's rate of arithmetic, by its median, as percent of the measured peak.
+
+        Operations are those of direct convolution, the peak that of cnnfast's instruction set: contenders
+        that do fewer, or use a wider one, may have more than 100. None where either is unknown.
+        """
+        peak = self.header.get("limits", {}).get("flops_per_s")
+        return 100 * row.flops / row.median_s / peak if peak and row.timed and row.flops else None
+
     def table(self):
         """A rich table; print it with rich.console.Console or rich.print."""
         from .table import build
@@ -97,7 +108,10 @@ class Result:
         return write_whole(path, lambda temporary: draw(self, temporary))
 
     def to_dict(self) -> dict[str, Any]:
-        rows = [{**row.to_dict(), "speedup": self.speedup(row)} for row in self.rows]
+        rows = [
+            {**row.to_dict(), "speedup": self.speedup(row), "percent_of_peak": self.percent_of_peak(row)}
+            for row in self.rows
+        ]
         return {"format": FORMAT, "header": self.header, "rows": rows}
 
     def to_json(self, path: str | os.PathLike) -> Path:

@@ -1,5 +1,6 @@
 """Runs contenders against each other: right answers first, then rounds in turn, one running at a time."""
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -64,11 +65,12 @@ def compare(
         raise ValueError(f"rounds is {rounds}, but must be at least 1")
     settings = Settings(rounds, min_time, timeout)
     threads = machine.usable_cores() if threads is None else threads
-    result = Result(_header(settings, threads), [])
-    steps = _Steps(progress, len(batches) * (1 + len(names) * (rounds + 1)))
+    steps = _Steps(progress, 1 + len(batches) * (1 + len(names) * (rounds + 1)))
     with TemporaryDirectory(prefix="cnnfast-bench-") as folder:
-        for batch in batches:
-            case = Case(spec, int(batch), mode, dtype, threads, folder)
+        cases = [Case(spec, int(batch), mode, dtype, threads, folder) for batch in batches]
+        steps.next("limits of the machine")
+        result = Result(_header(settings, threads), [])
+        for case in cases:
             result.rows += _run_case(case, names, settings, steps)
     return result
 
@@ -84,8 +86,19 @@ def default_contenders(mode: str = "inference", peers: bool = False) -> list[str
 def _header(settings: Settings, threads: int) -> dict[str, Any]:
     return {
         "machine": machine.describe(),
+        "limits": _limits(threads, settings.timeout_s),
         "settings": {"threads": threads, "rounds": settings.rounds, "min_time_s": settings.min_time_s},
     }
+
+
+@functools.cache
+def _limits(threads: int, timeout: float) -> dict[str, Any]:
+    """Fields of cnnfast.Limits, measured in a process of its own, or {"missing": why they could not be}."""
+    with Worker("limits", threads) as worker:
+        try:
+            return worker.ask("limits", timeout, threads=threads)
+        except WorkerError as error:
+            return {"missing": str(error)}
 
 
 class _Steps:
@@ -105,12 +118,12 @@ class _Steps:
 def _run_case(case: Case, names: Sequence[str], settings: Settings, steps: _Steps) -> list[Row]:
     steps.next(f"{case.title}: float64 reference")
     with Worker("reference", case.threads) as worker:
-        worker.ask("prepare", settings.timeout_s, case=case.to_dict())
+        flops = worker.ask("prepare", settings.timeout_s, case=case.to_dict())["flops"]
     with ExitStack() as workers:
         lanes = []
         for name in names:
             steps.next(f"{case.title}: set up {name}")
-            lane = _Lane(case, name, settings)
+            lane = _Lane(case, name, settings, flops)
             workers.callback(lane.close)
             lane.start()
             lanes.append(lane)
@@ -128,13 +141,14 @@ def _run_case(case: Case, names: Sequence[str], settings: Settings, steps: _Step
 class _Lane:
     """One contender of a case: its row and, while it can run, its stopped worker."""
 
-    def __init__(self, case: Case, name: str, settings: Settings):
+    def __init__(self, case: Case, name: str, settings: Settings, flops: int):
         kind = find(name, case.mode)
         self._case = case
         self._name = name
         self._settings = settings
         self._worker: Worker | None = None
         self.row = Row(case.spec.label, case.batch, case.mode, case.dtype, kind.name, kind.setting)
+        self.row.flops = flops
         reason = kind.unavailable()
         if reason is not None:
             self._end("missing", reason)

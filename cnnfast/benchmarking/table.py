@@ -5,6 +5,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cnnfast.limits import Limits
+
 from .result import Result, Row, baseline
 
 _STYLES = {"parity": "red", "failed": "red", "missing": "dim"}
@@ -24,7 +26,14 @@ def header_line(header: dict) -> str:
         f"kernels of cnnfast: {machine['cnnfast_isa'] or 'not loaded'}; "
         f"{versions}; {settings['rounds']} rounds of at least {settings['min_time_s']:g} s"
         + (f"; load average at the start {load:.1f}" if load is not None else "")
+        + f"\n{_limits_line(header['limits'])}"
     )
+
+
+def _limits_line(limits: dict) -> str:
+    if "missing" in limits:
+        return f"limits of the machine not measured: {limits['missing']}"
+    return f"measured limits of {Limits(**limits)}"
 
 
 def _table(result: Result) -> Table:
@@ -33,7 +42,8 @@ def _table(result: Result) -> Table:
     table.add_column("network", no_wrap=True)
     table.add_column("batch", justify="right")
     table.add_column("contender", no_wrap=True)
-    for title in ("median", "min", "images/s", "speed-up", "difference", *(["peak MiB"] if training else [])):
+    titles = ("median", "min", "images/s", "speed-up", "% of peak", "difference")
+    for title in (*titles, *(["peak MiB"] if training else [])):
         table.add_column(title, justify="right", no_wrap=True)
     for _, rows in result.groups():
         base = baseline(rows)
@@ -49,13 +59,15 @@ def _table(result: Result) -> Table:
 def _figures(result: Result, row: Row) -> list[str]:
     difference = f"{row.parity['error']:.1e}" if row.parity else ""
     if not row.timed:
-        return [{"parity": "wrong", "failed": "failed", "missing": "-"}[row.status], "", "", "", difference]
-    speedup = result.speedup(row)
+        word = {"parity": "wrong", "failed": "failed", "missing": "-"}[row.status]
+        return [word, "", "", "", "", difference]
+    speedup, percent = result.speedup(row), result.percent_of_peak(row)
     return [
         f"{row.median_s * 1e3:.3f}",
         f"{row.min_s * 1e3:.3f}",
         f"{row.images_per_s:,.0f}",
         "" if speedup is None else f"{speedup:.2f}",
+        "" if percent is None else f"{percent:.0f}",
         difference,
     ]
 

@@ -1,8 +1,8 @@
 """The process that holds one contender: python -m cnnfast.benchmarking.worker REQUESTS REPLIES.
 
 It reads one JSON request a line from file descriptor REQUESTS and answers each with one JSON line on REPLIES,
-{"value": ...} or {"error": ...}. Requests: prepare, setup, check, measure, finish. Standard output is left to
-libraries that print.
+{"value": ...} or {"error": ...}. Requests: limits, prepare, setup, check, measure, finish. Standard output is
+left to libraries that print.
 """
 
 import ctypes
@@ -17,11 +17,15 @@ from typing import Any, TextIO
 
 import torch
 
+from cnnfast.limits import measure_limits
+
 from . import parity
 from .case import Case
 from .clock import time_round
 from .contenders import find
 from .fill import load_state_dict
+
+_REQUESTS = ("limits", "prepare", "setup", "check", "measure", "finish")
 
 
 class Session:
@@ -32,8 +36,10 @@ class Session:
         self.contender: Any
 
     def prepare(self, case: dict) -> dict[str, Any]:
-        parity.prepare(self._begin(case))
-        return {}
+        return {"flops": parity.prepare(self._begin(case))}
+
+    def limits(self, threads: int) -> dict[str, Any]:
+        return measure_limits(threads).to_dict()
 
     def setup(self, case: dict, contender: str) -> dict[str, Any]:
         case = self._begin(case)
@@ -105,9 +111,7 @@ def _peak_memory() -> int:
 def serve(requests: TextIO, replies: TextIO) -> None:
     """Answers requests until the other end closes."""
     session = Session()
-    handlers: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(session, name) for name in ("prepare", "setup", "check", "measure", "finish")
-    }
+    handlers: dict[str, Callable[..., dict[str, Any]]] = {name: getattr(session, name) for name in _REQUESTS}
     for line in requests:
         request = json.loads(line)
         try:

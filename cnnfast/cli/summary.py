@@ -4,6 +4,7 @@ import argparse
 import sys
 
 import cnnfast
+from cnnfast.cli import positive
 from cnnfast.train import build
 from cnnfast.training.settings import image_size, settings_for
 
@@ -14,9 +15,9 @@ def main(argv: list[str]) -> int:
         description="Layers of a network for Fashion-MNIST: shapes, parameters, multiply-adds.",
     )
     parser.add_argument("--model", choices=cnnfast.models.list_models(), required=True)
-    parser.add_argument("--batch", type=_positive, default=1)
-    parser.add_argument("--size", type=_positive, help="height and width of the images (default: as trained)")
-    parser.add_argument("--depth", type=_positive, default=1, help="1: top-level layers, 2: their children …")
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--size", type=positive, help="height and width of the images (default: as trained)")
+    parser.add_argument("--depth", type=positive, default=1, help="1: top-level layers, 2: their children …")
     arguments = parser.parse_args(argv)
     size = arguments.size or image_size(arguments.model)
     shape = (arguments.batch, 1, size, size)
@@ -28,10 +29,3 @@ def main(argv: list[str]) -> int:
 
     Console().print(table)
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number

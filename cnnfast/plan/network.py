@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnfast.fuse.shells import unfused
+from cnnfast.limits import Limits
 from cnnfast.plan import files, show
 from cnnfast.plan.codec import decode
 from cnnfast.plan.profile import Profile, profile
@@ -66,9 +67,13 @@ class FrozenNet(nn.Module):
         }
         return files.write(path, self.weights, self.plan, network, __version__)
 
-    def profile(self, x: Tensor, repeats: int = 10) -> Profile:
-        """Time per node for an input, medians over `repeats` runs behind one that warms up."""
-        return profile(self.weights, self.plan, self._names, x, repeats)
+    def profile(self, x: Tensor, repeats: int = 10, limits: Limits | None = None) -> Profile:
+        """Time, arithmetic and bytes per node for an input, medians over `repeats` runs behind a first one.
+
+        limits: what the machine does at most, for comparison; where None it is measured when the result is
+        printed or drawn (see cnnfast.measure_limits).
+        """
+        return profile(self.weights, self.plan, self._names, x, repeats, limits)
 
     def train(self, mode: bool = True) -> "FrozenNet":
         """Does nothing: a frozen network is always in evaluation mode."""

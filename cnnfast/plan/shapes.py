@@ -1,8 +1,8 @@
-"""Shapes and multiply-adds of a plan's nodes; the operator library infers its own and has the last word."""
+"""Shapes, multiply-adds and bytes of a plan's nodes; the operator library's own shapes have the last word."""
 
 import math
 
-from cnnfast.plan.nodes import Node, Op, Plan
+from cnnfast.plan.nodes import ABSENT, Node, Op, Plan
 
 Shape = tuple[int, ...]
 
@@ -59,3 +59,25 @@ def multiply_adds(node: Node, shape: Shape) -> int:
     if node.op is Op.CONV2D:
         return math.prod(shape) * node["group_channels"] * node["kernel_h"] * node["kernel_w"]
     return math.prod(shape) * node["in_features"] if node.op is Op.LINEAR else 0
+
+
+def compulsory_bytes(node: Node, sources: list[Shape], shape: Shape) -> int:
+    """Bytes that a node moves where each value and constant is read once and its result written once.
+
+    In float32; the external input counts as read. Flattening and concatenation move nothing.
+    """
+    if node.op in (Op.FLATTEN, Op.CONCAT):
+        return 0
+    read = [shape] if node.op is Op.INPUT else sources
+    return 4 * (sum(map(math.prod, read)) + math.prod(shape) + _constants(node))
+
+
+def _constants(node: Node) -> int:
+    """Floats among a plan's weights that a node reads."""
+    biases = sum(node.attributes.get(name, ABSENT) != ABSENT for name in ("bias_at", "scale_at", "shift_at"))
+    if node.op is Op.CONV2D:
+        taps = node["group_channels"] * node["kernel_h"] * node["kernel_w"]
+        return node["out_channels"] * (taps + biases)
+    if node.op is Op.LINEAR:
+        return node["out_features"] * (node["in_features"] + biases)
+    return node["channels"] * biases if node.op is Op.AFFINE else 0

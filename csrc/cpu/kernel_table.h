@@ -163,6 +163,9 @@ struct BnActBackwardCall {
   Activation activation;
 };
 
+// Floats that the measuring kernels work on at once, at most.
+constexpr int64_t kLimitFloats = 256;
+
 struct KernelTable {
   const char* name;
   int64_t vector_width;                           // floats
@@ -194,6 +197,10 @@ struct KernelTable {
   void (*norm_backward_sums)(const NormBackwardCall&, int64_t rows, float* sum, float* product);
   void (*norm_backward)(const NormBackwardCall&, int64_t rows);
   void (*bn_act_backward)(const BnActBackwardCall&, int64_t rows);
+  // For measuring the machine. Multiply-adds on kLimitFloats values, in registers; gives the operations done.
+  double (*multiply_adds)(float* sums, int64_t rounds);
+  // The sum of `count` floats, a multiple of kLimitFloats: as fast as they can be read.
+  float (*read_all)(const float* x, int64_t count);
 };
 
 // One per instruction set that was compiled.

@@ -7,10 +7,13 @@ import statistics
 import pytest
 from rich.console import Console
 
-from cnnfast.benchmarking import ModelSpec, compare, default_contenders
+from cnnfast import _ext
+from cnnfast.benchmarking import ModelSpec, compare, default_contenders, runner
 from cnnfast.benchmarking.contenders import registry
 from cnnfast.benchmarking.result import FORMAT, STATUSES, Result, Row
+from cnnfast.limits import Limits
 
+needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason=f"needs compiled operators: {_ext.REASON}")
 TINY = ModelSpec("fake_contenders:tiny", input_shape=(1, 4, 4), label="tiny")
 CLASSES = [
     "Right",
@@ -111,11 +114,14 @@ def test_json_is_strict_and_complete(result, tmp_path):
     data = json.loads(path.read_text(), parse_constant=refuse)
     assert data["format"] == FORMAT
     assert data["header"]["settings"] == {"threads": 1, "rounds": 5, "min_time_s": 1e-3}
+    limits = data["header"]["limits"]
+    assert limits == {"missing": limits.get("missing")} or limits["flops_per_s"] > 1e9
     machine = data["header"]["machine"]
     assert machine["cpu"]
     assert machine["cores"] >= 1
     assert {"python", "torch", "cnnfast"} <= set(machine["versions"])
-    fields = set(Row.__dataclass_fields__) | {"median_s", "min_s", "images_per_s", "speedup"}
+    derived = {"median_s", "min_s", "images_per_s", "speedup", "percent_of_peak"}
+    fields = set(Row.__dataclass_fields__) | derived
     assert all(set(row) == fields and row["status"] in STATUSES for row in data["rows"])
     assert [row["contender"] for row in data["rows"]] == [row.contender for row in result.rows]
     assert [path.name for path in path.parent.iterdir()] == ["bench.json"]
@@ -154,6 +160,44 @@ def test_speedup_is_over_channels_last_of_the_same_group():
         "net batch 1 inference float32",
         "net batch 16 inference float32",
     ]
+
+
+def test_flops_of_a_call_are_known_to_every_row(rows):
+    assert {row.flops for row in rows.values()} == {2 * 2 * 16 * 10}  # a batch of 2 through Linear(16, 10)
+
+
+def test_percent_of_peak_is_of_direct_convolution_over_the_median():
+    fast, other, wrong = row("fast", 1.0, 2.0, 3.0), row("other", 2.0), row("wrong", 2.0, status="parity")
+    fast.flops = wrong.flops = 100
+    result = Result({"limits": {"flops_per_s": 200.0}}, [fast, other, wrong])
+    assert [result.percent_of_peak(each) for each in result.rows] == [25.0, None, None]
+    assert result.to_dict()["rows"][0]["percent_of_peak"] == 25.0
+    assert Result({"limits": {"missing": "why"}}, [fast]).percent_of_peak(fast) is None
+
+
+@needs_extension
+def test_table_shows_limits_and_percentages(result, rows):
+    console = Console(width=160, file=io.StringIO())
+    console.print(result.table())
+    text = console.file.getvalue()
+    assert result.header["limits"]["threads"] == 1
+    assert f"measured limits of {Limits(**result.header['limits'])}" in text
+    line = next(line for line in text.splitlines() if " right " in line)
+    assert f" {result.percent_of_peak(rows['right']):.0f} " in line and "% of peak" in text
+
+
+def test_limits_that_cannot_be_measured_are_missing_with_the_reason(monkeypatch):
+    monkeypatch.setenv("CNNFAST_REFERENCE", "1")
+    runner._limits.cache_clear()
+    try:
+        result = compare(TINY, [1], ["fake_contenders:Right"], rounds=1, threads=1, min_time=1e-3)
+    finally:
+        runner._limits.cache_clear()
+    assert "CNNFAST_REFERENCE is set" in result.header["limits"]["missing"]
+    assert result.rows[0].status == "ok" and result.percent_of_peak(result.rows[0]) is None
+    console = Console(width=200, file=io.StringIO())
+    console.print(result.table())
+    assert "limits of the machine not measured" in console.file.getvalue()
 
 
 def test_speedup_is_over_eager_where_channels_last_failed():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import cnnfast
 from cnnfast.benchmarking import parity
 from cnnfast.benchmarking.case import Case, ModelSpec
 from cnnfast.benchmarking.fill import fill_weights, images
@@ -45,7 +46,7 @@ def test_prepare_writes_float64_answers_of_the_given_weights(tmp_path):
     save_file(net.state_dict(), tmp_path / "trained.safetensors")
     spec = ModelSpec("residual_net", state_dict_path=str(tmp_path / "trained.safetensors"))
     prepared = case(tmp_path, spec)
-    parity.prepare(prepared)
+    assert parity.prepare(prepared) == 2 * 2 * cnnfast.summary(net, (1, 1, 28, 28)).multiply_adds
     saved = torch.load(prepared.batches_file)
     assert len(saved["inputs"]) == parity.BATCHES
     assert saved["reference"][0].dtype == torch.float64
@@ -54,6 +55,12 @@ def test_prepare_writes_float64_answers_of_the_given_weights(tmp_path):
         torch.testing.assert_close(
             saved["reference"][1], net(saved["inputs"][1].double()), rtol=0, atol=1e-12
         )
+
+
+def test_prepare_counts_three_times_the_operations_for_a_training_step(tmp_path):
+    spec = ModelSpec("cnnfast.benchmarking.layers:linear", {"in_features": 16, "out_features": 10}, (1, 4, 4))
+    assert parity.prepare(case(tmp_path, spec)) == 2 * 2 * 160
+    assert parity.prepare(case(tmp_path, spec, mode="training")) == 3 * 2 * 2 * 160
 
 
 def test_prepare_refuses_a_network_that_ignores_its_input(tmp_path):

@@ -12,6 +12,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/bn_act_backward.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
+#include "cpu/kernels/limits.inl"
 #include "cpu/kernels/lrn.inl"
 #include "cpu/kernels/norm_backward.inl"
 #include "cpu/kernels/pool.inl"
@@ -37,4 +38,6 @@ using namespace cnnfast::cpu;
    lrn_backward,                   \
    norm_backward_sums,             \
    norm_backward,                  \
-   bn_act_backward}
+   bn_act_backward,                \
+   multiply_adds,                  \
+   read_all}
