@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -15,16 +14,15 @@ sys.path.insert(0, str(DATA))
 
 def pytest_report_header(config):
     from cnnfast import _ext
+    from cnnfast.benchmarking.machine import cpu_name
 
     if _ext.AVAILABLE:
-        from cnnfast import _info
-
-        runs, cpu = f"extension, instruction set {_ext.active_isa()}", _info.cpu_name()
+        runs = f"extension, instruction set {_ext.active_isa()}"
     else:
-        runs, cpu = f"reference operators ({_ext.REASON})", platform.processor() or platform.machine()
+        runs = f"reference operators ({_ext.REASON})"
     return [
         f"cnnfast: {runs}",
-        f"torch {torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} threads, {cpu}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} threads, {cpu_name()}",
     ]
 
 

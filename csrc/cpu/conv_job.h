@@ -69,7 +69,7 @@ AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStri
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 
 // Scratch memory of the calling thread, kept for its next call. Each user has a slot of its own.
-enum class ScratchSlot { kWinograd, kStrip, kCount };
+enum class ScratchSlot { kWinograd, kStrip, kSums, kCount };
 float* thread_scratch(ScratchSlot slot, int64_t floats);
 
 class ConvJob {

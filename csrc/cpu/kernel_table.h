@@ -90,6 +90,33 @@ struct DepthwiseCall {
   Activation activation;
 };
 
+// The gradient of a convolution's weight, one group: sums[position][channel] over all output pixels of the
+// input value at that kernel position times the gradient of the output channel.
+struct WeightGradCall {
+  View input, grad;
+  int64_t images, height, width;  // of the output
+  int64_t stride_h, stride_w;
+  const int64_t* offset;  // of every position (row, column, channel) from the pixel's first one
+  int64_t positions;
+  int64_t channels;  // of the output
+  int64_t panel_vectors;
+  float* sums;  // as packed weights lie: panel, position, channel in the panel
+};
+
+// The same for 3x3 kernels, stride 1, dilation 1, by Winograd's algorithm, tile by tile of 4x4 output pixels.
+// Every input pixel of every tile must lie in memory.
+struct WinogradGradCall {
+  View input, grad;
+  int64_t images, height, width;  // of the output
+  int64_t in_channels, channels;
+  int64_t panel_vectors;
+  int64_t strip_tiles;  // tiles worked on at once, 64 at most
+  float* sums;          // 36 * in_channels * channels, the latter rounded up to whole vectors
+  float* scratch;       // winograd_gradient_scratch floats of the calling thread
+  float* weight_grad;   // the result, with the strides that follow
+  int64_t weight_out, weight_in, weight_row, weight_column;
+};
+
 struct PoolCall {
   View input, output;
   int64_t channels;
@@ -180,6 +207,12 @@ struct KernelTable {
                    int64_t panel_end);
   int64_t (*winograd_scratch)(const WinogradCall&);
   void (*winograd_weights)(const WinogradWeightsCall&);
+  // Units are parts of the weight; every one takes all pixels.
+  void (*weight_gradient)(const WeightGradCall&, int64_t unit_begin, int64_t unit_end);
+  int64_t (*gradient_units)(int64_t channels, int64_t panel_vectors, int64_t positions);
+  // Input channels [in_begin, in_end).
+  void (*winograd_gradient)(const WinogradGradCall&, int64_t in_begin, int64_t in_end);
+  int64_t (*winograd_gradient_scratch)(const WinogradGradCall&, int64_t in_channels);
   // Output rows [row_begin, row_end) over all images.
   void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);

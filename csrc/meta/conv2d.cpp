@@ -75,6 +75,13 @@ BatchNormGradients conv2d_batch_norm_backward_meta(const at::Tensor& grad_output
           gradient_like(mask[5], grad_output)};
 }
 
+at::Tensor conv2d_weight_grad_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                                   at::IntArrayRef dilation, int64_t groups) {
+  check_conv2d_weight_grad(grad_output, input, weight, {stride, padding, dilation, groups});
+  return at::empty_like(weight);
+}
+
 at::Tensor batch_norm_act_meta(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                const OptionalTensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& residual, double, std::string_view activation) {
@@ -87,6 +94,7 @@ at::Tensor batch_norm_act_meta(const at::Tensor& input, const at::Tensor& mean, 
 TORCH_LIBRARY_IMPL(cnnfast, Meta, m) {
   m.impl("conv2d", TORCH_FN(conv2d_meta));
   m.impl("conv2d_backward", TORCH_FN(conv2d_backward_meta));
+  m.impl("conv2d_weight_grad", TORCH_FN(conv2d_weight_grad_meta));
   m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm_meta));
   m.impl("conv2d_batch_norm_backward", TORCH_FN(conv2d_batch_norm_backward_meta));
   m.impl("batch_norm_act", TORCH_FN(batch_norm_act_meta));

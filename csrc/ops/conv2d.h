@@ -37,6 +37,13 @@ at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, c
                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                             int64_t groups, std::string_view activation);
 
+// The gradient of the weight alone, in the weight's strides.
+void check_conv2d_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                              const at::Tensor& weight, const Conv2dParams& params);
+at::Tensor conv2d_weight_grad_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                        const at::Tensor& weight, at::IntArrayRef stride,
+                                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+
 Conv2dGradients conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                 const at::Tensor& weight, const OptionalTensor& scale,
                                 const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,

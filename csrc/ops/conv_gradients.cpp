@@ -31,6 +31,14 @@ at::Tensor input_gradient(const at::Tensor& grad_output, const at::Tensor& weigh
                  1, "none");
 }
 
+at::Tensor weight_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                           const Conv2dParams& p) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("cnnfast::conv2d_weight_grad", "")
+                             .typed<decltype(conv2d_weight_grad_composite)>();
+  return op.call(grad_output, input, weight, p.stride, p.padding, p.dilation, p.groups);
+}
+
 }  // namespace
 
 ConvGradients conv_gradients(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
@@ -40,14 +48,12 @@ ConvGradients conv_gradients(const at::Tensor& grad_output, const at::Tensor& in
     g.input = in_strides_of(input_gradient(grad_output, weight, p), input);
     wanted.input = false;
   }
-  if (wanted.input || wanted.weight) {
-    at::Tensor unused, grad_input;
-    std::tie(grad_input, g.weight, unused) =
-        at::convolution_backward(grad_output, input, weight, std::nullopt, p.stride, p.padding, p.dilation,
-                                 false, {0, 0}, p.groups, {wanted.input, wanted.weight, false});
-    if (wanted.input) g.input = in_strides_of(grad_input, input);
-    if (wanted.weight) g.weight = in_strides_of(g.weight, weight);
-  }
+  if (wanted.input)
+    g.input = in_strides_of(
+        std::get<0>(at::convolution_backward(grad_output, input, weight, std::nullopt, p.stride, p.padding,
+                                             p.dilation, false, {0, 0}, p.groups, {true, false, false})),
+        input);
+  if (wanted.weight) g.weight = weight_gradient(grad_output, input, weight, p);
   if (wanted.bias) g.bias = grad_output.sum({0, 2, 3});
   return g;
 }

@@ -1,6 +1,7 @@
 // Direct convolution, NHWC: a register block of R output pixels by NV vectors of output channels, fed by
 // broadcasts of the input and by packed weights. Linear layers and 1x1 convolutions are the case of one
 // stretch.
+#pragma once
 #include "cpu/kernels/conv_pixels.inl"
 #include "cpu/kernels/stream.inl"
 

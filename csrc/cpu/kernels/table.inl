@@ -16,6 +16,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/lrn.inl"
 #include "cpu/kernels/norm_backward.inl"
 #include "cpu/kernels/pool.inl"
+#include "cpu/kernels/weight_gradient.inl"
 #include "cpu/kernels/winograd.inl"
 
 #define CNNFAST_KERNEL_TABLE(name) \
@@ -27,6 +28,10 @@ using namespace cnnfast::cpu;
    winograd,                       \
    winograd_scratch,               \
    winograd_weights,               \
+   weight_gradient,                \
+   gradient_units,                 \
+   winograd_gradient,              \
+   winograd_gradient_scratch,      \
    depthwise,                      \
    pool<MaxReduce>,                \
    pool<MeanReduce>,               \

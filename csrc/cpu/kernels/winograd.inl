@@ -1,6 +1,7 @@
 // Winograd convolution F(m x m, r x r), NHWC (Lavin and Gray 2015, arXiv:1509.09308). A block of tiles is
 // transformed, multiplied by the transformed weights in n x n small matrix products, and transformed back
 // while it is in the second-level cache. Vectors run over channels throughout.
+#pragma once
 #include "cpu/kernels/stream.inl"
 #include "cpu/winograd_points.h"
 
