@@ -40,7 +40,14 @@ class FrozenNet(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)[0]
+        if torch.jit.is_scripting():
+            return torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)[0]
+        return self._run(x)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor) -> Tensor:
+        own = self._buffers  # nn.Module's attributes take microseconds, a tenth of the smallest networks' time
+        return torch.ops.cnnfast.run_plan([x], own["weights"], own["plan"], self.signature)[0]
 
     def report(self) -> Report:
         """Where each layer of the model went."""

@@ -57,21 +57,30 @@ View bring_in(const at::Tensor& input, const Conv2dParams& p, Overreach beyond, 
   return v;
 }
 
+// Input channels and output channels that are moved at once: what is read stays in the first-level cache, and
+// what is written lies side by side in a contiguous weight.
+constexpr int64_t kUnpackBlock = 16;
+
 // From the order of packed weights to the tensor's, input channels [begin, end).
 void unpack(const ConvGeometry& g, const Panels& panels, const float* sums, const at::Tensor& to,
             int64_t begin, int64_t end) {
   const int64_t width = kernels().vector_width, in = g.in_channels, taps = g.kernel_h * g.kernel_w;
+  const int64_t out_stride = to.stride(0), in_stride = to.stride(1);
   float* result = to.data_ptr<float>();
+  std::vector<int64_t> place;
+  for (int64_t tap = 0; tap < taps; ++tap)
+    place.push_back(tap / g.kernel_w * to.stride(2) + tap % g.kernel_w * to.stride(3));
   for (int64_t first = 0; first < g.out_channels; first += panels.lanes()) {
     const int64_t used = std::min(panels.lanes(), g.out_channels - first);
     const int64_t stored = divide_up(used, width) * width;
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t lane = 0; lane < used; ++lane) {
-        float* kernel = result + (first + lane) * to.stride(0) + i * to.stride(1);
-        for (int64_t tap = 0; tap < taps; ++tap)
-          kernel[tap / g.kernel_w * to.stride(2) + tap % g.kernel_w * to.stride(3)] =
-              sums[(tap * in + i) * stored + lane];
-      }
+    for (int64_t i0 = begin; i0 < end; i0 += kUnpackBlock)
+      for (int64_t lane0 = 0; lane0 < used; lane0 += kUnpackBlock)
+        for (int64_t lane = lane0; lane < std::min(used, lane0 + kUnpackBlock); ++lane)
+          for (int64_t i = i0; i < std::min(end, i0 + kUnpackBlock); ++i) {
+            float* kernel = result + (first + lane) * out_stride + i * in_stride;
+            for (int64_t tap = 0; tap < taps; ++tap)
+              kernel[place[tap]] = sums[(tap * in + i) * stored + lane];
+          }
     sums += g.depth() * stored;
   }
 }
