@@ -12,7 +12,7 @@ namespace cnnfast::plan {
 namespace {
 
 // Below this much work waking a second thread costs more than it saves.
-constexpr double kSerialFlops = 5e5;
+constexpr double kSerialFlops = 1e6;
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
