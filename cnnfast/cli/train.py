@@ -15,8 +15,10 @@ def main(argv: list[str]) -> int:
     if (out / "checkpoint.pt").exists() and not (arguments.resume or arguments.overwrite):
         raise TrainingError(f"{out} holds a checkpoint: --resume goes on with it, --overwrite starts again")
 
+    from cnnfast.training.allocator import keep_freed_memory
     from cnnfast.training.processes import joined
 
+    keep_freed_memory()
     with joined(arguments.device) as device:
         return _train(settings, device, out, arguments)
 

@@ -10,8 +10,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using MaxForward = decltype(max_pool2d_composite);
-using MaxBackward = at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
-                               at::IntArrayRef, at::IntArrayRef, bool);
+using MaxBackward = decltype(max_pool2d_backward_composite);
 using AvgForward = decltype(avg_pool2d_composite);
 using AvgBackward = at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
                                at::IntArrayRef, bool, bool, std::optional<int64_t>);

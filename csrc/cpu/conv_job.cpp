@@ -209,6 +209,7 @@ void ConvJob::run_dense(const PackedConv& packed, const float* input, float* out
   call.channels = out;
   call.panel_vectors = panels_.vectors;
   call.activation = g_.activation;
+  call.far_input = g_.far_input;
   call.chunk = std::max<int64_t>(16, kChunkBytes / (panels_.lanes() * static_cast<int64_t>(sizeof(float))));
   const int64_t tile = kernels().tile_pixels(panels_.vectors);
   const int64_t pixel_bytes = in * g_.stride_h * g_.stride_w * static_cast<int64_t>(sizeof(float));
@@ -263,6 +264,7 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   call.panel_vectors = panels_.vectors;
   call.activation = g_.activation;
   call.prologue = prologue_;
+  call.far_input = g_.far_input;
   const int64_t passes = (in * panels_.lanes() * 4 + kChunkBytes - 1) / kChunkBytes;
   call.chunk = (in + passes - 1) / passes;
   const int64_t tiles = g_.images * call.tile_rows * call.tile_columns;

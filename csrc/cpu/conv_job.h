@@ -17,6 +17,7 @@ struct ConvGeometry {
   int64_t out_height, out_width;
   Activation activation;
   ConvAlgorithm algorithm{};
+  bool far_input = false;  // a part of a larger input that does not stay in the second-level cache
 
   int64_t group_in() const { return in_channels / groups; }
   int64_t group_out() const { return out_channels / groups; }

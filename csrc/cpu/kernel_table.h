@@ -34,6 +34,7 @@ struct ConvCall {
   int64_t panel_vectors;  // vectors of output channels in a panel (the last panel may have fewer)
   int64_t chunk;  // floats of a stretch sequence worked on per pass over a block (weights stay in cache)
   int64_t block_pixels;  // output pixels worked on per pass over the panels
+  bool far_input;        // does not stay in the second-level cache, however few its pixels
   Activation activation;
 };
 
@@ -65,6 +66,7 @@ struct WinogradCall {
   float* scratch;       // winograd_scratch floats, aligned to a vector
   Prologue prologue;
   Activation activation;
+  bool far_input;  // does not stay in the second-level cache, however few its pixels
 };
 
 // The transform of `lanes` kernels of size x size weights, kernels[(y * size + x) * lanes + lane]: writes the
@@ -127,6 +129,14 @@ struct PoolCall {
   int64_t padded_height,
       padded_width;     // input plus padding, without what ceil_mode adds (average pooling's divisor)
   Prologue prologue{};  // scale, shift and activation alone
+};
+
+// The gradient of max pooling: pool.input is the input, pool.output is not used; rows of grad_input are
+// dense.
+struct MaxPoolBackwardCall {
+  PoolCall pool;
+  View grad;  // of the output
+  View grad_input;
 };
 
 // y = act(x * scale + shift + residual), rows of `channels` floats; scale, shift, residual may be null.
@@ -217,6 +227,8 @@ struct KernelTable {
   void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
   void (*avg_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
+  // Input rows [row_begin, row_end) over all images.
+  void (*max_pool_backward)(const MaxPoolBackwardCall&, int64_t row_begin, int64_t row_end);
   void (*affine)(const AffineCall&, int64_t rows);
   // sum[c] += x[r][c], and with `mean`: sum[c] += (x[r][c] - mean[c])^2, over `rows` rows.
   void (*column_sum)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,

@@ -15,36 +15,51 @@ constexpr int64_t kSerialElements = 1 << 15;
 
 using PoolKernel = void (*)(const PoolCall&, int64_t, int64_t);
 
+at::Tensor images_of(const at::Tensor& t) {
+  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+// Without an output; `sizes` are those that it has.
+PoolCall call_of(const at::Tensor& images, const Pool2dParams& p, at::IntArrayRef sizes) {
+  const auto steps = p.steps();
+  PoolCall call{};
+  call.input = view_of(images);
+  call.channels = images.size(1);
+  call.in_height = images.size(2);
+  call.in_width = images.size(3);
+  call.height = sizes[2];
+  call.width = sizes[3];
+  call.kernel_h = p.kernel_size[0];
+  call.kernel_w = p.kernel_size[1];
+  call.stride_h = steps[0];
+  call.stride_w = steps[1];
+  call.pad_h = p.padding[0];
+  call.pad_w = p.padding[1];
+  call.dilation_h = p.dilation[0];
+  call.dilation_w = p.dilation[1];
+  call.padded_height = images.size(2) + 2 * p.padding[0];
+  call.padded_width = images.size(3) + 2 * p.padding[1];
+  return call;
+}
+
+template <class Body>
+void for_shares_of(int64_t rows, const at::Tensor& input, Body&& body) {
+  parallel_team(input.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(rows, 1, thread, team);
+    body(begin, end);
+  });
+}
+
 void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_include_pad,
                int64_t divisor_override, PoolKernel kernel, const at::Tensor& output) {
   if (output.numel() == 0) return;
-  const at::Tensor images =
-      channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
-  const auto steps = p.steps();
-  const PoolCall call{view_of(images),
-                      view_of(output),
-                      input.size(1),
-                      input.size(2),
-                      input.size(3),
-                      output.size(2),
-                      output.size(3),
-                      p.kernel_size[0],
-                      p.kernel_size[1],
-                      steps[0],
-                      steps[1],
-                      p.padding[0],
-                      p.padding[1],
-                      p.dilation[0],
-                      p.dilation[1],
-                      count_include_pad,
-                      divisor_override,
-                      input.size(2) + 2 * p.padding[0],
-                      input.size(3) + 2 * p.padding[1]};
-  const int64_t rows = output.size(0) * output.size(2);
-  parallel_team(input.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
-    const auto [begin, end] = share(rows, 1, thread, team);
-    kernel(call, begin, end);
-  });
+  const at::Tensor images = images_of(input);
+  PoolCall call = call_of(images, p, output.sizes());
+  call.output = view_of(output);
+  call.count_include_pad = count_include_pad;
+  call.divisor_override = divisor_override;
+  for_shares_of(output.size(0) * output.size(2), input,
+                [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
 }
 
 at::Tensor output_of(const at::Tensor& input, const std::vector<c10::SymInt>& sizes) {
@@ -89,10 +104,34 @@ at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
   return output;
 }
 
+at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                   at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                   at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  const auto composite = [&] {
+    return max_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, dilation,
+                                         ceil_mode);
+  };
+  if (!served(input) || !is_plain_float(grad_output)) return composite();
+  const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
+  const auto sizes = concrete(check_pool2d("max_pool2d_backward", input, params));
+  TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(sizes),
+              "cnnfast::max_pool2d_backward: grad_output has shape ", grad_output.sizes(),
+              ", but the output has ", at::IntArrayRef(sizes));
+  // The layout that eager PyTorch gives it, and that compiled graphs expect.
+  at::Tensor grad_input = at::empty(input.sizes(), input.options(), input.suggest_memory_format());
+  if (!channels_adjacent(grad_input)) return composite();
+  const at::Tensor images = images_of(input), grad = images_of(grad_output);
+  const MaxPoolBackwardCall call{call_of(images, params, sizes), view_of(grad), view_of(grad_input)};
+  for_shares_of(input.size(0) * input.size(2), input,
+                [&](int64_t begin, int64_t end) { kernels().max_pool_backward(call, begin, end); });
+  return grad_input;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("max_pool2d", TORCH_FN(max_pool2d_cpu));
+  m.impl("max_pool2d_backward", TORCH_FN(max_pool2d_backward_cpu));
   m.impl("avg_pool2d", TORCH_FN(avg_pool2d_cpu));
 }
 

@@ -70,17 +70,17 @@ at::Tensor avg_pool2d_composite(const at::Tensor& input, at::IntArrayRef kernel_
       at::avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override));
 }
 
-namespace {
-
 // The window's winner is looked for again: cheaper to keep than indices of eight bytes per output.
-at::Tensor max_pool2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                               at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                               at::IntArrayRef dilation, bool ceil_mode) {
+at::Tensor max_pool2d_backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                         at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   const auto indices =
       std::get<1>(at::max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode));
   return at::max_pool2d_with_indices_backward(grad_output, input, kernel_size, stride, padding, dilation,
                                               ceil_mode, indices);
 }
+
+namespace {
 
 at::Tensor avg_pool2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -94,7 +94,7 @@ at::Tensor avg_pool2d_backward(const at::Tensor& grad_output, const at::Tensor& 
 
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("max_pool2d", TORCH_FN(max_pool2d_composite));
-  m.impl("max_pool2d_backward", TORCH_FN(max_pool2d_backward));
+  m.impl("max_pool2d_backward", TORCH_FN(max_pool2d_backward_composite));
   m.impl("avg_pool2d", TORCH_FN(avg_pool2d_composite));
   m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward));
 }

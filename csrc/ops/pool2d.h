@@ -23,6 +23,9 @@ c10::SymInt pool_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
 
 at::Tensor max_pool2d_composite(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                 at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
+at::Tensor max_pool2d_backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                         at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
 at::Tensor avg_pool2d_composite(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                 at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                                 std::optional<int64_t> divisor_override);

@@ -1,4 +1,4 @@
-// Offsets for buffers that live over known ranges of steps.
+// Offsets for buffers that live over known ranges of phases.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -7,10 +7,10 @@ namespace cnnfast::plan {
 
 struct Lifetime {
   int64_t floats;
-  int64_t first, last;  // steps, both included
+  int64_t first, last;  // phases, both included
 };
 
-// Places every buffer so that no two that live at the same step overlap; returns offsets (multiples of 16
+// Places every buffer so that no two that live in the same phase overlap; returns offsets (multiples of 16
 // floats) and the arena's size. Largest first, each into the lowest gap that takes it.
 std::vector<int64_t> place_buffers(const std::vector<Lifetime>& buffers, int64_t& total);
 

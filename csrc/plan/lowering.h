@@ -14,8 +14,8 @@ class Lowering {
     int64_t channels = 0;
     cpu::ImageSize size{};
     cpu::Border border{};
-    bool external = false;  // an output tensor: no border
-    int64_t first = -1, last = -1;
+    bool external = false;          // an output tensor: no border
+    int64_t first = -1, last = -1;  // phases
   };
 
   bool is_flattened(int64_t node) const;
@@ -47,6 +47,8 @@ class Lowering {
   void emit_concat(int64_t node);
   void emit_outputs();
   void add(std::unique_ptr<Step> step);
+  void order_steps();
+  void touch(int buffer, int64_t phase);
   void finish();
 
   const Graph& graph_;

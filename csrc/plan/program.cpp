@@ -7,12 +7,15 @@
 
 #include "cpu/parallel.h"
 #include "plan/lowering.h"
+#include "plan/pace.h"
 
 namespace cnnfast::plan {
 namespace {
 
-// Below this much work waking a second thread costs more than it saves.
-constexpr double kSerialFlops = 1e6;
+// Below this much work a second thread saves nothing.
+constexpr double kSerialFlops = 2e5;
+// Below this much, waking one costs more than it saves: only threads that are awake are asked for.
+constexpr double kBriefFlops = 1e7;
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -77,28 +80,54 @@ std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std:
   auto arena = take_arena();
   for (size_t b = 0; b < buffer_offset_.size(); ++b)
     if (buffer_offset_[b] >= 0) memory.buffers[b] = arena->data() + buffer_offset_[b];
-  cpu::parallel_team(flops_ < kSerialFlops ? 1 : cpu::team_size(),
-                     [&](int thread, int team, cpu::Barrier& barrier) {
-                       double last = seconds ? now_seconds() : 0;
-                       for (const auto& step : steps_) {
-                         step->run(memory, thread, team);
-                         barrier.wait();
-                         if (!seconds || thread != 0) continue;
-                         const double now = now_seconds();
-                         (*seconds)[step->node()] += now - last;
-                         last = now;
-                       }
-                     });
+  const bool brief = flops_ < kBriefFlops;
+  const bool serial = flops_ < kSerialFlops || (brief && !Pace::here().is_steady());
+  cpu::parallel_team(serial ? 1 : cpu::team_size(), [&](int thread, int team, cpu::Barrier& barrier) {
+    if (seconds)
+      run_timed(memory, thread, team, barrier, *seconds);
+    else
+      run_steps(memory, thread, team, barrier);
+  });
+  if (brief) Pace::here().call_ended();
   std::lock_guard lock(mutex_);
   free_arenas_.push_back(std::move(arena));
   return outputs;
 }
 
+// Shares are cut the same way everywhere, and the first ones may be larger: threads change places from step
+// to step of a phase.
+void Program::run_steps(const Memory& memory, int thread, int team, cpu::Barrier& barrier) const {
+  int rank = thread;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    if (waits(i)) {
+      barrier.wait();
+      rank = thread;
+    }
+    steps_[i]->run(memory, rank, team);
+    rank = rank + 1 < team ? rank + 1 : 0;
+  }
+}
+
+// With a barrier behind every step, so that its time is its own.
+void Program::run_timed(const Memory& memory, int thread, int team, cpu::Barrier& barrier,
+                        std::vector<double>& seconds) const {
+  double last = now_seconds();
+  for (const auto& step : steps_) {
+    step->run(memory, thread, team);
+    barrier.wait();
+    if (thread != 0) continue;
+    const double now = now_seconds();
+    seconds[step->node()] += now - last;
+    last = now;
+  }
+}
+
 std::string Program::text() const {
   std::ostringstream out;
-  for (const auto& step : steps_) {
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const auto& step = steps_[i];
     const Place& to = step->writes();
-    out << "node " << step->node() << ": " << step->text();
+    out << "phase " << phase_[i] << ", node " << step->node() << ": " << step->text();
     if (to.buffer_channels != to.size.channels)
       out << ", channels " << to.channel << " to " << to.channel + to.size.channels << " of "
           << to.buffer_channels;

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "plan/shapes.h"
 #include "plan/steps.h"
 
@@ -40,8 +41,15 @@ class Program {
 
   friend class Lowering;
   std::unique_ptr<cpu::AlignedFloats> take_arena();
+  void run_steps(const Memory& memory, int thread, int team, cpu::Barrier& barrier) const;
+  void run_timed(const Memory& memory, int thread, int team, cpu::Barrier& barrier,
+                 std::vector<double>& seconds) const;
+
+  // Every step whose phase is not that of the step before it waits for all threads.
+  bool waits(size_t step) const { return step > 0 && phase_[step] != phase_[step - 1]; }
 
   std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<int64_t> phase_;          // of every step, rising
   std::vector<int64_t> buffer_offset_;  // in the arena; -1: an output tensor
   std::vector<Output> outputs_;
   std::vector<Value> inputs_;  // as images, reshaped if the network reshapes them

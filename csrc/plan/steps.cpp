@@ -128,6 +128,9 @@ class Pool : public Step {
   cpu::PoolCall call_;
 };
 
+// Inputs of more values do not stay in the second-level cache.
+constexpr int64_t kFarFloats = 1 << 17;
+
 // Each thread takes strips of rows: the convolution's rows stay in its cache until they are pooled.
 class ConvPool : public Step {
  public:
@@ -147,6 +150,7 @@ class ConvPool : public Step {
       cpu::ConvGeometry part = g;
       part.images = 1;
       part.out_height = strip.rows();
+      part.far_input = reads_[0].image() * g.images > kFarFloats;
       jobs_.emplace(strip.rows(), cpu::ConvJob(part, reads_[0].strides(),
                                                {nullptr, strip.rows() * row, row, g.out_channels}, View{}));
       scratch_ = std::max(scratch_, strip.rows() * row);

@@ -1,5 +1,5 @@
 // The steps of a planned network. Every thread of the team runs its share of each step; a barrier stands
-// between steps.
+// between phases.
 #pragma once
 #include <memory>
 #include <string>

@@ -16,12 +16,18 @@ int64_t rows_computed(const cpu::ConvGeometry& g, int64_t rows) {
   return g.algorithm.direct() ? rows : round_up(rows, g.algorithm.tile);
 }
 
+// Pooled rows that need one row of whole tiles: with fewer, most of a tile would be computed for nothing.
+int64_t rows_of_a_tile(const cpu::ConvGeometry& g, const Window& w) {
+  return g.algorithm.direct() ? 1 : std::max<int64_t>(1, (g.algorithm.tile - w.extent) / w.stride + 1);
+}
+
 // Pooled rows per strip: as many as fit, or somewhat fewer where tiles then fill better.
 int64_t rows_per_strip(const cpu::ConvGeometry& g, const Window& w, int64_t pool_height) {
   const int64_t row_bytes = g.out_width * g.out_channels * static_cast<int64_t>(sizeof(float));
   const int64_t most = std::max<int64_t>(1, (kStripBytes / row_bytes - w.extent) / w.stride + 1);
   const int64_t wanted = std::max<int64_t>(1, kUnits / std::max<int64_t>(1, g.images));
-  const int64_t limit = std::min(most, std::max<int64_t>(1, (pool_height + wanted - 1) / wanted));
+  const int64_t fitting = std::min(most, std::max<int64_t>(1, (pool_height + wanted - 1) / wanted));
+  const int64_t limit = std::min(pool_height, std::max(fitting, rows_of_a_tile(g, w)));
   int64_t best = limit;
   double best_cost = 1e30;
   for (int64_t rows = limit; rows >= std::max<int64_t>(1, limit / 2); --rows) {

@@ -1,5 +1,7 @@
 """Winograd convolutions of frozen networks: values, when they are chosen, tiles over edges, NaN."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -93,6 +95,16 @@ def test_winograd_does_not_depend_on_threads_or_the_run(geometry):
             assert torch.equal(frozen(x), first)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_winograd_strips_hold_whole_tiles():
+    """With fewer rows than a tile has, most of every tile would be computed for nothing."""
+    model, x = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.MaxPool2d(2)), torch.randn(1, 64, 112, 112)
+    frozen = cnnfast.freeze(model.eval(), x)
+    found = re.search(r"winograd tiles of (\d+),.* with max pool .*, (\d+) strips", _described(frozen, x))
+    tile, strips = map(int, found.groups())
+    assert 2 * -(-56 // strips) >= tile
+    assert _error(frozen(x), truth(model, x)) < 3e-5
 
 
 def test_winograd_images_do_not_depend_on_their_neighbours():

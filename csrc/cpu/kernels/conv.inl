@@ -11,6 +11,8 @@ namespace {
 template <int R>
 struct Tile {
   const float* input[R];
+  const float* next;  // first pixel of the block after it
+  int64_t pixel;      // distance of two input pixels
   float* output[R];
   const float* residual[R];
 };
@@ -21,8 +23,10 @@ struct Pass {
   int64_t taps;
   int64_t start, length;  // inside each stretch
   const float* weight;
-  bool first, last;  // first: accumulators start at zero; last: the epilogue runs
-  Stream stream{};   // of the weights
+  bool first, last;             // first: accumulators start at zero; last: the epilogue runs
+  Stream stream{};              // of the weights
+  bool fetches_input = false;   // of the next register block
+  bool fetches_output = false;  // of this one
 };
 
 struct Epilogue {
@@ -72,8 +76,40 @@ inline void finish(Vec (&acc)[R][NV], const Tile<R>& tile, const Epilogue& e) {
   }
 }
 
+// More pixels than there are registers for their addresses: several steps share one load of each.
+template <int R>
+constexpr bool kManyPixels = R > 10;
+
+// Steps [k, k + kSteps) of the dot products.
+template <int NV, int R, int kSteps>
+inline void multiply(const float* const (&x)[R], int64_t k, const float* w, const Stream& stream,
+                     Vec (&acc)[R][NV]) {
+  Vec b[kSteps][NV];
+#pragma GCC unroll 4
+  for (int s = 0; s < kSteps; ++s) {
+    stream.fetch(w + s * NV * Vec::kWidth);
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) b[s][j] = Vec::load(w + (s * NV + j) * Vec::kWidth);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSteps; ++s) {
+      const Vec a = Vec::set1(x[r][k + s]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = Vec::fma(a, b[s][j], acc[r][j]);
+    }
+  }
+}
+
 template <int NV, int R>
 void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
+  if (pass.fetches_output) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(tile.output[r] + j * Vec::kWidth, 1, 3);
+  }
   Vec acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -81,22 +117,22 @@ void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
     for (int j = 0; j < NV; ++j)
       acc[r][j] = pass.first ? Vec::zero() : load_lane_group<NV>(tile.output[r], j, e.last_lanes);
   const float* w = pass.weight;
+  const int64_t span = pass.fetches_input ? kLineFloats : pass.length;
   for (int64_t t = 0; t < pass.taps; ++t) {
     const int64_t offset = pass.tap[t] + pass.start;
     const float* x[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = tile.input[r] + offset;
-    for (int64_t k = 0; k < pass.length; ++k, w += NV * Vec::kWidth) {
-      pass.stream.fetch(w);
-      Vec b[NV];
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) b[j] = Vec::load(w + j * Vec::kWidth);
+    for (int64_t line = 0; line < pass.length; line += span) {
+      if (pass.fetches_input) {
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const Vec a = Vec::set1(x[r][k]);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) acc[r][j] = Vec::fma(a, b[j], acc[r][j]);
+        for (int r = 0; r < R; ++r) __builtin_prefetch(tile.next + r * tile.pixel + offset + line, 0, 3);
       }
+      const int64_t end = pass.length - line < span ? pass.length : line + span;
+      int64_t k = line;
+      if constexpr (kManyPixels<R>)
+        for (; k + 4 <= end; k += 4, w += 4 * NV * Vec::kWidth) multiply<NV, R, 4>(x, k, w, pass.stream, acc);
+      for (; k < end; ++k, w += NV * Vec::kWidth) multiply<NV, R, 1>(x, k, w, pass.stream, acc);
     }
   }
   if (pass.last) finish<NV, R>(acc, tile, e);
@@ -126,6 +162,8 @@ class PixelWalk {
       tile.residual[r] = residual_;
       step();
     }
+    tile.next = input_;
+    tile.pixel = c_.stride_w * c_.input.pixel;
   }
 
  private:
@@ -256,6 +294,9 @@ void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t pan
   if (has_pixels_in_lanes(c)) return conv_pixels(c, pixel_begin, pixel_end);
   const int64_t lanes = c.panel_vectors * Vec::kWidth, depth = c.taps * c.length;
   const bool streams = (panel_end - panel_begin) * lanes * depth > kResidentFloats;
+  const int64_t pixels_here = pixel_end - pixel_begin;
+  const bool fetches_input = c.taps == 1 && (c.far_input || pixels_here * c.length > kNearFloats);
+  const bool fetches_output = pixels_here * c.channels > kNearFloats;
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += c.block_pixels) {
     const int64_t pixels = pixel_end - pixel < c.block_pixels ? pixel_end - pixel : c.block_pixels;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
@@ -268,7 +309,9 @@ void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t pan
       e.last_lanes = left - (vectors - 1) * Vec::kWidth;
       e.has_residual = c.residual.data != nullptr;
       e.activation = c.activation;
-      for_each_pass(c, c.weight + channel * depth, vectors * Vec::kWidth, [&](const Pass& pass) {
+      for_each_pass(c, c.weight + channel * depth, vectors * Vec::kWidth, [&](Pass pass) {
+        pass.fetches_input = fetches_input && panel == panel_begin;
+        pass.fetches_output = fetches_output && pass.first;
         run_block_of(vectors, PixelWalk(c, channel, pixel), pixels, pass, e, streams);
       });
     }

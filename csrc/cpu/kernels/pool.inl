@@ -1,4 +1,6 @@
 // Pooling, NHWC: vectors run over channels; windows are cut at the image's edge, so no border is read.
+#pragma once
+
 namespace {
 
 // Part of a window along one side that lies inside the image.

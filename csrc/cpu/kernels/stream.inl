@@ -8,6 +8,8 @@ namespace {
 // Weights of one thread that stay in its second-level cache beside the pixels they meet.
 constexpr int64_t kResidentFloats = 1 << 16;
 constexpr int64_t kLineFloats = 16;
+// Pixels of more values than this come from far memory: the next ones are fetched while these are worked on.
+constexpr int64_t kNearFloats = 1 << 17;
 
 // What one register block fetches at every step of its dot products.
 struct Stream {

@@ -16,6 +16,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/lrn.inl"
 #include "cpu/kernels/norm_backward.inl"
 #include "cpu/kernels/pool.inl"
+#include "cpu/kernels/pool_backward.inl"
 #include "cpu/kernels/weight_gradient.inl"
 #include "cpu/kernels/winograd.inl"
 
@@ -35,6 +36,7 @@ using namespace cnnfast::cpu;
    depthwise,                      \
    pool<MaxReduce>,                \
    pool<MeanReduce>,               \
+   max_pool_backward,              \
    affine,                         \
    column_sum,                     \
    add,                            \

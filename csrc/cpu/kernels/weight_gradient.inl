@@ -183,12 +183,14 @@ struct GradientScratch {
 };
 
 void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s, const TilePlace& at,
-                             float* to) {
+                             const TilePlace* next, float* to) {
   const int64_t rows = c.height - at.y < 4 ? c.height - at.y : 4;
   const int64_t columns = c.width - at.x < 4 ? c.width - at.x : 4;
-  const float* from = c.grad.data + at.image * c.grad.image + at.y * c.grad.row + at.x * c.grad.pixel;
+  const float* from = at_place(c.grad, at);
+  const float* ahead = next ? at_place(c.grad, *next) : nullptr;
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
     const int64_t left = c.channels - channel, lanes = left < Vec::kWidth ? left : Vec::kWidth;
+    if (ahead) fetch_pixels<0>(ahead + channel, c.grad, 4, 0, 4);
     Vec t[6 * 4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; ++x) {
@@ -288,12 +290,16 @@ void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_e
   tiles_of.tile_columns = (c.width + 3) / 4;
   const WinogradScratch places(tiles_of, 36);
   const int64_t tiles = c.images * tiles_of.tile_rows * tiles_of.tile_columns;
+  const bool far_input = tiles * 16 * tiles_of.in_channels > kNearFloats,
+             far_grad = tiles * 16 * c.channels > kNearFloats;
+  TilePlace at(tiles_of, 0);
   for (int64_t begin = 0; begin < tiles; begin += c.strip_tiles) {
     const int64_t count = tiles - begin < c.strip_tiles ? tiles - begin : c.strip_tiles;
     for (int64_t t = 0; t < count; ++t) {
-      const TilePlace at(tiles_of, begin + t);
-      winograd_input<6, false>(tiles_of, places, t, at, input);
-      transform_gradient_tile(c, s, at, grad + t * s.grad_row);
+      const TilePlace next = at.next(tiles_of);
+      winograd_input<6, 4, false>(tiles_of, places, t, at, far_input ? &next : nullptr, input);
+      transform_gradient_tile(c, s, at, far_grad ? &next : nullptr, grad + t * s.grad_row);
+      at = next;
     }
     add_tile_products(c, s, input, grad, count, in_begin, in_end, begin == 0);
   }

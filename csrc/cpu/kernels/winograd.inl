@@ -137,6 +137,16 @@ struct TilePlace {
     y = row % c.tile_rows * c.tile;
     image = row / c.tile_rows;
   }
+
+  TilePlace next(const WinogradCall& c) const {
+    TilePlace place = *this;
+    if ((place.x += c.tile) < c.tile_columns * c.tile) return place;
+    place.x = 0;
+    if ((place.y += c.tile) < c.tile_rows * c.tile) return place;
+    place.y = 0;
+    ++place.image;
+    return place;
+  }
 };
 
 // Part of a tile's rows or columns that lies inside the image.
@@ -146,10 +156,25 @@ struct Inside {
   bool holds(int64_t i) const { return i >= begin && i < end; }
 };
 
-template <int N, bool kPrologue>
+inline float* at_place(const View& v, const TilePlace& at) {
+  return v.data + at.image * v.image + at.y * v.row + at.x * v.pixel;
+}
+
+// Asks for a line of each of these pixels, to read (0) or to write (1).
+template <int kWrites>
+inline void fetch_pixels(const float* p, const View& v, int rows, int column_begin, int column_end) {
+  for (int y = 0; y < rows; ++y)
+    for (int x = column_begin; x < column_end; ++x)
+      __builtin_prefetch(p + y * v.row + x * v.pixel, kWrites, 3);
+}
+
+// `next`: the tile, (its first columns lie in this one, mostly) whose input is fetched meanwhile, where it is
+// far away (else null).
+template <int N, int M, bool kPrologue>
 void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
-                    float* to) {
-  const float* from = c.input.data + at.image * c.input.image + at.y * c.input.row + at.x * c.input.pixel;
+                    const TilePlace* next, float* to) {
+  const float* from = at_place(c.input, at);
+  const float* ahead = next ? at_place(c.input, *next) : nullptr;
   const Inside rows(at.y - c.prologue.top, c.prologue.height),
       columns(at.x - c.prologue.left, c.prologue.width);
   for (int64_t channel = 0; channel < c.in_channels; channel += Vec::kWidth) {
@@ -157,6 +182,7 @@ void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t til
     auto load = [&](const float* p) {
       return lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
     };
+    if (ahead) fetch_pixels<0>(ahead + channel, c.input, N, N - M, N);
     const Vec scale = kPrologue ? load(c.prologue.scale + channel) : Vec::zero();
     const Vec shift = kPrologue ? load(c.prologue.shift + channel) : Vec::zero();
     Vec t[N * N];
@@ -187,16 +213,17 @@ void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t til
 
 template <int N, int M>
 void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
-                     const float* product, int64_t panel_channel) {
+                     const TilePlace* next, const float* product, int64_t panel_channel) {
   const int64_t rows = c.height - at.y < M ? c.height - at.y : M;
   const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
   const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
-  auto place = [&](const View& v) {
-    return v.data + at.image * v.image + at.y * v.row + at.x * v.pixel + panel_channel;
-  };
+  float* const to = at_place(c.output, at) + panel_channel;
+  const float* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
+  const float* const ahead = next ? at_place(c.output, *next) + panel_channel : nullptr;
   for (int64_t channel = 0; channel < end; channel += Vec::kWidth) {
     const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
     const float* from = product + tile * s.product_row + channel;
+    if (ahead) fetch_pixels<1>(ahead + channel, c.output, M, 0, M);
     Vec t[M * N];
 #pragma GCC unroll 8
     for (int x = 0; x < N; ++x) {
@@ -212,8 +239,8 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
       if (y >= rows) break;
       Vec v[M];
       transform_output<N, M>(t + y * N, 1, v, 1);
-      float* out = place(c.output) + y * c.output.row + channel;
-      const float* residual = c.residual.data ? place(c.residual) + y * c.residual.row + channel : nullptr;
+      float* out = to + y * c.output.row + channel;
+      const float* residual = added ? added + y * c.residual.row + channel : nullptr;
 #pragma GCC unroll 8
       for (int x = 0; x < M; ++x) {
         if (x >= columns) break;
@@ -298,14 +325,20 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
   float* product = c.scratch + N * N * s.input_point;
   const int64_t lanes = c.panel_vectors * Vec::kWidth;
   const bool streams = (panel_end - panel_begin) * lanes * c.in_channels * N * N > kResidentFloats;
+  const int64_t pixels = (tile_end - tile_begin) * M * M;
+  const bool far_input = c.far_input || pixels * c.in_channels > kNearFloats;
+  const bool far_output = pixels * c.channels > kNearFloats;
   for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
     const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
+    const TilePlace first(c, begin);
+    TilePlace at = first;
     for (int64_t t = 0; t < tiles; ++t) {
-      const TilePlace at(c, begin + t);
+      const TilePlace next = at.next(c);
       if (c.prologue.scale)
-        winograd_input<N, true>(c, s, t, at, input);
+        winograd_input<N, M, true>(c, s, t, at, far_input ? &next : nullptr, input);
       else
-        winograd_input<N, false>(c, s, t, at, input);
+        winograd_input<N, M, false>(c, s, t, at, far_input ? &next : nullptr, input);
+      at = next;
     }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t channel = panel * lanes;
@@ -316,8 +349,12 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
         winograd_product_of(vectors, c, s, input + point * s.input_point,
                             weight + point * c.in_channels * vectors * Vec::kWidth,
                             product + point * s.product_point, tiles, streams);
-      for (int64_t t = 0; t < tiles; ++t)
-        winograd_output<N, M>(c, s, t, TilePlace(c, begin + t), product, channel);
+      at = first;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const TilePlace next = at.next(c);
+        winograd_output<N, M>(c, s, t, at, far_output ? &next : nullptr, product, channel);
+        at = next;
+      }
     }
   }
 }

@@ -41,6 +41,16 @@ struct Vec {
   static Vec where_positive(Vec y, Vec g) {
     return {_mm256_and_ps(_mm256_cmp_ps(y.v, _mm256_setzero_ps(), _CMP_NLE_UQ), g.v)};
   }
+  // a where x beats `best`, being larger or NaN, else b.
+  static Vec where_beats(Vec x, Vec best, Vec a, Vec b) {
+    const __m256 larger =
+        _mm256_or_ps(_mm256_cmp_ps(x.v, best.v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+    return {_mm256_blendv_ps(b.v, a.v, larger)};
+  }
+  // g where a equals b, else 0.
+  static Vec where_equal(Vec a, Vec b, Vec g) {
+    return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), g.v)};
+  }
   // Rows become columns.
   static void transpose(Vec* v) {
     __m256 t[8], u[8];

@@ -45,6 +45,16 @@ struct Vec {
   static Vec where_positive(Vec y, Vec g) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, _mm512_setzero_ps(), _CMP_NLE_UQ), g.v)};
   }
+  // a where x beats `best`, being larger or NaN, else b.
+  static Vec where_beats(Vec x, Vec best, Vec a, Vec b) {
+    const auto larger =
+        _mm512_cmp_ps_mask(x.v, best.v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+    return {_mm512_mask_mov_ps(b.v, static_cast<__mmask16>(larger), a.v)};
+  }
+  // g where a equals b, else 0.
+  static Vec where_equal(Vec a, Vec b, Vec g) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), g.v)};
+  }
   // Rows become columns.
   static void transpose(Vec* v) {
     __m512 t[16], u[16];

@@ -63,6 +63,12 @@ struct Vec {
   }
   // g where y is positive or NaN, else 0: ReLU's gradient from its output.
   static Vec where_positive(Vec y, Vec g) { return {y.v <= zero().v ? zero().v : g.v}; }
+  // a where x beats `best`, being larger or NaN, else b.
+  static Vec where_beats(Vec x, Vec best, Vec a, Vec b) {
+    return {(x.v > best.v) | (x.v != x.v) ? a.v : b.v};
+  }
+  // g where a equals b, else 0.
+  static Vec where_equal(Vec a, Vec b, Vec g) { return {a.v == b.v ? g.v : zero().v}; }
   // Rows become columns.
   static void transpose(Vec* v) {
     float rows[4][4];

@@ -1,0 +1,80 @@
+// The gradient of max pooling, NHWC: the winner of every window is looked for again, vectors running over
+// channels. Input rows are cleared and filled while they are in cache.
+#pragma once
+#include "cpu/kernels/pool.inl"
+
+namespace {
+
+// One output pixel: its gradient goes to the first largest value of its window (a NaN beats all before it),
+// if that lies in the window's rows [write_begin, write_end).
+inline void max_pool_pixel_backward(const MaxPoolBackwardCall& c, const float* window, float* to,
+                                    const float* grad, int64_t rows, int64_t columns, int64_t write_begin,
+                                    int64_t write_end) {
+  const PoolCall& p = c.pool;
+  for (int64_t channel = 0; channel < p.channels; channel += Vec::kWidth) {
+    const int64_t left = p.channels - channel, lanes = left < Vec::kWidth ? left : Vec::kWidth;
+    Vec best = MaxReduce::start(), winner = Vec::zero();
+    float number = 0;
+    for (int64_t y = 0; y < rows; ++y)
+      for (int64_t x = 0; x < columns; ++x, ++number) {
+        const Vec v = Vec::load_first(
+            window + y * p.dilation_h * p.input.row + x * p.dilation_w * p.input.pixel + channel, lanes);
+        winner = Vec::where_beats(v, best, Vec::set1(number), winner);
+        best = Vec::where_beats(v, best, v, best);
+      }
+    const Vec g = Vec::load_first(grad + channel, lanes);
+    number = static_cast<float>(write_begin * columns);
+    for (int64_t y = write_begin; y < write_end; ++y)
+      for (int64_t x = 0; x < columns; ++x, ++number) {
+        float* at =
+            to + y * p.dilation_h * c.grad_input.row + x * p.dilation_w * c.grad_input.pixel + channel;
+        (Vec::load_first(at, lanes) + Vec::where_equal(winner, Vec::set1(number), g)).store_first(at, lanes);
+      }
+  }
+}
+
+// Input rows [begin, end) of one image, from all windows that reach into them.
+void max_pool_image_backward(const MaxPoolBackwardCall& c, int64_t image, int64_t begin, int64_t end) {
+  const PoolCall& p = c.pool;
+  const float* input = p.input.data + image * p.input.image;
+  float* grad_input = c.grad_input.data + image * c.grad_input.image;
+  int64_t cleared = begin;
+  const auto clear_to = [&](int64_t row) {
+    for (; cleared < row; ++cleared)
+      __builtin_memset(grad_input + cleared * c.grad_input.row, 0,
+                       static_cast<__SIZE_TYPE__>(p.in_width * p.channels) * sizeof(float));
+  };
+  const int64_t reach = begin + p.pad_h - (p.kernel_h - 1) * p.dilation_h;
+  for (int64_t y = reach > 0 ? (reach + p.stride_h - 1) / p.stride_h : 0; y < p.height; ++y) {
+    const Span rows =
+        span_of(y * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.in_height, p.padded_height - p.pad_h);
+    if (rows.begin >= end) break;
+    const int64_t below = begin - rows.begin;
+    const int64_t write_begin = below > 0 ? (below + p.dilation_h - 1) / p.dilation_h : 0;
+    const int64_t inside = (end - rows.begin + p.dilation_h - 1) / p.dilation_h;
+    const int64_t write_end = inside < rows.count ? inside : rows.count;
+    if (write_begin >= write_end) continue;
+    clear_to(rows.begin + (write_end - 1) * p.dilation_h + 1);
+    const float* grad = c.grad.data + image * c.grad.image + y * c.grad.row;
+    for (int64_t x = 0; x < p.width; ++x, grad += c.grad.pixel) {
+      const Span columns =
+          span_of(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.in_width, p.padded_width - p.pad_w);
+      max_pool_pixel_backward(c, input + rows.begin * p.input.row + columns.begin * p.input.pixel,
+                              grad_input + rows.begin * c.grad_input.row + columns.begin * c.grad_input.pixel,
+                              grad, rows.count, columns.count, write_begin, write_end);
+    }
+  }
+  clear_to(end);
+}
+
+void max_pool_backward(const MaxPoolBackwardCall& c, int64_t row_begin, int64_t row_end) {
+  const int64_t height = c.pool.in_height;
+  for (int64_t row = row_begin; row < row_end;) {
+    const int64_t begin = row % height, left = row_end - row;
+    const int64_t end = height - begin < left ? height : begin + left;
+    max_pool_image_backward(c, row / height, begin, end);
+    row += end - begin;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,82 @@
+"""Which steps of a plan wait for each other, and how many threads small networks take."""
+
+import re
+import time
+
+import pytest
+import torch
+
+import cnnfast
+from cnnfast.nn import Inception
+
+from .support import assert_near, needs_extension, truth
+
+pytestmark = needs_extension
+
+
+def phases_of(frozen, x):
+    """The phase of every node's step, in the order in which they run."""
+    text = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+    found = re.findall(r"^phase (\d+), node (\d+): (.*)$", text, re.M)
+    assert found and len(found) == text.count("node ")
+    return [(int(phase), what) for phase, _, what in found]
+
+
+def test_branches_share_phases():
+    x = torch.randn(2, 16, 12, 12)
+    block = Inception(16, 8, (4, 8), (4, 8), 8).eval()
+    steps = phases_of(cnnfast.freeze(block, x), x)
+    phases = [phase for phase, _ in steps]
+    assert phases == sorted(phases)
+    # Behind the input: four branches begin; their second layers follow.
+    convolutions = [phase for phase, what in steps if "conv" in what]
+    assert len(convolutions) == 6 and len(set(convolutions)) == 2
+    assert max(phases) <= 3
+
+
+def test_a_chain_has_one_step_a_phase():
+    x = torch.randn(2, 4, 9, 9)
+    chain = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))).eval()
+    phases = [phase for phase, _ in phases_of(cnnfast.freeze(chain, x), x)]
+    assert phases == list(range(len(phases)))
+
+
+class Rejoined(torch.nn.Module):
+    """A value that is read again after other layers have run: its memory must not be taken meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(6))
+
+    def forward(self, x):
+        a, b, c, d, e, f = self.layers
+        first = a(x)
+        left, right = c(b(first).relu()), e(d(first).relu())
+        return torch.cat((f(left + right), first, right), 1)
+
+
+@pytest.mark.parametrize("size", [(1, 8, 7, 9), (5, 8, 12, 12)], ids=str)
+def test_values_that_are_read_in_later_phases(size):
+    net, x = Rejoined().eval(), torch.randn(size)
+    frozen = cnnfast.freeze(net, x)
+    exact = truth(net, x)
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for _ in range(3):
+                assert_near(frozen(x), exact)
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_small_network_gives_the_same_bits_at_every_pace():
+    net = cnnfast.models.get_model("lenet").eval()
+    x = torch.randn(1, 1, 28, 28)
+    frozen = cnnfast.freeze(net, x)
+    with torch.inference_mode():
+        alone = frozen(x)  # on one thread: no call was near
+        close = [frozen(x) for _ in range(100)]
+        time.sleep(0.01)
+        again = frozen(x)
+    assert all(torch.equal(y, alone) for y in close) and torch.equal(again, alone)
