@@ -1,10 +1,7 @@
 #include "plan/lowering.h"
 
 #include <algorithm>
-#include <numeric>
 
-#include "plan/arena.h"
-#include "plan/phases.h"
 #include "plan/tuning.h"
 
 namespace cnnfast::plan {
@@ -362,43 +359,6 @@ void Lowering::emit_outputs() {
 void Lowering::add(std::unique_ptr<Step> step) {
   program_.flops_ += step->flops();
   program_.steps_.push_back(std::move(step));
-}
-
-// Steps in the order of their phases, those of one phase as the network has them.
-void Lowering::order_steps() {
-  auto& steps = program_.steps_;
-  const std::vector<int64_t> phase = phases_of(steps);
-  std::vector<size_t> order(steps.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return phase[a] < phase[b]; });
-  std::vector<std::unique_ptr<Step>> sorted;
-  for (const size_t i : order) {
-    for (const Place& p : steps[i]->reads()) touch(p.buffer, phase[i]);
-    touch(steps[i]->writes().buffer, phase[i]);
-    program_.phase_.push_back(phase[i]);
-    sorted.push_back(std::move(steps[i]));
-  }
-  steps = std::move(sorted);
-}
-
-void Lowering::touch(int buffer, int64_t phase) {
-  Buffer& b = buffers_[buffer];
-  if (b.first < 0) b.first = phase;
-  b.last = phase;
-}
-
-void Lowering::finish() {
-  order_steps();
-  std::vector<Lifetime> lifetimes;
-  for (const Buffer& b : buffers_) {
-    const int64_t floats = b.size.images * (b.size.height + b.border.top + b.border.bottom) *
-                           (b.size.width + b.border.left + b.border.right) * b.channels;
-    const bool used = !b.external && b.first >= 0;
-    lifetimes.push_back({used ? floats : 0, used ? b.first : 0, used ? b.last : -1});
-  }
-  program_.buffer_offset_ = place_buffers(lifetimes, program_.arena_floats_);
-  for (size_t b = 0; b < buffers_.size(); ++b)
-    if (buffers_[b].external) program_.buffer_offset_[b] = -1;
 }
 
 }  // namespace cnnfast::plan

@@ -47,8 +47,10 @@ class Lowering {
   void emit_concat(int64_t node);
   void emit_outputs();
   void add(std::unique_ptr<Step> step);
-  void order_steps();
+  // In schedule.cpp.
+  void order_steps(const std::vector<int64_t>& phase);
   void touch(int buffer, int64_t phase);
+  void place_values();
   void finish();
 
   const Graph& graph_;

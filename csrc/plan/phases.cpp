@@ -22,11 +22,23 @@ bool depends(const Step& later, const Step& earlier) {
 
 }  // namespace
 
-std::vector<int64_t> phases_of(const std::vector<std::unique_ptr<Step>>& steps) {
+std::vector<int64_t> earliest_phases(const Steps& steps) {
   std::vector<int64_t> phase(steps.size(), 0);
   for (size_t i = 0; i < steps.size(); ++i)
     for (size_t j = 0; j < i; ++j)
       if (phase[i] <= phase[j] && depends(*steps[i], *steps[j])) phase[i] = phase[j] + 1;
+  return phase;
+}
+
+std::vector<int64_t> phases_in_order(const Steps& steps) {
+  std::vector<int64_t> phase(steps.size(), 0);
+  size_t first = 0;  // of the phase
+  for (size_t i = 1; i < steps.size(); ++i) {
+    const bool waits = std::any_of(steps.begin() + first, steps.begin() + i,
+                                   [&](const auto& earlier) { return depends(*steps[i], *earlier); });
+    if (waits) first = i;
+    phase[i] = phase[i - 1] + waits;
+  }
   return phase;
 }
 

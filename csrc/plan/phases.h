@@ -9,7 +9,11 @@
 
 namespace cnnfast::plan {
 
+using Steps = std::vector<std::unique_ptr<Step>>;
+
 // The earliest phase of every step: all steps that it depends on are in earlier phases.
-std::vector<int64_t> phases_of(const std::vector<std::unique_ptr<Step>>& steps);
+std::vector<int64_t> earliest_phases(const Steps& steps);
+// Phases of steps that stay in their order: one begins where a step depends on one of the phase before it.
+std::vector<int64_t> phases_in_order(const Steps& steps);
 
 }  // namespace cnnfast::plan

@@ -34,6 +34,17 @@ def test_branches_share_phases():
     assert max(phases) <= 3
 
 
+def test_large_values_keep_the_order_of_the_network():
+    """A step finds what the one before it wrote in cache; only neighbours share a phase."""
+    x = torch.randn(8, 16, 48, 48)
+    block = Inception(16, 8, (4, 8), (4, 8), 8).eval()
+    frozen = cnnfast.freeze(block, x)
+    text = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+    nodes = [int(node) for node in re.findall(r"^phase \d+, node (\d+)", text, re.M)]
+    assert nodes == sorted(nodes)
+    assert_near(frozen(x), truth(block, x))
+
+
 def test_a_chain_has_one_step_a_phase():
     x = torch.randn(2, 4, 9, 9)
     chain = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))).eval()

@@ -82,8 +82,8 @@ constexpr bool kManyPixels = R > 10;
 
 // Steps [k, k + kSteps) of the dot products.
 template <int NV, int R, int kSteps>
-inline void multiply(const float* const (&x)[R], int64_t k, const float* w, const Stream& stream,
-                     Vec (&acc)[R][NV]) {
+[[gnu::always_inline]] inline void multiply(const float* const (&x)[R], int64_t k, const float* w,
+                                            const Stream& stream, Vec (&acc)[R][NV]) {
   Vec b[kSteps][NV];
 #pragma GCC unroll 4
   for (int s = 0; s < kSteps; ++s) {
@@ -102,7 +102,7 @@ inline void multiply(const float* const (&x)[R], int64_t k, const float* w, cons
   }
 }
 
-template <int NV, int R>
+template <int NV, int R, bool kFetchesInput>
 void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
   if (pass.fetches_output) {
 #pragma GCC unroll 16
@@ -117,19 +117,18 @@ void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
     for (int j = 0; j < NV; ++j)
       acc[r][j] = pass.first ? Vec::zero() : load_lane_group<NV>(tile.output[r], j, e.last_lanes);
   const float* w = pass.weight;
-  const int64_t span = pass.fetches_input ? kLineFloats : pass.length;
   for (int64_t t = 0; t < pass.taps; ++t) {
     const int64_t offset = pass.tap[t] + pass.start;
     const float* x[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) x[r] = tile.input[r] + offset;
-    for (int64_t line = 0; line < pass.length; line += span) {
-      if (pass.fetches_input) {
+    for (int64_t k = 0; k < pass.length;) {
+      int64_t end = pass.length;
+      if constexpr (kFetchesInput) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) __builtin_prefetch(tile.next + r * tile.pixel + offset + line, 0, 3);
+        for (int r = 0; r < R; ++r) __builtin_prefetch(tile.next + r * tile.pixel + offset + k, 0, 3);
+        if (end - k > kLineFloats) end = k + kLineFloats;
       }
-      const int64_t end = pass.length - line < span ? pass.length : line + span;
-      int64_t k = line;
       if constexpr (kManyPixels<R>)
         for (; k + 4 <= end; k += 4, w += 4 * NV * Vec::kWidth) multiply<NV, R, 4>(x, k, w, pass.stream, acc);
       for (; k < end; ++k, w += NV * Vec::kWidth) multiply<NV, R, 1>(x, k, w, pass.stream, acc);
@@ -200,7 +199,7 @@ template <int NV, int R>
 void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
   Tile<R> tile;
   walk.take(tile);
-  compute_tile<NV, R>(tile, pass, e);
+  pass.fetches_input ? compute_tile<NV, R, true>(tile, pass, e) : compute_tile<NV, R, false>(tile, pass, e);
 }
 
 template <int NV>
