@@ -206,7 +206,9 @@ void Lowering::place_rest() {
         op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
           return n.op == Op::kReshapeImage && n.inputs[0] == node;
         });
-    if (!reshaped) buffer_of_[node] = new_buffer(node, false);
+    if (reshaped) continue;
+    const int residual = buffer_of_residual(node);
+    buffer_of_[node] = residual >= 0 ? residual : new_buffer(node, false);
   }
 }
 

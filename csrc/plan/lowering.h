@@ -26,6 +26,10 @@ class Lowering {
   void place_concats();
   void place_rest();
   bool can_write_slice(int64_t node) const;
+  // In in_place.cpp.
+  int64_t last_step_of(int64_t reader) const;
+  int64_t last_reader(int64_t node) const;
+  int buffer_of_residual(int64_t node) const;
   void choose_algorithms();
   void find_prologues();
   void find_conv_pools();

@@ -1,4 +1,4 @@
-"""Which steps of a plan wait for each other, and how many threads small networks take."""
+"""Where the steps of a plan wait for each other, which memory they share, how many threads they take."""
 
 import re
 import time
@@ -91,3 +91,44 @@ def test_small_network_gives_the_same_bits_at_every_pace():
         time.sleep(0.01)
         again = frozen(x)
     assert all(torch.equal(y, alone) for y in close) and torch.equal(again, alone)
+
+
+class Residuals(torch.nn.Module):
+    """Blocks whose sums may be written over their residuals, but for the one that is read again."""
+
+    def __init__(self, read_again):
+        super().__init__()
+        self.read_again = read_again
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(6))
+
+    def forward(self, x):
+        a, b, c, d, e, f = self.layers
+        first = a(x).relu()
+        second = (c(b(first).relu()) + first).relu()
+        third = (e(d(second).relu()) + second).relu()
+        last = f(third)
+        return last + first if self.read_again else last
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+@pytest.mark.parametrize("size", [(2, 32, 26, 25), (1, 32, 12, 12)], ids=str)
+def test_sums_over_their_residuals(read_again, size):
+    net, x = Residuals(read_again).eval(), torch.randn(size)
+    frozen = cnnfast.freeze(net, x)
+    text = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+    assert text.count("winograd") == 6
+    for _ in range(2):
+        assert_near(frozen(x), truth(net, x))
+    buffer = size[0] * (size[2] + 2) * (size[3] + 2) * 32 * 4
+    buffers = int(re.search(r"arena (\d+) bytes", text)[1]) / buffer
+    assert buffers < (4.0 if read_again else 3.0)
+
+
+def test_resnet18_takes_less_than_half_of_the_memory_of_eager():
+    """Eager's peak: the first convolution's output and the batch norm's, 2 * 64 * 48 * 48 floats an image."""
+    net = cnnfast.models.get_model("resnet18").eval()
+    for batch in (1, 16):
+        x = torch.randn(batch, 1, 96, 96)
+        frozen = cnnfast.freeze(net, x)
+        text = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+        assert int(re.search(r"arena (\d+) bytes", text)[1]) <= batch * 2 * 64 * 48 * 48 * 4 / 2

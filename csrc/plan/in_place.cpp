@@ -1,0 +1,41 @@
+// Sums written over the residual they add: one buffer less where a residual block needs three.
+#include <algorithm>
+
+#include "plan/lowering.h"
+
+namespace cnnfast::plan {
+
+// The node whose step reads for `reader`: what is done on the way into another layer, or with the pooling
+// behind it, is read there.
+int64_t Lowering::last_step_of(int64_t reader) const {
+  if (pooled_by_[reader] >= 0) return pooled_by_[reader];
+  const bool has_step = graph_.nodes[reader].op != Op::kFlatten && !prologue_[reader];
+  return has_step ? reader : last_reader(reader);
+}
+
+// Of the node's value; behind all nodes where it is an output.
+int64_t Lowering::last_reader(int64_t node) const {
+  const auto count = static_cast<int64_t>(graph_.nodes.size());
+  if (std::count(graph_.outputs.begin(), graph_.outputs.end(), node)) return count;
+  int64_t last = -1;
+  for (int64_t reader = node + 1; reader < count; ++reader) {
+    const auto& inputs = graph_.nodes[reader].inputs;
+    if (std::count(inputs.begin(), inputs.end(), node)) last = std::max(last, last_step_of(reader));
+  }
+  return last;
+}
+
+// The residual's buffer, where the convolution may write over it: it has no later reader, and each value of
+// it is read where its sum is written. Direct convolutions keep partial sums in their output: not those.
+int Lowering::buffer_of_residual(int64_t node) const {
+  const Node& n = graph_.nodes[node];
+  if (n.op != Op::kConv2d || n.inputs.size() != 2 || algorithm_[node].direct()) return -1;
+  const int64_t residual = n.inputs[1];
+  if (graph_.nodes[residual].op == Op::kFlatten || read_by(node) == residual || buffer_of_[residual] == -1)
+    return -1;
+  const Buffer& b = buffers_[buffer_of_[residual]];
+  const bool own = !b.external && b.channels == values_[residual].channels;
+  return own && last_reader(residual) == node ? buffer_of_[residual] : -1;
+}
+
+}  // namespace cnnfast::plan
