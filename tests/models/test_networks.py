@@ -18,12 +18,7 @@ pytestmark = [
 ]
 
 
-# vgg11 is vgg11_small with wider layers; its sizes are tested in test_architectures.py, its answers in
-# test_golden.py.
-NAMES = [name for name in cnnfast.models.list_models() if name != "vgg11"]
-
-
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=cnnfast.models.list_models())
 def net_and_shape(request):
     return cnnfast.models.get_model(request.param).eval(), INPUT_SHAPES[request.param]
 
