@@ -124,6 +124,22 @@ def test_sums_over_their_residuals(read_again, size):
     assert buffers < (4.0 if read_again else 3.0)
 
 
+def test_sum_does_not_overwrite_what_a_concatenation_shares():
+    class Shared(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(4))
+
+        def forward(self, x):
+            a, b, c, d = self.layers
+            first = a(x).relu()
+            kept = torch.cat([first], 1)  # the same memory
+            return d(c(b(first).relu()) + first) + kept
+
+    net, x = Shared().eval(), torch.randn(2, 32, 24, 24)
+    assert_near(cnnfast.freeze(net, x)(x), truth(net, x))
+
+
 def test_resnet18_takes_less_than_half_of_the_memory_of_eager():
     """Eager's peak: the first convolution's output and the batch norm's, 2 * 64 * 48 * 48 floats an image."""
     net = cnnfast.models.get_model("resnet18").eval()
