@@ -16,13 +16,17 @@ namespace {
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Weights of one pass over a block of pixels should stay in the first-level cache beside the pixels they
-// meet.
-constexpr int64_t kChunkBytes = 24 * 1024;
+// Weights of one pass over a block of pixels: small enough to stay in the second-level cache, long enough
+// that reading and writing the partial sums between passes costs little.
+constexpr int64_t kChunkBytes = 128 * 1024;
 // Input of a block of pixels should stay in the second-level cache while all panels pass over it.
 constexpr int64_t kBlockBytes = 192 * 1024;
-// A block of Winograd tiles and its products should stay in the second-level cache.
-constexpr int64_t kTileBytes = 600 * 1024;
+// A block of Winograd tiles and its products should stay in the second-level cache beside the weights, where
+// those do.
+constexpr int64_t kTileBytes = 450 * 1024;
+constexpr int64_t kNearWeightBytes = 1 << 20;
+// Where they do not, they are read once per block: so many tiles, in register blocks, pay for that.
+constexpr int64_t kRowBlocks = 3;
 // Fewer weights are packed by one thread.
 constexpr int64_t kSerialFloats = 1 << 16;
 // Transformed weights beyond this are read once per thread rather than by every thread.
@@ -30,20 +34,20 @@ constexpr int64_t kSharedWeightBytes = 4 << 20;
 
 constexpr size_t kHugePage = 2 << 20;
 
-// Panel, point, input channel, channel in the panel; the input channels [begin, end) of every panel.
+// Point, panel, input channel, channel in the panel; the input channels [begin, end) of every panel.
 void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
                    int64_t end, float* to) {
   const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
-  const int64_t lanes = Panels::of(out).lanes(), points = g.algorithm.points * g.algorithm.points;
+  const int64_t lanes = Panels::of(g).lanes(), points = g.algorithm.points * g.algorithm.points;
   WinogradWeightsCall call{
       kernel_transform(g.algorithm), g.algorithm.points, g.kernel_h, 0, nullptr, nullptr, 0};
+  call.step = in * round_up(out, width);
   for (int64_t group = 0; group < g.groups; ++group)
     for (int64_t first = 0; first < out; first += lanes) {
       const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
       std::vector<float> of_lanes(static_cast<size_t>(g.kernel_h * g.kernel_w * stored), 0.0f);
       call.lanes = stored;
       call.kernels = of_lanes.data();
-      call.step = in * stored;
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t lane = 0; lane < used; ++lane) {
           const float* w = weight + (group * out + first + lane) * strides.out + i * strides.in;
@@ -51,10 +55,9 @@ void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrid
             for (int64_t x = 0; x < g.kernel_w; ++x)
               of_lanes[(y * g.kernel_w + x) * stored + lane] = w[y * strides.row + x * strides.column];
         }
-        call.output = to + i * stored;
+        call.output = to + group * points * call.step + first * in + i * stored;
         kernels().winograd_weights(call);
       }
-      to += points * in * stored;
     }
 }
 
@@ -112,11 +115,21 @@ AlignedFloats::AlignedFloats(int64_t count) : size_(count) {
 
 void AlignedFloats::Free::operator()(float* p) const { std::free(p); }
 
-Panels Panels::of(int64_t channels) {
+namespace {
+
+Panels cut_panels(int64_t channels, int64_t most) {
   const int64_t width = kernels().vector_width;
   const int64_t vectors = std::max<int64_t>(1, (channels + width - 1) / width);
-  const int64_t count = (vectors + kernels().max_panel_vectors - 1) / kernels().max_panel_vectors;
+  const int64_t count = (vectors + most - 1) / most;
   return {(vectors + count - 1) / count, count};
+}
+
+}  // namespace
+
+Panels Panels::of(int64_t channels) { return cut_panels(channels, kernels().max_panel_vectors); }
+
+Panels Panels::of(const ConvGeometry& g) {
+  return g.algorithm.direct() ? of(g.group_out()) : cut_panels(g.group_out(), kernels().max_winograd_vectors);
 }
 
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides) {
@@ -159,7 +172,7 @@ ConvJob::ConvJob(const ConvGeometry& geometry, View input, View output, View res
       output_(output),
       residual_(residual),
       prologue_(prologue),
-      panels_(Panels::of(g_.group_out())) {
+      panels_(Panels::of(g_)) {
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in() && !g_.depthwise();
   const int64_t columns = adjacent ? 1 : g_.kernel_w;
   length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
@@ -248,6 +261,15 @@ bool ConvJob::split_tiles_by_channels(int64_t tiles, int team) const {
   return weights > kSharedWeightBytes && panels % team == 0;
 }
 
+// Tiles worked on at once.
+int64_t ConvJob::winograd_block() const {
+  const int64_t rows = kernels().winograd_rows(panels_.vectors), width = kernels().vector_width;
+  if (g_.packed_bytes() / g_.groups > kNearWeightBytes) return kRowBlocks * rows;
+  const int64_t channels = round_up(g_.group_in(), width) + round_up(g_.group_out(), width);
+  const int64_t tile_bytes = g_.algorithm.points * g_.algorithm.points * channels * 4;
+  return std::clamp<int64_t>(kTileBytes / tile_bytes, rows, 4 * rows);
+}
+
 void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* output, const float* residual,
                            int thread, int team) const {
   const int64_t in = g_.group_in(), out = g_.group_out(), width = kernels().vector_width;
@@ -265,8 +287,6 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   call.activation = g_.activation;
   call.prologue = prologue_;
   call.far_input = g_.far_input;
-  const int64_t passes = (in * panels_.lanes() * 4 + kChunkBytes - 1) / kChunkBytes;
-  call.chunk = (in + passes - 1) / passes;
   const int64_t tiles = g_.images * call.tile_rows * call.tile_columns;
   const bool by_channels = split_tiles_by_channels(tiles, team);
   const auto [tile_begin, tile_end] =
@@ -275,12 +295,11 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   const auto [unit_begin, unit_end] =
       by_channels ? share(units, 1, thread, team) : std::pair<int64_t, int64_t>{0, units};
   if (tile_begin >= tile_end || unit_begin >= unit_end) return;
-  const int64_t tile_bytes = points * 4 * (round_up(in, width) + panels_.lanes());
-  const int64_t share_tiles = tile_end - tile_begin;
-  const int64_t block = std::clamp<int64_t>(kTileBytes / tile_bytes, 8, 48);
+  const int64_t share_tiles = tile_end - tile_begin, block = winograd_block();
   const int64_t blocks = (share_tiles + block - 1) / block;
   call.block_tiles = (share_tiles + blocks - 1) / blocks;  // equal ones
-  call.scratch = thread_scratch(ScratchSlot::kWinograd, kernels().winograd_scratch(call));
+  const int64_t most_panels = std::min(panels_.count, unit_end - unit_begin);
+  call.scratch = thread_scratch(ScratchSlot::kWinograd, kernels().winograd_scratch(call, most_panels));
   for (int64_t group = 0; group < g_.groups; ++group) {
     const int64_t first = std::max(unit_begin, group * panels_.count) - group * panels_.count;
     const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;

@@ -56,7 +56,8 @@ struct Panels {
   int64_t vectors;  // per panel; the last panel may have fewer
   int64_t count;
   int64_t lanes() const { return vectors * kernels().vector_width; }
-  static Panels of(int64_t channels);
+  static Panels of(int64_t channels);       // of direct convolutions
+  static Panels of(const ConvGeometry& g);  // of its algorithm
 };
 
 // Where weight (o, i, y, x) of the PyTorch layout lies: element strides, so that a linear layer over a
@@ -93,6 +94,7 @@ class ConvJob {
   void run_depthwise(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   bool split_by_channels(int team) const;
   bool split_tiles_by_channels(int64_t tiles, int team) const;
+  int64_t winograd_block() const;
 
   ConvGeometry g_;
   View input_, output_, residual_;
