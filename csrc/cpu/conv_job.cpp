@@ -34,6 +34,29 @@ constexpr int64_t kSharedWeightBytes = 4 << 20;
 
 constexpr size_t kHugePage = 2 << 20;
 
+// Input channels that are moved at once: what is read, side by side in some layouts, stays in the first-level
+// cache until all of it has been used.
+constexpr int64_t kPackBlock = 16;
+
+// Kernels of some input channels and a panel's output channels: to[i * step + tap * tap_step + lane]; lanes
+// beyond `used` become zero.
+void gather_kernels(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t inputs,
+                    int64_t used, int64_t stored, float* to, int64_t step, int64_t tap_step) {
+  for (int64_t y = 0; y < g.kernel_h; ++y)
+    for (int64_t x = 0; x < g.kernel_w; ++x, to += tap_step) {
+      const float* tap = weight + y * strides.row + x * strides.column;
+      if (strides.out == 1) {
+        for (int64_t i = 0; i < inputs; ++i)
+          std::memcpy(to + i * step, tap + i * strides.in, sizeof(float) * static_cast<size_t>(used));
+      } else {
+        for (int64_t lane = 0; lane < used; ++lane)
+          for (int64_t i = 0; i < inputs; ++i) to[i * step + lane] = tap[lane * strides.out + i * strides.in];
+      }
+      if (used < stored)
+        for (int64_t i = 0; i < inputs; ++i) std::fill(to + i * step + used, to + i * step + stored, 0.0f);
+    }
+}
+
 // Point, panel, input channel, channel in the panel; the input channels [begin, end) of every panel.
 void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
                    int64_t end, float* to) {
@@ -42,26 +65,26 @@ void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrid
   WinogradWeightsCall call{
       kernel_transform(g.algorithm), g.algorithm.points, g.kernel_h, 0, nullptr, nullptr, 0};
   call.step = in * round_up(out, width);
+  const int64_t taps = g.kernel_h * g.kernel_w;
+  std::vector<float> gathered(static_cast<size_t>(kPackBlock * taps * lanes));
   for (int64_t group = 0; group < g.groups; ++group)
     for (int64_t first = 0; first < out; first += lanes) {
       const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
-      std::vector<float> of_lanes(static_cast<size_t>(g.kernel_h * g.kernel_w * stored), 0.0f);
       call.lanes = stored;
-      call.kernels = of_lanes.data();
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t lane = 0; lane < used; ++lane) {
-          const float* w = weight + (group * out + first + lane) * strides.out + i * strides.in;
-          for (int64_t y = 0; y < g.kernel_h; ++y)
-            for (int64_t x = 0; x < g.kernel_w; ++x)
-              of_lanes[(y * g.kernel_w + x) * stored + lane] = w[y * strides.row + x * strides.column];
+      for (int64_t i0 = begin; i0 < end; i0 += kPackBlock) {
+        const int64_t inputs = std::min(kPackBlock, end - i0);
+        gather_kernels(g, weight + (group * out + first) * strides.out + i0 * strides.in, strides, inputs,
+                       used, stored, gathered.data(), taps * stored, stored);
+        for (int64_t i = 0; i < inputs; ++i) {
+          call.kernels = gathered.data() + i * taps * stored;
+          call.output = to + group * points * call.step + first * in + (i0 + i) * stored;
+          kernels().winograd_weights(call);
         }
-        call.output = to + group * points * call.step + first * in + i * stored;
-        kernels().winograd_weights(call);
       }
     }
 }
 
-// Panel, stretch, position in the stretch, channel in the panel; the kernel positions [begin, end) of every
+// Panel, stretch, position in the stretch, channel in the panel; the input channels [begin, end) of every
 // panel.
 void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
                  int64_t end, float* to) {
@@ -70,13 +93,9 @@ void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides
   for (int64_t group = 0; group < g.groups; ++group)
     for (int64_t first = 0; first < out; first += lanes) {
       const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
-      for (int64_t position = begin; position < end; ++position) {
-        const int64_t tap = position / in, i = position % in;
-        const float* w = weight + (group * out + first) * strides.out + i * strides.in +
-                         tap / g.kernel_w * strides.row + tap % g.kernel_w * strides.column;
-        float* row = to + position * stored;
-        for (int64_t lane = 0; lane < stored; ++lane) row[lane] = lane < used ? w[lane * strides.out] : 0.0f;
-      }
+      for (int64_t i0 = begin; i0 < end; i0 += kPackBlock)
+        gather_kernels(g, weight + (group * out + first) * strides.out + i0 * strides.in, strides,
+                       std::min(kPackBlock, end - i0), used, stored, to + i0 * stored, stored, in * stored);
       to += g.depth() * stored;
     }
 }
@@ -133,26 +152,32 @@ Panels Panels::of(const ConvGeometry& g) {
 }
 
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides) {
-  const int64_t in = g.group_in();
+  AlignedFloats packed(packed_floats(g));
+  pack_weight_into(g, weight, strides, packed.data());
+  return packed;
+}
+
+int64_t packed_floats(const ConvGeometry& g) {
+  if (g.depthwise()) return g.out_channels * g.kernel_h * g.kernel_w;
+  return g.packed_bytes() / static_cast<int64_t>(sizeof(float));
+}
+
+void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed) {
   auto at = [&](int64_t o, int64_t y, int64_t x, int64_t i) {
     return weight[o * strides.out + i * strides.in + y * strides.row + x * strides.column];
   };
   if (g.depthwise()) {
-    AlignedFloats packed(g.out_channels * g.kernel_h * g.kernel_w);
-    float* to = packed.data();
+    float* to = packed;
     for (int64_t y = 0; y < g.kernel_h; ++y)
       for (int64_t x = 0; x < g.kernel_w; ++x)
         for (int64_t o = 0; o < g.out_channels; ++o) *to++ = at(o, y, x, 0);
-    return packed;
+    return;
   }
-  AlignedFloats packed(g.packed_bytes() / static_cast<int64_t>(sizeof(float)));
   const auto pack = g.algorithm.direct() ? pack_direct : pack_winograd;
-  const int64_t count = g.algorithm.direct() ? g.depth() : in;
-  parallel_team(packed.size() < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
-    const auto [begin, end] = share(count, 1, thread, team);
-    pack(g, weight, strides, begin, end, packed.data());
+  parallel_team(packed_floats(g) < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(g.group_in(), 1, thread, team);
+    pack(g, weight, strides, begin, end, packed);
   });
-  return packed;
 }
 
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values) {
@@ -244,7 +269,7 @@ void ConvJob::run_dense(const PackedConv& packed, const float* input, float* out
     call.output = {output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
                      residual_.row, residual_.pixel};
-    call.weight = packed.weight.data() + group * padded * g_.depth();
+    call.weight = packed.weight + group * padded * g_.depth();
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().conv(call, pixel_begin, pixel_end, first, last);
@@ -309,7 +334,7 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
     call.output = {output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
                      residual_.row, residual_.pixel};
-    call.weight = packed.weight.data() + group * padded * in * points;
+    call.weight = packed.weight + group * padded * in * points;
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().winograd(call, tile_begin, tile_end, first, last);
@@ -328,7 +353,7 @@ void ConvJob::run_depthwise(const PackedConv& packed, const float* input, float*
   call.stride_w = g_.stride_w;
   call.tap = tap_.data();
   call.taps = static_cast<int64_t>(tap_.size());
-  call.weight = packed.weight.data();
+  call.weight = packed.weight;
   call.scale = packed.scale.size() ? packed.scale.data() : nullptr;
   call.shift = packed.shift.size() ? packed.shift.data() : nullptr;
   call.channels = g_.out_channels;
