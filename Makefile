@@ -98,7 +98,7 @@ oldest-torch: ## tests with the oldest torch that is supported (CPU builds: set 
 	@mkdir -p $(OLDEST)/source
 	@test -x $(OLDEST)/venv/bin/python || $(PYTHON) -m venv $(OLDEST)/venv
 	$(OLDEST)/venv/bin/python -m pip install --quiet --upgrade $(OLDEST_TORCH) numpy safetensors "setuptools>=77" \
-	  wheel ninja pybind11 pytest hypothesis
+	  wheel ninja pybind11 pytest hypothesis onnx onnxruntime
 	@cp -a --update setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests $(OLDEST)/source
 	@rm -rf $(OLDEST)/source/cnnfast/lib $(OLDEST)/source/cnnfast/_build_info.json
 	cd $(OLDEST)/source && ../venv/bin/python setup.py --quiet build_ext --inplace

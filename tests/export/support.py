@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import pytest
 import torch
 
 from cnnfast.export import FORMATS
@@ -13,10 +14,16 @@ def name_of(format):
     return f"net{FORMATS[format].suffix or '.pt'}"
 
 
+def skip_without_packages(format):
+    if format == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+
+
 def loaded(path, format):
     """A callable from tensor to tensor."""
     if format == "onnx":
-        import onnxruntime
+        import onnxruntime  # onnx alone has an evaluator too, but a slow one
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {"input": x.contiguous().numpy()})[0])
