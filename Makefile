@@ -16,7 +16,7 @@ CXX_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -na
 .PHONY: help venv demo test bench data lint format isa-test cuda-check asan wheel oldest-torch export-test clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed cnnfast/_build_info.json ## make .venv, install what is needed, build the extension
 	@:

@@ -130,7 +130,7 @@ def _planned(job: Job) -> FrozenNet:
         )
     try:
         return freeze(job.network, job.inputs, winograd=False)
-    except UnsupportedNetworkError as error:
+    except (UnsupportedNetworkError, TypeError) as error:  # TypeError: a snapshot of another kind
         raise ExportError(f'export: format="onnx" is written from a plan: {error}') from error
 
 

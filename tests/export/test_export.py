@@ -241,3 +241,12 @@ def test_exported_archive_with_a_damaged_plan_is_an_error(tmp_path):
     torch.jit.save(script, tmp_path / "net.pt")
     with pytest.raises(RuntimeError, match="damaged"):
         torch.jit.load(tmp_path / "net.pt")(images("lenet"))
+
+
+@needs_extension
+def test_exported_archive_of_a_newer_format_says_what_to_do(tmp_path):
+    script = torch.jit.script(cnnfast.freeze(make("lenet"), images("lenet")))
+    script.plan[1] += 1
+    torch.jit.save(script, tmp_path / "net.pt")
+    with pytest.raises(RuntimeError, match=f"format version {FORMAT + 1}.* reads version {FORMAT}; update"):
+        torch.jit.load(tmp_path / "net.pt")(images("lenet"))
