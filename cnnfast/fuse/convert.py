@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import OpenedNorms
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import layer_name, module_of
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
@@ -62,8 +63,10 @@ class Converter:
             self.keep_forward(module, path, str(error))
             return
         chosen = lambda name, layer: self.chosen(_join(path, name), layer)  # noqa: E731
+        norms = OpenedNorms(traced.graph, module)
         relu_before_max_pool(traced.graph, module, chosen)
         match = find_groups(traced.graph, module, chosen)
+        norms.close({node for group in match.groups for node in group.nodes})
         self.add_rows(module, path, traced.graph, match)
         opened = _opened(module, traced.graph)
         closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_frozen_norm
 from cnnfast.fuse.kinds import image_mean, is_image_size, module_of
 from cnnfast.fuse.tracing import is_ours
 
@@ -38,6 +39,8 @@ def start_of(node: fx.Node, root: nn.Module) -> str | None:
         module = module_of(node, root)
         if is_ours(module):
             return None
+        if is_frozen_norm(module):
+            return "bn"
         return next((kind for cls, kind in _MODULES.items() if isinstance(module, cls)), None)
     if node.target is torch.mean or (node.op == "call_method" and node.target == "mean"):
         return "mean" if image_mean(node) else None

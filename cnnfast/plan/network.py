@@ -37,6 +37,10 @@ class _Reported(nn.Module):
         """Add a line to the report."""
         self._report = self._report.with_notes(note)
 
+    def repack(self) -> None:
+        """Forget packed weights: needed after writes through `.data` only, which leave no trace."""
+        torch.ops.cnnfast.clear_caches()
+
     def train(self, mode: bool = True) -> "_Reported":
         """Does nothing: a frozen network is always in evaluation mode."""
         return self
