@@ -34,9 +34,10 @@ def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
         owner = next((path for path in ours if name.startswith(f"{path}." if path else "")), None)
         if owner is None:
             counts.watch(layer, name)
-            counts.by_shapes |= {name} if is_ours(layer) else set()
-        elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-            counts.watch_held(layer, owner)  # a block of ours calls children that have hooks
+        if owner is not None or is_ours(layer):
+            counts.by_shapes.add(name)
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+                counts.watch_held(layer, name if owner is None else owner)  # a block of ours calls such hooks
         if is_layer(layer) and is_ours(layer):
             ours.append(name)
     with torch.no_grad(), counts.counter:
