@@ -7,6 +7,7 @@ from torch import fx, nn
 from cnnfast import ops
 from cnnfast.fuse import runtime, runtime_norm
 from cnnfast.fuse.foreign import is_frozen_norm
+from cnnfast.fuse.functions import VALUES
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import image_mean, module_of
 from cnnfast.fuse.pool_arguments import avg_pool_arguments, max_pool_arguments
@@ -26,8 +27,11 @@ class Layer:
 
     def __init__(self, graph: fx.Graph, root: nn.Module, node: fx.Node):
         self.graph, self.path, self.module = graph, node.target, module_of(node, root)
+        self.values = node.meta.get(VALUES)  # of a function
 
     def __getitem__(self, attribute: str) -> fx.Node:
+        if self.values is not None:
+            return self.values[attribute]
         return self.graph.create_node("get_attr", f"{self.path}.{attribute}")
 
     def pair(self, attribute: str) -> fx.Node | list[fx.Node]:

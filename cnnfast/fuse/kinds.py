@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
+from cnnfast.fuse.functions import stand_in
 from cnnfast.fuse.shells import has_hooks
 from cnnfast.fuse.tracing import is_number, torch_ancestor
 
@@ -27,7 +28,8 @@ _CONCAT_FUNCTIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    return root.get_submodule(node.target) if node.op == "call_module" else None
+    """The layer that a node calls; for a function that is written out a stand-in (see functions.py)."""
+    return root.get_submodule(node.target) if node.op == "call_module" else stand_in(node)
 
 
 def layer_name(node: fx.Node) -> str:
