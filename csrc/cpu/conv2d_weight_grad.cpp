@@ -28,7 +28,7 @@ ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const
   return {grad.size(0),     weight.size(1), weight.size(0), 1,
           weight.size(2),   weight.size(3), p.stride[0],    p.stride[1],
           p.dilation[0],    p.dilation[1],  grad.size(2),   grad.size(3),
-          Activation::kNone};
+          {}};
 }
 
 // Winograd's algorithm where tiles are well filled and products outweigh the transforms, in cycles of

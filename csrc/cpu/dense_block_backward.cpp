@@ -49,7 +49,7 @@ class StatisticsTerms {
       float* own = grad.data + begin * grad.channels + channel;
       kernels().affine(
           {values_.data + begin * values_.channels + channel, own, own, scale.data(), shift.data(),
-           values_.channels, grad.channels, grad.channels, count, Activation::kNone},
+           values_.channels, grad.channels, grad.channels, count, {}},
           end - begin);
     });
   }
