@@ -77,7 +77,7 @@ class Converter:
         """Fuse the children of a module whose forward stays as it is."""
         here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
         self.notes.append(f"{here} keeps its own forward: {reason}. Its children were fused one by one.")
-        for name, child in _nearest(module, path):
+        for name, child in nearest(module, path):
             if is_layer(child):
                 self.rows[name] = _row(name, child, EAGER, reason=f"called by a forward that stays: {reason}")
             else:
@@ -173,13 +173,13 @@ def _opened(module: nn.Module, graph: fx.Graph) -> set[nn.Module]:
     return opened
 
 
-def _nearest(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+def nearest(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     """Direct children; those of lists and dicts of modules, which have no forward, in their place."""
     found = []
     for name, child in module.named_children():
         name = _join(path, name)
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            found.extend(_nearest(child, name))
+            found.extend(nearest(child, name))
         else:
             found.append((name, child))
     return found

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.kinds import activation_of, addends, is_size, module_of, why_not_plain, writes_in_place
-from cnnfast.fuse.tracing import is_number, is_ours, torch_ancestor
+from cnnfast.fuse.tracing import is_number, torch_ancestor
 from cnnfast.plan.nodes import ANY, Act, Op
+from cnnfast.plan.owners import owner_of
 from cnnfast.plan.steps import Step
 
 Handler = Callable[..., Step]
@@ -80,7 +81,7 @@ class Lowering:
                 elif node in needed:
                     self._lower(node)
             except Unsupported as error:
-                self.refusals.append(Refusal(self.name_of(node), _what(node, self.root), str(error)))
+                self.refusals.append(Refusal(self.name_of(node), what_is(node, self.root), str(error)))
             except _Behind:
                 pass
         return [] if self.refusals else outputs
@@ -164,12 +165,7 @@ class Lowering:
 
     def name_of(self, node: fx.Node) -> str:
         """The layer that a node belongs to; for functions outside layers the node's own name."""
-        if node.op in ("call_module", "placeholder"):
-            return str(node.target)
-        for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())):
-            if path and is_ours(self.root.get_submodule(path)):
-                return path
-        return node.name
+        return str(node.target) if node.op == "placeholder" else owner_of(node, self.root) or node.name
 
     # what handlers ask for
 
@@ -239,7 +235,8 @@ def pair_settings(name: str, value: object) -> dict[str, int]:
     return {f"{name}_h": h, f"{name}_w": w}
 
 
-def _what(node: fx.Node, root: nn.Module) -> str:
+def what_is(node: fx.Node, root: nn.Module) -> str:
+    """The class of a layer, the name of a function or method."""
     if node.op == "call_module":
         return type(module_of(node, root)).__name__
     if node.op == "call_method":
