@@ -34,7 +34,8 @@ void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& we
   const OptionalTensor none;
   if (stage.kind == StageKind::kConv)
     return conv2d_into(
-        {input, weight, bias, none, none, stage.conv_params(), plain_activation_name(stage.activation.kind)}, target);
+        {input, weight, bias, none, none, stage.conv_params(), plain_activation_name(stage.activation.kind)},
+        target);
   if (stage.kind == StageKind::kMaxPool)
     max_pool2d_into(input, stage.pool_params(), target);
   else

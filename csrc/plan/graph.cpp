@@ -209,7 +209,8 @@ void check_header(const at::Tensor& weights, const at::Tensor& plan) {
   TORCH_CHECK(plan.numel() >= 7 && words[0] == kMagic, "cnnfast: this is no cnnfast plan");
   TORCH_CHECK(words[1] >= kOldestFormat && words[1] <= kFormatVersion,
               "cnnfast: the plan has format version ", words[1], ", this library reads versions ",
-              kOldestFormat, " to ", kFormatVersion, "; update cnnfast or write the file again with this version");
+              kOldestFormat, " to ", kFormatVersion,
+              "; update cnnfast or write the file again with this version");
   TORCH_CHECK(words[2] == checksum(words + 3, sizeof(int64_t) * static_cast<size_t>(plan.numel() - 3)),
               "cnnfast: the plan is damaged (its checksum does not match); write the file again");
   TORCH_CHECK(words[4] == weights.numel(), "cnnfast: the plan needs ", words[4],

@@ -2,10 +2,10 @@
 //
 // Words of `plan` (int64): [0] magic, [1] format version, [2] checksum of the words from [3] on, [3] checksum
 // of the constants, [4] number of constants (floats), [5] number of nodes, [6] number of outputs, then nodes,
-// then output ids. A node is [op, activation, its two numbers, n_inputs, ids..., n_attributes, attributes...];
-// ids count nodes in order, inputs come first. An offset counts floats in the constants, -1: absent. A fraction
-// is the bits of a float64; the activation's numbers are fractions. Format 3, which is read too, has no such
-// numbers.
+// then output ids. A node is [op, activation, its two numbers, n_inputs, ids..., n_attributes,
+// attributes...]; ids count nodes in order, inputs come first. An offset counts floats in the constants, -1:
+// absent. A fraction is the bits of a float64; the activation's numbers are fractions. Format 3, which is
+// read too, has no such numbers.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -39,12 +39,12 @@ enum class Op : int64_t {
   kChannelShuffle = 15,     // groups
   kAdaptiveAvgPool2d = 16,  // height, width (0: those of the input)
   kAdaptiveMaxPool2d = 17,
-  kPad = 18,                // top, left, bottom, right, value (fraction)
-  kInterpolate = 19,        // InterpolateAttr; inputs x, or x and an image of the wanted size
-  kLayerNorm = 20,          // over channels: weight, bias, channels, eps (fraction)
-  kGroupNorm = 21,          // weight, bias, channels, groups, eps (fraction)
-  kPReLU = 22,              // slope, channels
-  kToImage = 23,            // features become images of one pixel: a view
+  kPad = 18,          // top, left, bottom, right, value (fraction)
+  kInterpolate = 19,  // InterpolateAttr; inputs x, or x and an image of the wanted size
+  kLayerNorm = 20,    // over channels: weight, bias, channels, eps (fraction)
+  kGroupNorm = 21,    // weight, bias, channels, groups, eps (fraction)
+  kPReLU = 22,        // slope, channels
+  kToImage = 23,      // features become images of one pixel: a view
 };
 
 // Positions in a convolution's attributes.

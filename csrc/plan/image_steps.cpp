@@ -218,8 +218,8 @@ std::vector<Source> sources_of(InterpolateMode mode, bool align_corners, double 
     }
     const float position = align_corners ? at * scale : std::max(0.0f, (at + 0.5f) * scale - 0.5f);
     const int64_t first = std::min(static_cast<int64_t>(position), in - 1);
-    sources.push_back({first, std::min(first + 1, in - 1),
-                       std::clamp(position - static_cast<float>(first), 0.0f, 1.0f)});
+    sources.push_back(
+        {first, std::min(first + 1, in - 1), std::clamp(position - static_cast<float>(first), 0.0f, 1.0f)});
   }
   return sources;
 }
@@ -321,8 +321,8 @@ class PReLU : public Step {
     const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
-      cpu::kernels().prelu_pixels(row_of(in, n, y), in.pixel, slope_, row_to(out, n, y), out.pixel, size.width,
-                                  size.channels);
+      cpu::kernels().prelu_pixels(row_of(in, n, y), in.pixel, slope_, row_to(out, n, y), out.pixel,
+                                  size.width, size.channels);
     }
   }
 

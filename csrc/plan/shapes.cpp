@@ -329,8 +329,7 @@ std::optional<WindowPair> window_of(const Node& node) {
     const auto side = [](int64_t size) { return size ? Window::fixed(size) : Window::scaled(1.0); };
     return WindowPair{side(a[0]), side(a[1])};
   }
-  if (node.op == Op::kPad)
-    return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
+  if (node.op == Op::kPad) return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
   if (node.op == Op::kInterpolate && node.inputs.size() == 1) {
     using A = InterpolateAttr;
     const auto side = [&](size_t size, size_t scale) {

@@ -76,8 +76,8 @@ inline Vec tanh_of(Vec x) {
 }
 
 // x * Phi(x). The smaller tail of the normal distribution is erfc(z) / 2 with z = |x| / sqrt 2, and
-// erfc(z) e^(z^2) is t times a minimax polynomial in t = 1 / (1 + 0.4 z), relative error 1.3e-7 before rounding:
-// no cancellation for negative x.
+// erfc(z) e^(z^2) is t times a minimax polynomial in t = 1 / (1 + 0.4 z), relative error 1.3e-7 before
+// rounding: no cancellation for negative x.
 inline Vec gelu_of(Vec x) {
   const Vec one = Vec::set1(1.0f), size = absolute(x);
   const Vec t = one / Vec::fma(size, Vec::set1(0.4f * 0.70710678f), one);
@@ -132,9 +132,8 @@ inline void with_function(const Activation& activation, Body&& body) {
     case Activation::kGELUTanh:
       return body([](Vec x) { return gelu_tanh_of(x); });
     case Activation::kELU:
-      return body([=](Vec x) {
-        return where_positive(x, x, expm1_below_zero(Vec::at_most(Vec::zero(), x)) * a);
-      });
+      return body(
+          [=](Vec x) { return where_positive(x, x, expm1_below_zero(Vec::at_most(Vec::zero(), x)) * a); });
     case Activation::kMish:
       return body([](Vec x) { return mish_of(x); });
     case Activation::kNone:

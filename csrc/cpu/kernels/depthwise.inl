@@ -44,8 +44,7 @@ void depthwise(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
         depthwise_pixels<1>(c, at(in, c.stride_w * c.input.pixel), out + x * c.output.pixel,
                             at(res, c.residual.pixel), channel, lanes);
     }
-    if (!in_registers(c.activation))
-      activate_pixels(out, c.output.pixel, c.width, c.channels, c.activation);
+    if (!in_registers(c.activation)) activate_pixels(out, c.output.pixel, c.width, c.channels, c.activation);
   }
 }
 

@@ -51,15 +51,16 @@ void layer_norm(const NormCall& c, int64_t row_begin, int64_t row_end) {
     for (int64_t x = 0; x < c.width; ++x, in += c.input.pixel) {
       const float mean = sum_of_lanes(channel_sum(in, c.channels, tail, [](Vec v) { return v; })) / count;
       const Vec center = Vec::set1(mean);
-      const float var = sum_of_lanes(channel_sum(in, c.channels, tail, [&](Vec v) {
-                          const Vec d = v - center;
-                          return d * d;
-                        })) / count;
+      const float var = sum_of_lanes(channel_sum(in, c.channels, tail,
+                                                 [&](Vec v) {
+                                                   const Vec d = v - center;
+                                                   return d * d;
+                                                 })) /
+                        count;
       normalise_channels(c, in, out + x * c.output.pixel, 0, c.channels, mean,
                          1.0f / __builtin_sqrtf(var + c.eps));
     }
-    if (!in_registers(c.activation))
-      activate_pixels(out, c.output.pixel, c.width, c.channels, c.activation);
+    if (!in_registers(c.activation)) activate_pixels(out, c.output.pixel, c.width, c.channels, c.activation);
   }
 }
 
@@ -70,8 +71,7 @@ inline double group_mean(const NormCall& c, const float* image, int64_t channels
   for (int64_t y = 0; y < c.height; ++y) {
     const float* in = image + y * c.input.row;
     Vec row = Vec::zero();
-    for (int64_t x = 0; x < c.width; ++x, in += c.input.pixel)
-      row = row + channel_sum(in, channels, tail, f);
+    for (int64_t x = 0; x < c.width; ++x, in += c.input.pixel) row = row + channel_sum(in, channels, tail, f);
     sum += static_cast<double>(sum_of_lanes(row));
   }
   return sum / static_cast<double>(c.height * c.width * channels);
@@ -96,8 +96,7 @@ void group_norm(const NormCall& c, int64_t unit_begin, int64_t unit_end) {
       float* const out = c.output.data + n * c.output.image + y * c.output.row + first;
       for (int64_t x = 0; x < c.width; ++x)
         normalise_channels(c, in + x * c.input.pixel, out + x * c.output.pixel, first, channels, mean, slope);
-      if (!in_registers(c.activation))
-        activate_pixels(out, c.output.pixel, c.width, channels, c.activation);
+      if (!in_registers(c.activation)) activate_pixels(out, c.output.pixel, c.width, channels, c.activation);
     }
   }
 }

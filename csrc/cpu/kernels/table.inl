@@ -41,7 +41,6 @@ using namespace cnnfast::cpu;
    max_pool_backward,              \
    affine,                         \
    column_sum,                     \
-   add,                            \
    activate,                       \
    lrn,                            \
    lrn_backward,                   \
