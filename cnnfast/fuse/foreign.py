@@ -4,6 +4,7 @@ import torch
 from torch import fx, nn
 
 _FROZEN_NORMS = ("torchvision.ops.misc.FrozenBatchNorm2d",)
+_AS_TORCH = ("timm.layers.linear.Linear",)  # a forward of their own that computes what torch.nn's does
 _NORMS_WITH_ACTIVATION = ("timm.layers.norm_act.BatchNormAct2d",)
 
 
@@ -15,6 +16,11 @@ def _name_of(module: nn.Module) -> str:
 def is_frozen_norm(module: object) -> bool:
     """A batch norm whose weight, bias and statistics are buffers, which training leaves alone."""
     return isinstance(module, nn.Module) and _name_of(module) in _FROZEN_NORMS
+
+
+def is_as_torch(module: object) -> bool:
+    """A subclass of a layer of torch.nn whose forward computes the same."""
+    return isinstance(module, nn.Module) and _name_of(module) in _AS_TORCH
 
 
 def is_norm_act(module: object) -> bool:

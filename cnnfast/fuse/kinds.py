@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
+from cnnfast.fuse.foreign import is_as_torch, is_frozen_norm, is_norm_act
 from cnnfast.fuse.functions import stand_in
 from cnnfast.fuse.shells import has_hooks
 from cnnfast.fuse.tracing import is_number, torch_ancestor
@@ -118,7 +118,7 @@ def why_not_plain(module: nn.Module) -> str | None:
         return "it has hooks: remove them, or register them on the network around it"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
-    if is_frozen_norm(module):
+    if is_frozen_norm(module) or is_as_torch(module):
         return None
     if is_norm_act(module):
         return None if isinstance(module.drop, nn.Identity) else "it has a drop layer inside"

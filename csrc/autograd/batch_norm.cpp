@@ -72,6 +72,13 @@ BatchNormOutputs conv2d_batch_norm_autograd(const at::Tensor& input, const at::T
                                             at::IntArrayRef dilation, int64_t groups, double eps,
                                             std::string_view activation) {
   const Recording recording;
+  if (keeps_pre_activation("conv2d_batch_norm", activation,
+                           {input, weight, bias, bn_weight, bn_bias, residual})) {
+    const auto plain = Conv2dBatchNorm::apply(input, weight, bias, bn_weight, bn_bias, residual, stride,
+                                              padding, dilation, groups, eps, "none");
+    return {activate(plain[0], parse_activation("conv2d_batch_norm", activation)), plain[1], plain[2],
+            plain[3]};
+  }
   const auto out = Conv2dBatchNorm::apply(input, weight, bias, bn_weight, bn_bias, residual, stride, padding,
                                           dilation, groups, eps, activation);
   return {out[0], out[1], out[2], out[3]};

@@ -92,12 +92,19 @@ class BatchNorm2d : public torch::autograd::Function<BatchNorm2d> {
 at::Tensor batch_norm_act_autograd(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                    const OptionalTensor& weight, const OptionalTensor& bias,
                                    const OptionalTensor& residual, double eps, std::string_view activation) {
+  if (keeps_pre_activation("batch_norm_act", activation, {input, mean, var, weight, bias, residual}))
+    return activate(BatchNormAct::apply(input, mean, var, weight, bias, residual, eps, "none"),
+                    parse_activation("batch_norm_act", activation));
   return BatchNormAct::apply(input, mean, var, weight, bias, residual, eps, activation);
 }
 
 BatchNorm2dOutputs batch_norm2d_autograd(const at::Tensor& input, const OptionalTensor& weight,
                                          const OptionalTensor& bias, const OptionalTensor& residual,
                                          double eps, std::string_view activation) {
+  if (keeps_pre_activation("batch_norm2d", activation, {input, weight, bias, residual})) {
+    const auto plain = BatchNorm2d::apply(input, weight, bias, residual, eps, "none");
+    return {activate(plain[0], parse_activation("batch_norm2d", activation)), plain[1], plain[2]};
+  }
   const auto out = BatchNorm2d::apply(input, weight, bias, residual, eps, activation);
   return {out[0], out[1], out[2]};
 }

@@ -63,6 +63,10 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight, co
                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                            int64_t groups, std::string_view activation) {
   const Recording recording;
+  if (keeps_pre_activation("conv2d", activation, {input, weight, bias, scale, residual}))
+    return activate(
+        Conv2d::apply(input, weight, bias, scale, residual, stride, padding, dilation, groups, "none"),
+        parse_activation("conv2d", activation));
   return Conv2d::apply(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation);
 }
 

@@ -25,10 +25,19 @@ constexpr double kSerialFlops = 4e5;
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p) {
-  return {grad.size(0),     weight.size(1), weight.size(0), 1,
-          weight.size(2),   weight.size(3), p.stride[0],    p.stride[1],
-          p.dilation[0],    p.dilation[1],  grad.size(2),   grad.size(3),
-          Activation::kNone};
+  return {grad.size(0),
+          weight.size(1),
+          weight.size(0),
+          1,
+          weight.size(2),
+          weight.size(3),
+          p.stride[0],
+          p.stride[1],
+          p.dilation[0],
+          p.dilation[1],
+          grad.size(2),
+          grad.size(3),
+          {}};
 }
 
 // Winograd's algorithm where tiles are well filled and products outweigh the transforms, in cycles of

@@ -15,6 +15,8 @@ def calibrate(model: nn.Module, size: int) -> nn.Module:
             _fill(name, parameter)
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        _fill_norm(norm)
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -28,6 +30,14 @@ def calibrate(model: nn.Module, size: int) -> nn.Module:
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     return model.eval()
+
+
+def _fill_norm(norm: _BatchNorm) -> None:
+    """Most activations on: where half of them are off, random networks amplify rounding errors."""
+    if norm.affine:
+        with torch.no_grad():
+            norm.weight.uniform_(0.3, 0.7)
+            norm.bias.normal_(0.4, 0.1)
 
 
 def _fill(name: str, parameter: torch.Tensor) -> None:

@@ -39,8 +39,8 @@ def test_page_says_what_is_wrong():
     assert page.problem(good) == ""
     assert page.problem(good | {"frozen_error": 2e-3}) == "frozen error"
     assert page.problem(good | {"frozen_error": float("nan")}) == "frozen error"
-    assert page.problem(good | {"gradient_error": 1e-2}) == "gradient error"
-    assert page.problem(good | {"gradient_error": 1e-2, "eager_gradient_error": 8e-3}) == ""
+    assert page.problem(good | {"gradient_error": 2e-2}) == "gradient error"
+    assert page.problem(good | {"gradient_error": 2e-2, "eager_gradient_error": 8e-3}) == ""
     text = page.page([good, {"name": "timm/other", "failed": "ValueError: no"}], None)
     assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 50% | 99.0% |" in text
     assert "| other |" in text and "ValueError: no" in text

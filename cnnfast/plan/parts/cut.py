@@ -13,7 +13,7 @@ from cnnfast.plan.record import Record
 from cnnfast.plan.steps import Step, reachable, to_plan
 
 _SMALLEST = 3  # steps of a part without a convolution or linear layer
-_VIEWS = (Op.INPUT, Op.FLATTEN, Op.RESHAPE_IMAGE)
+_VIEWS = (Op.INPUT, Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
 TOO_SMALL = (
     "a plan of its own would cost more than it saves: there is too little beside it that a plan of this "
     "version has a node for"

@@ -3,8 +3,9 @@
 import torch
 from torch import fx, nn
 
+from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.lowering import Lowering
-from cnnfast.plan.lowering.context import Unsupported
+from cnnfast.plan.lowering.context import Unsupported, Value
 from cnnfast.plan.nodes import ANY, Op
 from cnnfast.plan.parts.partition import operands
 from cnnfast.plan.record import Record
@@ -45,14 +46,17 @@ class PartLowering(Lowering):
         """Handlers that look at sizes ask for values that are there already."""
         for value in operands(node):
             if value.op != "get_attr" and value in self.shapes:
-                self.step(value)
+                self.value(value)
 
-    def step(self, value: object) -> Step:
-        """The step that gives a tensor argument: an input where no step of this part does."""
+    def value(self, value: object) -> Value:
+        """What gives a tensor argument: an input where no step of this part does."""
         if isinstance(value, fx.Node) and value not in self.values and value in self.shapes:
             if value.op != "get_attr":
                 self.values[value], self.memory[value] = self._outside(value), value
-        return super().step(value)
+        if isinstance(value, fx.Node) and value not in self.values and not is_number(value):
+            if value.op != "get_attr":
+                raise Unsupported(f"'{value.name}' gives several values and stays eager")
+        return super().value(value)
 
     def _outside(self, value: fx.Node) -> Step:
         shape, dtype = self.shapes[value], self.record.dtypes[value]
