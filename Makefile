@@ -13,7 +13,7 @@ CXX_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test bench data lint format isa-test cuda-check asan wheel oldest-torch export-test clean
+.PHONY: help venv demo test bench zoo data lint format isa-test cuda-check asan wheel oldest-torch export-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test: venv data ## all tests
 
 bench: venv ## measure against PyTorch and against installed peers (pip install ".[peers]")
 	$(BIN)/python -m pytest bench
+
+# ZOO="--speed" times some of them as well; ZOO="--resume" keeps what an earlier run found.
+zoo: venv ## every network of torchvision and timm that is tried: docs/zoo.md
+	PYTHONPATH=tests $(BIN)/python -m zoo $(ZOO)
 
 data: venv ## fetch Fashion-MNIST, or say where it lies
 	$(BIN)/python -m cnnfast data

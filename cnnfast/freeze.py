@@ -8,17 +8,24 @@ from torch import Tensor, nn
 
 from cnnfast import _ext
 from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
+from cnnfast.fuse.foreign import with_plain_norms
 from cnnfast.fuse.shells import unfused
 from cnnfast.plan import files, tuning
 from cnnfast.plan.budget import check_budget, first_within, in_double
 from cnnfast.plan.build import Built, UnsupportedNetworkError, build
 from cnnfast.plan.codec import decode, encode
 from cnnfast.plan.files import FileFormatError
-from cnnfast.plan.network import EagerNet, FrozenNet
+from cnnfast.plan.network import EagerNet, FrozenNet, JoinedNet, eager_snapshot
 from cnnfast.plan.nodes import ANY_TILE, DIRECT
+from cnnfast.plan.parts.freezer import Freezer
+from cnnfast.plan.record import copied, tensors_in
 from cnnfast.report import Report, Row
 
-__all__ = ["EagerNet", "FileFormatError", "FrozenNet", "UnsupportedNetworkError", "freeze", "load"]
+__all__ = [
+    "EagerNet", "FileFormatError", "FrozenNet", "JoinedNet", "UnsupportedNetworkError", "freeze", "load",
+]  # fmt: skip
+
+Frozen = FrozenNet | JoinedNet | EagerNet
 
 _TILES = (ANY_TILE, 4, 2, DIRECT)  # in the order in which an error budget tries them
 
@@ -34,19 +41,24 @@ def freeze(
     strict: bool = False,
     verify: bool = False,
     allow_eager: bool = False,
-) -> FrozenNet | EagerNet:
+) -> Frozen:
     """A snapshot of `model` in evaluation mode: batch norm folded, weights packed, one planned call.
 
     The weights are copied: later changes of the model are not followed. Any batch and image size that the
-        network
-    itself allows can be given to the result. Takes plain modules, cnnfast's own, and what cnnfast.fuse
-    returned.
+    network itself allows can be given to the result. Takes plain modules, cnnfast's own, and what
+    cnnfast.fuse returned.
+
+    A network that one plan holds, from one tensor to one tensor, becomes a FrozenNet. Of any other the layers
+    that plans hold are planned in as few parts as they hang together in, and the others stay eager between
+    them, as copies: a JoinedNet, which takes and gives what the model does, tuples, lists and dicts too.
+    Where a forward cannot be traced it stays, and its children are frozen one by one (for the network's own
+    forward: an EagerNet). report() names every layer that stays eager, the reason, and what would change it,
+    with the share of the multiply-adds in `report().coverage`.
 
     Args:
-        model: takes and gives one float32 tensor; in training mode its evaluation mode is frozen all the
-            same.
-        example_inputs: a tensor or a tuple of one, (N, C, H, W) or whatever the network takes; it is run
-            once.
+        model: float32 on the CPU; in training mode its evaluation mode is frozen all the same.
+        example_inputs: a tensor or a tuple of them (and of other values that the network takes); they are run
+            a few times.
         dtype: of the arithmetic; torch.float32 in this version.
         winograd: allow Winograd convolutions where they are faster: errors of some 1e-6 of a layer's largest
             value instead of 2e-7. False: every convolution is computed directly.
@@ -59,13 +71,14 @@ def freeze(
         error_budget: largest error allowed on example_inputs, as a share of the largest output value and
             against a float64 copy of the model: direct convolutions reach some 1e-6, Winograd 1e-5. The
             largest Winograd tile that keeps it is taken (6, 4, 2, then none); the report has the errors.
-        strict: raise where not every layer runs on cnnfast's kernels, whatever allow_eager says.
+        strict: raise where a layer stays eager, whatever allow_eager says.
         verify: compare with the model on example_inputs; raise above 1e-4 of the largest output value.
-        allow_eager: where the plan cannot hold the network, or the extension is not built, return an
+        allow_eager: where no layer at all has a place in a plan, or the extension is not built, return an
             eager snapshot (EagerNet), whose report says so. Without it that is an error.
 
     Raises:
-        UnsupportedNetworkError: names each layer without a place in a plan, and why.
+        UnsupportedNetworkError: strict, or nothing to plan: names each layer without a place in a plan, and
+            why.
         TypeError, ValueError: arguments that do not fit; error_budget is beyond direct convolutions too, or
             the model does not run in float64. RuntimeError: the extension is not built.
         VerificationError: see verify.
@@ -83,17 +96,18 @@ def freeze(
                 return _eager(model, inputs, reason, error_budget)
             raise RuntimeError(f"freeze needs the compiled extension, or allow_eager=True: {_ext.REASON}")
         try:
-            built = build(model, inputs, winograd)
+            frozen: Frozen | None = _assemble(model, build(model, inputs, winograd), tune)
         except UnsupportedNetworkError as error:
-            if allow_eager:
+            frozen = _in_parts(model, inputs, winograd, tune)
+            if frozen is None and allow_eager:
                 return _eager(model, inputs, str(error), error_budget)
-            raise
-        frozen = _assemble(model, built, tune)
+            if frozen is None or (strict and frozen.report().left_out):
+                raise
         if tune:
-            frozen.add_note(tuning.tune(frozen.weights, frozen.plan, list(inputs)))
+            _tune(frozen, inputs)
         if error_budget is not None:
             tiles = _TILES if winograd else (DIRECT,)
-            frozen = _within_budget(frozen, in_double(model, inputs), inputs[0], error_budget, tiles)
+            frozen = _within_budget(frozen, in_double(model, inputs), inputs, error_budget, tiles)
         return _compared(frozen, model, inputs, verify)
 
 
@@ -122,54 +136,79 @@ def load(path: str | os.PathLike) -> FrozenNet:
 
 
 def _assemble(model: nn.Module, built: Built, tune: bool) -> FrozenNet:
-    notes = ("The model was in training mode; its evaluation mode is frozen.",) if model.training else ()
-    title = f"freeze({type(unfused(model)).__name__})"
-    report = Report(title, tuple(built.rows), notes)
+    report = _report(model, tuple(built.rows), ())
     plan = built.plan.with_conv_attributes(tuned=int(tune))
     return FrozenNet(built.weights, encode(plan, built.weights), built.names, report)
 
 
+def _in_parts(model: nn.Module, inputs: tuple, winograd: bool, tune: bool) -> JoinedNet | EagerNet | None:
+    """Plans joined by eager layers; None where no layer has a place in a plan."""
+    freezer = Freezer(winograd)
+    made = freezer.freeze(with_plain_norms(unfused(model).eval()), "", inputs)
+    if made is None:
+        return None
+    report = _report(model, tuple(freezer.rows), tuple(freezer.notes))
+    if not isinstance(made, JoinedNet):
+        made = EagerNet(made, report)
+    made._report = report
+    return made.with_conv_attributes(tuned=1) if tune else made
+
+
+def _report(model: nn.Module, rows: tuple[Row, ...], notes: tuple[str, ...]) -> Report:
+    if model.training:
+        notes = ("The model was in training mode; its evaluation mode is frozen.", *notes)
+    return Report(f"freeze({type(unfused(model)).__name__})", rows, notes)
+
+
+def _tune(frozen: Frozen, inputs: tuple) -> None:
+    """Time every plan for the sizes that it meets with the example inputs."""
+    for weights, plan, sizes in frozen.plan_inputs(inputs):
+        frozen.add_note(tuning.tune(weights, plan, [torch.zeros(size) for size in sizes]))
+
+
 def _eager(model: nn.Module, inputs: tuple, reason: str, error_budget: float | None) -> EagerNet:
-    snapshot = EagerNet(model, reason)
+    snapshot = eager_snapshot(model, reason)
     if error_budget is not None:
         attempts = (("eager operators", snapshot),)
-        _, note = first_within(error_budget, in_double(model, inputs), inputs[0], attempts)
+        _, note = first_within(error_budget, in_double(model, inputs), inputs, attempts)
         snapshot.add_note(note)
     return snapshot
 
 
 def _within_budget(
-    frozen: FrozenNet, wanted: Tensor, x: Tensor, error_budget: float, tiles: tuple[int, ...]
-) -> FrozenNet:
-    """The same plan with the largest of the tiles that keeps the budget."""
+    frozen: Frozen, wanted: list[Tensor], inputs: tuple, error_budget: float, tiles: tuple[int, ...]
+) -> Frozen:
+    """The same plans with the largest of the tiles that keeps the budget."""
 
-    def attempts() -> Iterator[tuple[str, FrozenNet]]:
-        plan = decode(frozen.plan)
+    def attempts() -> Iterator[tuple[str, Frozen]]:
         for tile in tiles:
-            words = encode(plan.with_conv_attributes(largest_tile=tile), frozen.weights)
             computed_by = f"Winograd tiles up to {tile}" if tile else "direct convolutions"
-            yield computed_by, frozen.with_plan(words)
+            yield computed_by, frozen.with_conv_attributes(largest_tile=tile)
 
-    network, note = first_within(error_budget, wanted, x, attempts())
+    network, note = first_within(error_budget, wanted, inputs, attempts())
     network.add_note(note)
     return network
 
 
-def _compared(frozen: FrozenNet, model: nn.Module, inputs: tuple, verify: bool) -> FrozenNet:
+def _compared(frozen: Frozen, model: nn.Module, inputs: tuple, verify: bool) -> Frozen:
     """Run the example through both."""
-    wanted, got = unfused(model).eval()(*inputs), frozen(*inputs)
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+    results = unfused(model).eval()(*map(copied, inputs)), frozen(*map(copied, inputs))
+    wanted, got = map(tensors_in, results)
+    if [(x.shape, x.dtype) for x in got] != [(x.shape, x.dtype) for x in wanted]:
         raise VerificationError(
-            f"freeze: the plan gives {list(got.shape)} {got.dtype} where the model gives "
-            f"{list(wanted.shape)} "
-            f"{wanted.dtype}: please report this network"
+            f"freeze: the plan gives {_words(got)} where the model gives {_words(wanted)}: please report "
+            "this network"
         )
     if verify:
-        error = relative_error(got, wanted)
+        error = max((relative_error(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
         if not error <= TOLERANCE[torch.float32]:
             raise VerificationError(f"freeze: the plan's output differs by {error:.1e} of its largest value")
         frozen.add_note(f"verified: error {error:.1e} of the largest output value")
     return frozen
+
+
+def _words(tensors: list[Tensor]) -> str:
+    return ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors) or "no tensors"
 
 
 def _check_dtype(dtype: object) -> None:
@@ -182,7 +221,7 @@ def _check_dtype(dtype: object) -> None:
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, (FrozenNet, EagerNet)):
+    if isinstance(model, Frozen):
         raise TypeError("freeze: model is frozen already")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("freeze: model is scripted already; freeze the original and script the result")
@@ -196,11 +235,13 @@ def _check_model(model: object) -> None:
 
 
 def _check_inputs(inputs: tuple) -> None:
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+    if not any(isinstance(value, Tensor) for value in inputs):
         kinds = ", ".join(type(value).__name__ for value in inputs)
-        raise ValueError(f"freeze: a plan of this version takes one tensor, example_inputs has ({kinds})")
-    if inputs[0].dtype != torch.float32 or inputs[0].device.type != "cpu":
-        raise ValueError(
-            f"freeze: example_inputs is {inputs[0].dtype} on {inputs[0].device}: give a float32 "
-            "tensor on the CPU"
-        )
+        raise ValueError(f"freeze: example_inputs must have a tensor, it has ({kinds})")
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            continue
+        if value.device.type != "cpu" or (value.is_floating_point() and value.dtype != torch.float32):
+            raise ValueError(
+                f"freeze: example_inputs is {value.dtype} on {value.device}: give a float32 tensor on the CPU"
+            )

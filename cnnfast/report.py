@@ -87,6 +87,9 @@ class Report:
         """A rich.table.Table; ImportError where rich is not installed."""
         return rich_table(f"{self.title}: {self.coverage}", *self._table(), caption="\n".join(self.notes))
 
+    def __rich__(self) -> Any:
+        return self.to_rich()
+
     def _table(self) -> tuple[list[str], list[list[str]]]:
         cells = [
             [

@@ -1,5 +1,5 @@
 // Every operator's schema. Images are N x C x H x W; outputs are in channels_last memory and alias nothing.
-// An activation is "none", "relu" or "sigmoid".
+// An activation is a word that parse_activation knows (ops/common.cpp), as "relu" or "leaky_relu(0.2)".
 #include <torch/library.h>
 
 TORCH_LIBRARY(cnnfast, m) {

@@ -46,11 +46,17 @@ def _has_sizes(node: fx.Node) -> bool:
     return node.target == "view_as" or not any(isinstance(arg, torch.dtype) for arg in node.args)
 
 
-def rows_for_kept_forwards(graph: fx.Graph, root: nn.Module, fused: set[fx.Node], inner: bool) -> None:
-    """Copy images into the usual layout where they enter a module that stays, or leave an inner unit."""
+def rows_for_kept_forwards(
+    graph: fx.Graph, root: nn.Module, fused: set[fx.Node], inner: bool, any_layout: tuple[type, ...] = ()
+) -> None:
+    """Copy images into the usual layout where they enter a module that stays, or leave an inner unit.
+
+    any_layout: modules that read both.
+    """
     images = _images(graph, root, fused)
     for node in list(graph.nodes):
-        if _is_kept(node, root) or (inner and node.op == "output"):
+        kept = _is_kept(node, root) and not isinstance(module_of(node, root), any_layout)
+        if kept or (inner and node.op == "output"):
             for image in images.intersection(node.all_input_nodes):
                 with graph.inserting_before(node):
                     rows = graph.call_function(runtime.in_rows, (image,))

@@ -60,6 +60,7 @@ class Recipe:
     bases: tuple[type, ...]
     source: str = ""  # of forward; empty: the original's forward stays
     names: dict[str, object] = field(default_factory=dict)  # what the source refers to; modules as ModuleName
+    prefix: str = "Fused"  # of the class's name
 
     def __deepcopy__(self, memo: dict) -> "Recipe":
         return self
@@ -121,13 +122,19 @@ def unfused(module: nn.Module) -> nn.Module:
     return copied
 
 
-def become(module: nn.Module, bases: tuple[type, ...], source: str = "", names: dict | None = None) -> None:
+def become(
+    module: nn.Module,
+    bases: tuple[type, ...],
+    source: str = "",
+    names: dict | None = None,
+    prefix: str = "Fused",
+) -> None:
     """Swap the class of a shell for a generated subclass of it."""
     kept = {
         name: ModuleName(obj.__name__) if isinstance(obj, types.ModuleType) else obj
         for name, obj in (names or {}).items()
     }
-    module.__class__ = class_for(Recipe(original_class(module), bases, source, kept))
+    module.__class__ = class_for(Recipe(original_class(module), bases, source, kept, prefix))
 
 
 _classes: "weakref.WeakValueDictionary[tuple, type]" = weakref.WeakValueDictionary()
@@ -146,7 +153,7 @@ def class_for(recipe: Recipe) -> type:
         }
         if recipe.source:
             body["forward"] = _compile_forward(recipe)
-        made = type(f"Fused{recipe.original.__name__}", (*recipe.bases, recipe.original), body)
+        made = type(f"{recipe.prefix}{recipe.original.__name__}", (*recipe.bases, recipe.original), body)
         _classes[key] = made
     return made
 

@@ -2,12 +2,14 @@
 
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -29,7 +31,7 @@ class Trace:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module counts as one layer: torch.nn's and cnnfast.nn's own, and their subclasses."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule) or is_frozen_norm(module) or is_norm_act(module):
         return True
     if is_ours(module):
         return not any(is_ours(child) for child in module.children())  # a block of ours is no layer
@@ -53,18 +55,23 @@ def torch_ancestor(module: nn.Module) -> type:
     )
 
 
-def trace(root: nn.Module, is_leaf: Callable[[nn.Module], bool], live_training: bool) -> Trace:
+def trace(
+    root: nn.Module, is_leaf: Callable[[nn.Module], bool], live_training: bool, given: int | None = None
+) -> Trace:
     """The graph of root.forward; modules for which `is_leaf` holds, and those that resist, are single nodes.
 
     live_training: `self.training` in a forward becomes a value read at run time (else it is the present
         flag, and
-    the graph holds for that mode alone). Raises NotTraceable with the reason where root's own forward
-    resists.
+    the graph holds for that mode alone).
+    given: how many arguments the graph takes; the others keep their defaults. All, without it.
+    Raises NotTraceable with the reason where root's own forward resists.
     """
-    _check_signature(root)
+    _check_signature(root, given)
     closed: dict[str, str] = {}
     while True:
         probe = shell_copy(root)
+        if given is not None:
+            _take(probe, given)
         tracer = _Tracer(probe, is_leaf, closed, live_training)
         before = _plain_state(probe, tracer)
         try:
@@ -126,6 +133,13 @@ class _Tracer(fx.Tracer):
     def proxy(self, node):
         return _Value(node, self)
 
+    def create_arg(self, a):
+        """An OrderedDict stays one; fx alone would write down a dict."""
+        if type(a) is OrderedDict:
+            pairs = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
+        return super().create_arg(a)
+
     def to_bool(self, obj):
         if is_training_flag(obj.node):
             raise NotTraceable("its forward takes another path in training than in evaluation")
@@ -169,13 +183,31 @@ def is_training_flag(node: fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target).split(".")[-1] == "training"
 
 
-def _check_signature(root: nn.Module) -> None:
+def _take(probe: nn.Module, given: int) -> None:
+    """Give a module a forward with the first `given` arguments alone."""
+    cls = type(probe)
+    names = list(inspect.signature(cls.forward).parameters)
+    if given + 1 < len(names):
+        arguments = ", ".join(names[: given + 1])
+        body: dict = {"original": cls.forward}
+        exec(f"def forward({arguments}):\n    return original({arguments})", body)
+        shortened = {"forward": body["forward"], "__module__": cls.__module__}
+        probe.__class__ = type(cls.__name__, (cls,), shortened)
+
+
+def _check_signature(root: nn.Module, given: int | None) -> None:
     if "forward" in root.__dict__:
         raise NotTraceable("its forward was replaced on the instance")
-    for parameter in list(inspect.signature(type(root).forward).parameters.values())[1:]:
+    parameters = list(inspect.signature(type(root).forward).parameters.values())[1:]
+    rest = [] if given is None else parameters[given:]
+    rest = [p for p in rest if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if any(p.default is p.empty for p in rest):
+        raise NotTraceable(f"its forward takes more than {given} arguments")
+    for parameter in parameters[:given]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise NotTraceable(f"its forward takes any number of arguments (*{parameter.name})")
-        if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY:
+        optional = parameter.default is not parameter.empty and given is None
+        if optional or parameter.kind is parameter.KEYWORD_ONLY:
             raise NotTraceable(f"its forward has an optional argument ({parameter.name})")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cnnfast.fuse.check import relative_error
 from cnnfast.fuse.shells import unfused
+from cnnfast.plan.record import copied, tensors_in
 
 
 def check_budget(error_budget: object) -> None:
@@ -22,34 +23,39 @@ def check_budget(error_budget: object) -> None:
         )
 
 
-def in_double(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The output of a float64 copy in evaluation mode; ValueError where there is none."""
+def in_double(model: nn.Module, inputs: tuple) -> list[Tensor]:
+    """The output tensors of a float64 copy in evaluation mode; ValueError where there are none."""
+    doubled = (x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
     try:
-        wanted = copy.deepcopy(unfused(model)).double().eval()(*(x.double() for x in inputs))
+        wanted = tensors_in(copy.deepcopy(unfused(model)).double().eval()(*doubled))
     except Exception as error:  # whatever the network's own code raises
         raise ValueError(
             f"freeze: error_budget compares with the network in float64, where it fails ({error}): leave "
             "error_budget out, or let the network take float64"
         ) from error
-    if wanted.dtype != torch.float64:
+    single = [
+        tensor.dtype for tensor in wanted if tensor.is_floating_point() and tensor.dtype != torch.float64
+    ]
+    if single:
         raise ValueError(
-            f"freeze: error_budget compares with the network in float64, but there it gives {wanted.dtype}: "
+            f"freeze: error_budget compares with the network in float64, but there it gives {single[0]}: "
             "leave error_budget out, or let the network compute in its input's dtype"
         )
     return wanted
 
 
 def first_within(
-    budget: float, wanted: Tensor, x: Tensor, networks: Iterable[tuple[str, nn.Module]]
+    budget: float, wanted: list[Tensor], inputs: tuple, networks: Iterable[tuple[str, nn.Module]]
 ) -> tuple[nn.Module, str]:
-    """The first network whose error on `x` is within the budget, and a line for its report.
+    """The first network whose error on `inputs` is within the budget, and a line for its report.
 
     networks: with a word for what computes them; taken one by one. The error is the largest difference from
     `wanted` (float64) over its largest value. Raises ValueError with the errors where none keeps the budget.
     """
     beyond: list[str] = []
     for computed_by, network in networks:
-        error = relative_error(network(x), wanted)
+        got = tensors_in(network(*map(copied, inputs)))
+        error = max(relative_error(a, b) for a, b in zip(got, wanted, strict=True))
         if error <= budget:
             note = f"error budget {budget:.1e}: kept by {computed_by}, error {error:.1e}"
             return network, "; ".join([f"{note} of the largest value in float64", *beyond])

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from cnnfast.fuse.foreign import with_plain_norms
 from cnnfast.fuse.shells import has_hooks, unfused
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.plan.fold import fold
 from cnnfast.plan.lowering import Lowering, Refusal
 from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
+from cnnfast.plan.owners import is_layer_like, is_leaf, macs_by_owner
+from cnnfast.plan.record import record
 from cnnfast.plan.steps import Step, reachable, to_plan
 from cnnfast.report import DROPPED, FUSED, Row
 
@@ -21,10 +23,8 @@ class UnsupportedNetworkError(ValueError):
         self.refusals = refusals
         rows = "\n".join(f"  {refusal.name} ({refusal.what}): {refusal.reason}" for refusal in refusals)
         super().__init__(
-            f"freeze: a plan of this version holds a whole network or nothing, and {network} has\n{rows}\n"
-            "cnnfast.fuse(model) runs the other layers fused; freeze(..., allow_eager=True) takes a "
-            "snapshot that "
-            "runs eager"
+            f"freeze: {network} has layers that no plan of this version holds:\n{rows}\n"
+            "freeze without strict=True leaves them eager between plans; cnnfast.fuse(model) trains too"
         )
 
 
@@ -43,16 +43,19 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
 
     Raises UnsupportedNetworkError naming every layer without a place in a plan.
     """
-    network = unfused(model).eval()
+    network = with_plain_norms(unfused(model).eval())
     name = type(network).__name__
     if has_hooks(network):
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", "it has hooks: remove them first")])
     try:
-        traced = trace(network, lambda module: is_layer(module) and not is_ours(module), live_training=False)
+        traced = trace(network, is_leaf, live_training=False, given=len(example_inputs))
+        made = record(traced.graph, network, example_inputs)
     except NotTraceable as error:
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", str(error))]) from error
-    shapes = _shapes(traced.graph, network, example_inputs)
-    low = Lowering(traced.graph, network, shapes, traced.closed)
+    if len(example_inputs) != 1:
+        several = f"it takes {len(example_inputs)} arguments; a plan by itself takes one tensor"
+        raise UnsupportedNetworkError(name, [Refusal(name, "the network", several)])
+    low = Lowering(traced.graph, network, made.shapes, traced.closed)
     outputs = low.run()
     refusals = low.refusals + _misused_inputs(low.free_inputs, outputs)
     if refusals:
@@ -62,26 +65,8 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
         if step.op is Op.CONV2D:
             step.settings |= {"largest_tile": ANY_TILE if winograd else DIRECT, "tuned": 0}
     plan, weights, names = to_plan(low.inputs, outputs)
-    return Built(plan, weights, names, _rows(network, names, plan))
-
-
-def _shapes(graph: fx.Graph, network: nn.Module, example_inputs: tuple) -> dict[fx.Node, torch.Size]:
-    recorder = _ShapeRecorder(network, graph=graph)
-    with torch.no_grad():
-        recorder.run(*example_inputs)
-    return recorder.shapes
-
-
-class _ShapeRecorder(fx.Interpreter):
-    def __init__(self, module: nn.Module, graph: fx.Graph):
-        super().__init__(module, graph=graph)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, node: fx.Node):
-        result = super().run_node(node)
-        if isinstance(result, Tensor):
-            self.shapes[node] = result.shape
-        return result
+    macs = macs_by_owner(traced.graph, network, made)
+    return Built(plan, weights, names, _rows(network, names, plan, macs))
 
 
 def _misused_inputs(free_inputs: set[Step], outputs: list[Step]) -> list[Refusal]:
@@ -94,7 +79,7 @@ def _misused_inputs(free_inputs: set[Step], outputs: list[Step]) -> list[Refusal
     ]
 
 
-def _rows(network: nn.Module, names: list[str], plan: Plan) -> list[Row]:
+def _rows(network: nn.Module, names: list[str], plan: Plan, macs: dict[str, int]) -> list[Row]:
     """Where each layer went."""
     runs_as = {}
     for i, (name, node) in enumerate(zip(names, plan.nodes, strict=True)):
@@ -104,10 +89,12 @@ def _rows(network: nn.Module, names: list[str], plan: Plan) -> list[Row]:
     for name, layer in network.named_modules():
         part = name.startswith(tuple(ours))  # it holds parameters for a layer of ours
         place = runs_as.get(name)
-        if not is_layer(layer) or (part and place is None):
+        if not (is_layer(layer) or (place and is_layer_like(layer))) or (part and place is None):
             continue
         if is_ours(layer):
             ours.append(f"{name}." if name else "")
         reason = "" if place else "does nothing in evaluation, or is not called"
-        rows.append(Row(name, type(layer).__name__, FUSED if place else DROPPED, place or "", reason))
-    return rows
+        status = FUSED if place else DROPPED
+        rows.append(Row(name, type(layer).__name__, status, place or "", reason, macs.get(name, 0)))
+    functions = (name for name in macs if macs[name] and all(row.name != name for row in rows))
+    return rows + [Row(name, "function", FUSED, runs_as.get(name, ""), macs=macs[name]) for name in functions]

@@ -1,8 +1,8 @@
 """Plan ↔ int64 words.
 
 [magic, format, checksum of the words behind, checksum of the weights, number of floats,
-number of nodes, number of outputs, nodes, outputs], a node being [op, activation, inputs, attributes],
-the last two with their lengths in front.
+number of nodes, number of outputs, nodes, outputs], a node being [op, activation, its two numbers, inputs,
+attributes], the last two with their lengths in front. Format 3, which is read too, lacks the numbers.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cnnfast.plan.nodes import ALIGNMENT, ATTRIBUTES, FORMAT, MAGIC, Act, Node, Op, Plan, PlanError
+from cnnfast.plan.nodes import (
+    ALIGNMENT,
+    ATTRIBUTES,
+    FORMAT,
+    MAGIC,
+    OLDEST_FORMAT,
+    Act,
+    Node,
+    Op,
+    Plan,
+    PlanError,
+    fraction_word,
+    word_fraction,
+)  # fmt: skip
 
 _CHECKED_FROM = 3  # words behind the checksum
 Checksum = Callable[[Tensor], int]
@@ -26,7 +39,8 @@ def encode(plan: Plan, weights: Tensor, checksum: Checksum = library_checksum) -
     words = [checksum(weights), weights.numel(), len(plan.nodes), len(plan.outputs)]
     for node in plan.nodes:
         attributes = [node[name] for name in ATTRIBUTES[node.op]]
-        words += [node.op, node.activation, len(node.inputs), *node.inputs, len(attributes), *attributes]
+        words += [node.op, node.activation, *map(fraction_word, node.numbers)]
+        words += [len(node.inputs), *node.inputs, len(attributes), *attributes]
     words += plan.outputs
     checked = torch.tensor(words, dtype=torch.int64)
     return torch.cat([torch.tensor([MAGIC, FORMAT, checksum(checked)]), checked])
@@ -40,14 +54,16 @@ def decode(words: Tensor) -> Plan:
     if reader.take() != MAGIC:
         raise PlanError("this is no plan of a frozen network")
     version = reader.take()
-    if version != FORMAT:
+    if not OLDEST_FORMAT <= version <= FORMAT:
         remedy = "update cnnfast" if version > FORMAT else "save the network again with this version"
-        raise PlanError(f"the plan has format {version}, this cnnfast reads format {FORMAT}: {remedy}")
+        raise PlanError(
+            f"the plan has format {version}, this cnnfast reads formats {OLDEST_FORMAT} to {FORMAT}: {remedy}"
+        )
     reader.at = _CHECKED_FROM + 2
     n_nodes, n_outputs = reader.take(), reader.take()
     nodes: list[Node] = []
     for _ in range(n_nodes):
-        nodes.append(_read_node(reader, len(nodes)))
+        nodes.append(_read_node(reader, len(nodes), has_numbers=version >= 4))
     outputs = reader.take_values(n_outputs)
     if reader.at != len(reader.words) or not outputs or not all(0 <= i < n_nodes for i in outputs):
         raise PlanError("the plan's outputs are damaged")
@@ -68,20 +84,22 @@ class _Reader:
         return self.words[self.at - count : self.at]
 
 
-def _read_node(reader: _Reader, index: int) -> Node:
+def _read_node(reader: _Reader, index: int, has_numbers: bool) -> Node:
     try:
         op, activation = Op(reader.take()), Act(reader.take())
     except ValueError as error:
         raise PlanError(
             f"node {index} of the plan is unknown to this version ({error}): update cnnfast"
         ) from None
+    first, second = map(word_fraction, reader.take_values(2)) if has_numbers else (0.0, 0.0)
     inputs = reader.take_values(reader.take())
     if not all(0 <= i < index for i in inputs):
         raise PlanError(f"node {index} of the plan reads values that are not there yet")
     attributes = reader.take_values(reader.take())
     if len(attributes) != len(ATTRIBUTES[op]):
         raise PlanError(f"node {index} of the plan ({op.name.lower()}) has {len(attributes)} attributes")
-    return Node(op, tuple(inputs), dict(zip(ATTRIBUTES[op], attributes, strict=True)), activation)
+    named = dict(zip(ATTRIBUTES[op], attributes, strict=True))
+    return Node(op, tuple(inputs), named, activation, (first, second))
 
 
 class Constants:

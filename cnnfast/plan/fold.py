@@ -5,14 +5,16 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from cnnfast.plan.nodes import Act, Op
+from cnnfast.plan.nodes import Act, Op, fraction_word
 from cnnfast.plan.steps import Step, reachable
 
-_ACTIVATED = (Op.CONV2D, Op.LINEAR, Op.ADD, Op.AFFINE)
+_ACTIVATED = (Op.CONV2D, Op.LINEAR, Op.ADD, Op.AFFINE, Op.MULTIPLY, Op.LAYER_NORM, Op.GROUP_NORM)
 
 
 def fold(outputs: list[Step]) -> list[Step]:
     """Merge what can be merged; returns the outputs, some of which may be other steps now."""
+    for step in reachable(outputs):
+        _gate_by_itself(step)
     steps = reachable(outputs)
     uses = Counter(source for step in steps for source in step.inputs) + Counter(outputs)
     for step in steps:
@@ -20,7 +22,7 @@ def fold(outputs: list[Step]) -> list[Step]:
     merged: dict[Step, Step] = {}
     for step in steps:
         step.inputs = [merged.get(source, source) for source in step.inputs]
-        for rule in (_fold_affine, _fold_add, _fold_activation):
+        for rule in (_fold_affine, _fold_add, _fold_activation, _fold_pad):
             into = rule(step, uses)
             if into is not None:
                 into.layers += [name for name in step.layers if name not in into.layers]
@@ -73,8 +75,12 @@ def _fold_affine(step: Step, uses: Counter) -> Step | None:
     if step.op is not Op.AFFINE:
         return None
     source = step.inputs[0]
-    if source.op not in (Op.CONV2D, Op.LINEAR) or len(source.inputs) > 1 or not _is_open(source, uses):
+    if source.op not in (Op.CONV2D, Op.LINEAR, Op.AFFINE) or len(source.inputs) > 1:
         return None
+    if not _is_open(source, uses):
+        return None
+    if source.op is Op.AFFINE:
+        return _join_affines(source, step)
     scale, shift = step.constants["scale"], step.constants["shift"]
     weight, bias = source.constants["weight"].double(), source.constants["bias"]
     source.constants["weight"] = weight * scale.view(-1, *[1] * (weight.dim() - 1))
@@ -83,12 +89,17 @@ def _fold_affine(step: Step, uses: Counter) -> Step | None:
 
 
 def _fold_add(step: Step, uses: Counter) -> Step | None:
-    if step.op is not Op.ADD:
+    if step.op is not Op.ADD or step.broadcasts:
         return None
     for source, other in (step.inputs, step.inputs[::-1]):
         if source.op is Op.CONV2D and len(source.inputs) == 1 and _is_open(source, uses):
             source.inputs.append(other)
             source.position = step.position  # the other operand may come later than the convolution did
+            return source
+    for source, other in (step.inputs, step.inputs[::-1]):
+        if source.op is Op.MULTIPLY and len(source.inputs) == 2 and _is_open(source, uses):
+            source.inputs.append(other)
+            source.position = step.position
             return source
     return None
 
@@ -100,8 +111,44 @@ def _fold_activation(step: Step, uses: Counter) -> Step | None:
     maker = _maker_of_maximum(source, uses) if step.activation is Act.RELU else source
     if maker.op not in _ACTIVATED or not _is_open(maker, uses):
         return None
-    maker.activation = step.activation
+    maker.activation, maker.numbers = step.activation, step.numbers
     return source
+
+
+_GATED = {Act.SIGMOID: Act.SILU, Act.HARDSIGMOID: Act.HARDSWISH}
+
+
+def _gate_by_itself(step: Step) -> None:
+    """x * sigmoid(x) is SiLU, and so on: written out in some networks."""
+    if step.op is not Op.MULTIPLY or step.broadcasts:
+        return
+    for source, gate in (step.inputs, step.inputs[::-1]):
+        if gate.op is Op.ACTIVATION and gate.inputs == [source] and gate.activation in _GATED:
+            step.op, step.inputs, step.activation = Op.ACTIVATION, [source], _GATED[gate.activation]
+            step.layers += [name for name in gate.layers if name not in step.layers]
+            return
+
+
+def _join_affines(first: Step, second: Step) -> Step:
+    """(x * a + b) * c + d as one step; it keeps the place of the first."""
+    a, b = (first.constants[name].double() for name in ("scale", "shift"))
+    c, d = (second.constants[name].double() for name in ("scale", "shift"))
+    first.constants = {"scale": a * c, "shift": b * c + d}
+    return first
+
+
+def _fold_pad(step: Step, uses: Counter) -> Step | None:
+    """Zeros around a convolution's input are padding of its own."""
+    if step.op is not Op.CONV2D or step.inputs[0].op is not Op.PAD or uses[step.inputs[0]] != 1:
+        return None
+    pad = step.inputs[0]
+    if pad.settings["value"] != fraction_word(0.0):
+        return None
+    for side in ("top", "left", "bottom", "right"):
+        step.settings[f"pad_{side}"] += pad.settings[side]
+    step.inputs[0] = pad.inputs[0]
+    step.layers = [*pad.layers, *step.layers]
+    return None
 
 
 def _maker_of_maximum(step: Step, uses: Counter) -> Step:

@@ -9,20 +9,88 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnfast.fuse.shells import unfused
+from cnnfast.fuse.shells import shell_copy, unfused
 from cnnfast.limits import Limits
 from cnnfast.plan import files, show
-from cnnfast.plan.codec import decode
+from cnnfast.plan.codec import decode, encode
 from cnnfast.plan.profile import Profile, profile
 from cnnfast.report import EAGER, Report, Row
 
-_NO_GRADIENT = (
-    "a frozen network has no gradients, but its input requires grad: use cnnfast.fuse for training, or "
-    "torch.no_grad() / input.detach()"
-)
+
+def refuse_gradients(x: Tensor) -> None:
+    """RuntimeError for an input that requires grad while gradients are recorded."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "a frozen network has no gradients, but its input requires grad: use cnnfast.fuse for "
+            "training, or torch.no_grad() / input.detach()"
+        )
 
 
-class FrozenNet(nn.Module):
+class _Reported(nn.Module):
+    """What every frozen network has: a report (self._report) and evaluation mode for good."""
+
+    def report(self) -> Report:
+        """Where each layer of the model went."""
+        return self._report
+
+    def add_note(self, note: str) -> None:
+        """Add a line to the report."""
+        self._report = self._report.with_notes(note)
+
+    def repack(self) -> None:
+        """Forget packed weights: needed after writes through `.data` only, which leave no trace."""
+        torch.ops.cnnfast.clear_caches()
+
+    def train(self, mode: bool = True) -> "_Reported":
+        """Does nothing: a frozen network is always in evaluation mode."""
+        return self
+
+
+class _Planned(nn.Module):
+    """A plan with its constants: two tensors, which stay float32 and int64 on the CPU."""
+
+    def __init__(self, weights: Tensor, plan: Tensor, names: list[str]):
+        super().__init__()
+        self.register_buffer("weights", weights)
+        self.register_buffer("plan", plan)
+        self.signature = torch.ops.cnnfast.plan_signature(weights, plan)  # shapes for torch.compile
+        self._names = names
+        self.training = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "_Planned":
+        moved = fn(self.weights)
+        if moved.dtype != torch.float32 or moved.device.type != "cpu":
+            raise TypeError(
+                f"a frozen network stays float32 on the CPU, it cannot become {moved.dtype} on "
+                f"{moved.device}: "
+                "convert the model and freeze that, or use cnnfast.fuse"
+            )
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return "\n".join([f"{self.weights.numel():,} constants", *show.lines(decode(self.plan), self._names)])
+
+
+class PlanCall(_Planned):
+    """A plan inside a network that also has eager layers: takes and gives lists of float32 CPU tensors."""
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        if torch.jit.is_scripting():
+            return torch.ops.cnnfast.run_plan(inputs, self.weights, self.plan, self.signature)
+        return self._run(inputs)
+
+    @torch.jit.unused
+    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
+        own = self._buffers
+        return torch.ops.cnnfast.run_plan(inputs, own["weights"], own["plan"], self.signature)
+
+    def with_conv_attributes(self, **attributes: int) -> "PlanCall":
+        """The same plan with other attributes in every convolution."""
+        words = encode(decode(self.plan).with_conv_attributes(**attributes), self.weights)
+        return PlanCall(self.weights, words, self._names)
+
+
+class FrozenNet(_Reported, _Planned):
     """A network as two tensors, `weights` (float32) and `plan` (int64), which cnnfast::run_plan runs.
 
     forward takes one float32 CPU tensor and returns one; an input that requires grad is an error. It has
@@ -31,13 +99,8 @@ class FrozenNet(nn.Module):
     """
 
     def __init__(self, weights: Tensor, plan: Tensor, names: list[str], report: Report):
-        super().__init__()
-        self.register_buffer("weights", weights)
-        self.register_buffer("plan", plan)
-        self.signature = torch.ops.cnnfast.plan_signature(weights, plan)  # shapes for torch.compile
-        self._names = names
+        super().__init__(weights, plan, names)
         self._report = report
-        self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -52,17 +115,17 @@ class FrozenNet(nn.Module):
         own = self._buffers  # attributes of nn.Module take microseconds, a tenth of the smallest networks
         return torch.ops.cnnfast.run_plan([x], own["weights"], own["plan"], self.signature)[0]
 
-    def report(self) -> Report:
-        """Where each layer of the model went."""
-        return self._report
-
-    def add_note(self, note: str) -> None:
-        """Add a line to the report."""
-        self._report = self._report.with_notes(note)
+    def with_conv_attributes(self, **attributes: int) -> "FrozenNet":
+        """The same plan with other attributes in every convolution."""
+        return self.with_plan(encode(decode(self.plan).with_conv_attributes(**attributes), self.weights))
 
     def with_plan(self, plan: Tensor) -> "FrozenNet":
         """The same layers and weights under another plan for them."""
         return FrozenNet(self.weights, plan, self._names, self._report)
+
+    def plan_inputs(self, inputs: tuple) -> list[tuple[Tensor, Tensor, list[torch.Size]]]:
+        """For each plan its weights, its words, and the sizes that it meets with these inputs."""
+        return [(self.weights, self.plan, [x.shape for x in inputs])]
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the network to a file for cnnfast.load; whole or not at all."""
@@ -85,63 +148,87 @@ class FrozenNet(nn.Module):
         """
         return profile(self.weights, self.plan, self._names, x, repeats, limits)
 
-    def train(self, mode: bool = True) -> "FrozenNet":
-        """Does nothing: a frozen network is always in evaluation mode."""
-        return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "FrozenNet":
-        moved = fn(self.weights)
-        if moved.dtype != torch.float32 or moved.device.type != "cpu":
-            raise TypeError(
-                f"a frozen network stays float32 on the CPU, it cannot become {moved.dtype} on "
-                f"{moved.device}: "
-                "convert the model and freeze that, or use cnnfast.fuse"
-            )
-        return super()._apply(fn, recurse)
+class _WithPlans(_Reported):
+    """A network that calls plans somewhere inside."""
 
-    def extra_repr(self) -> str:
-        return "\n".join([f"{self.weights.numel():,} constants", *show.lines(decode(self.plan), self._names)])
+    def plans(self) -> dict[str, PlanCall]:
+        """The plans by the names of the modules that hold them."""
+        return {name: part for name, part in self.named_modules() if isinstance(part, PlanCall)}
+
+    def with_conv_attributes(self, **attributes: int) -> "_WithPlans":
+        """The same network with other attributes in every convolution of its plans."""
+        changed = shell_copy(self)
+        for name, part in self.plans().items():
+            parent, _, child = name.rpartition(".")
+            changed.get_submodule(parent)._modules[child] = part.with_conv_attributes(**attributes)
+        return changed
+
+    def plan_inputs(self, inputs: tuple) -> list[tuple[Tensor, Tensor, list[torch.Size]]]:
+        """For each plan its weights, its words, and the sizes that it meets with these inputs."""
+        met: list[tuple[Tensor, Tensor, list[torch.Size]]] = []
+
+        def note(part: PlanCall, args: tuple) -> None:
+            met.append((part.weights, part.plan, [x.shape for x in args[0]]))
+
+        probe = shell_copy(self)
+        for part in probe.plans().values():
+            part.register_forward_pre_hook(note)
+        with torch.no_grad():
+            probe(*inputs)
+        return met
 
 
-class EagerNet(nn.Module):
-    """What freeze(..., allow_eager=True) returns where it has no plan: an eager copy in evaluation mode."""
+class JoinedNet(_WithPlans):
+    """Plans joined by eager layers, which are copies in evaluation mode: forward is generated.
 
-    def __init__(self, model: nn.Module, reason: str):
+    It takes and gives what the model does. Inputs that require grad are an error. It scripts where its
+    eager layers do; it traces, compiles, exports, pickles and deep-copies.
+    """
+
+    def __init__(self):
         super().__init__()
-        network = copy.deepcopy(unfused(model)).eval().requires_grad_(False)
-        self.network = network
         self.training = False
-        self._report = Report(
-            f"freeze({type(network).__name__})",
-            (
-                Row(
-                    "",
-                    type(network).__name__,
-                    EAGER,
-                    "an eager copy in evaluation mode",
-                    reason.splitlines()[0],
-                ),
-            ),
-            (reason,),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(_NO_GRADIENT)
-        return self.network(x)
-
-    def report(self) -> Report:
-        """Why there is no plan."""
-        return self._report
-
-    def add_note(self, note: str) -> None:
-        """Add a line to the report."""
-        self._report = self._report.with_notes(note)
+        self._report = Report("freeze")
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Raises TypeError: there is no plan to write."""
-        raise TypeError("this snapshot runs eager and has no plan to save: use torch.save on its state_dict")
+        """Raises TypeError: a file holds one plan, and this network has eager layers or several results."""
+        raise TypeError(
+            "a file holds one plan from one tensor to one tensor, and this network has "
+            f"{len(self.plans())} plans joined by eager layers (see report()): write it with "
+            "cnnfast.export(frozen, path, example_inputs=x)"
+        )
 
-    def train(self, mode: bool = True) -> "EagerNet":
-        """Does nothing: a frozen network is always in evaluation mode."""
-        return self
+
+class EagerNet(_WithPlans):
+    """An eager copy in evaluation mode, of which some children may be frozen networks.
+
+    What freeze gives where a forward cannot be traced, and, with allow_eager=True, where there is no plan.
+    """
+
+    def __init__(self, model: nn.Module, report: Report):
+        super().__init__()
+        self.network = model
+        self.training = False
+        self._report = report
+
+    def forward(self, *inputs: Any) -> Any:
+        for x in inputs:
+            if isinstance(x, Tensor):
+                refuse_gradients(x)
+        return self.network(*inputs)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Raises TypeError: a file holds one plan, and this network has eager layers."""
+        raise TypeError(
+            "this snapshot runs eager and has no plan to save: write it with "
+            "cnnfast.export(frozen, path, example_inputs=x), or use torch.save on its state_dict"
+        )
+
+
+def eager_snapshot(model: nn.Module, reason: str) -> EagerNet:
+    """What freeze(..., allow_eager=True) returns where it has no plan."""
+    network = copy.deepcopy(unfused(model)).eval().requires_grad_(False)
+    name = type(network).__name__
+    row = Row("", name, EAGER, "an eager copy in evaluation mode", reason.splitlines()[0])
+    return EagerNet(network, Report(f"freeze({name})", (row,), (reason,)))

@@ -2,7 +2,7 @@
 
 A plan is a list of nodes in an order in which they can run. A node names its inputs by their place in the
 list. An attribute that ends in _at is a place in the weights, -1 where there is none. A fraction is the word
-that its float64 has in memory.
+that its float64 has in memory. An activation has two numbers, of which most kinds use none.
 """
 
 import struct
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 3
+FORMAT = 4
+OLDEST_FORMAT = 3  # activations without numbers
 ABSENT = -1
 ANY = -1
 ALIGNMENT = 16  # floats: constants start on a cache line
@@ -32,13 +33,42 @@ class Op(IntEnum):
     GLOBAL_AVG_POOL = 10
     AFFINE = 11
     LOCAL_RESPONSE_NORM = 12
+    MULTIPLY = 13
+    SLICE = 14
+    CHANNEL_SHUFFLE = 15
+    ADAPTIVE_AVG_POOL2D = 16
+    ADAPTIVE_MAX_POOL2D = 17
+    PAD = 18
+    INTERPOLATE = 19
+    LAYER_NORM = 20
+    GROUP_NORM = 21
+    PRELU = 22
+    TO_IMAGE = 23
 
 
 class Act(IntEnum):
     NONE = 0
     RELU = 1
     SIGMOID = 2
+    CLAMP = 3  # into [first number, second number]
+    LEAKY_RELU = 4  # first number: slope
+    HARDSIGMOID = 5
+    HARDSWISH = 6
+    SILU = 7
+    TANH = 8
+    GELU = 9
+    GELU_TANH = 10
+    ELU = 11  # first number: alpha
+    MISH = 12
 
+
+class Interpolation(IntEnum):
+    NEAREST = 0
+    NEAREST_EXACT = 1
+    BILINEAR = 2
+
+
+# Inputs that broadcast: the second of an ADD or MULTIPLY may be N×C×1×1. A third one of MULTIPLY is added.
 
 ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.INPUT: ("rank", "channels"),
@@ -64,6 +94,18 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.GLOBAL_AVG_POOL: (),
     Op.AFFINE: ("scale_at", "shift_at", "channels"),
     Op.LOCAL_RESPONSE_NORM: ("size", "alpha", "beta", "k"),  # the last three are fractions
+    Op.MULTIPLY: (),
+    Op.SLICE: ("first", "channels"),
+    Op.CHANNEL_SHUFFLE: ("groups",),
+    Op.ADAPTIVE_AVG_POOL2D: ("height", "width"),  # 0: as the input
+    Op.ADAPTIVE_MAX_POOL2D: ("height", "width"),
+    Op.PAD: ("top", "left", "bottom", "right", "value"),  # the last one is a fraction
+    # Sizes 0 where the scales, which are fractions, or a second input say them; scales 0 where none is.
+    Op.INTERPOLATE: ("mode", "align_corners", "height", "width", "scale_h", "scale_w"),
+    Op.LAYER_NORM: ("weight_at", "bias_at", "channels", "eps"),  # eps is a fraction
+    Op.GROUP_NORM: ("weight_at", "bias_at", "channels", "groups", "eps"),
+    Op.PRELU: ("slope_at", "channels"),
+    Op.TO_IMAGE: (),
 }  # fmt: skip
 
 
@@ -85,6 +127,7 @@ class Node:
     inputs: tuple[int, ...] = ()
     attributes: dict[str, int] = field(default_factory=dict)
     activation: Act = Act.NONE
+    numbers: tuple[float, float] = (0.0, 0.0)  # of the activation
 
     def __getitem__(self, attribute: str) -> int:
         return self.attributes[attribute]

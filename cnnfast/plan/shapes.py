@@ -2,7 +2,7 @@
 
 import math
 
-from cnnfast.plan.nodes import ABSENT, Node, Op, Plan
+from cnnfast.plan.nodes import ABSENT, Node, Op, Plan, word_fraction
 
 Shape = tuple[int, ...]
 
@@ -34,7 +34,29 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
         return first[0], sum(shape[1] for shape in sources), *first[2:]
     if node.op is Op.GLOBAL_AVG_POOL:
         return *first[:2], 1, 1
+    if node.op is Op.TO_IMAGE:
+        return *first, 1, 1
+    if node.op is Op.SLICE:
+        return first[0], node["channels"], *first[2:]
+    if node.op is Op.PAD:
+        return *first[:2], first[2] + node["top"] + node["bottom"], first[3] + node["left"] + node["right"]
+    if node.op in (Op.ADAPTIVE_AVG_POOL2D, Op.ADAPTIVE_MAX_POOL2D):
+        return *first[:2], node["height"] or first[2], node["width"] or first[3]
+    if node.op is Op.INTERPOLATE:
+        return *first[:2], *_interpolated(node, sources)
+    if node.op in (Op.ADD, Op.MULTIPLY):
+        return max(sources, key=math.prod)
     return first
+
+
+def _interpolated(node: Node, sources: list[Shape]) -> tuple[int, int]:
+    if len(sources) == 2:
+        return sources[1][2], sources[1][3]
+    height, width = (
+        node[size] or math.floor(side * word_fraction(node[scale]))
+        for size, scale, side in zip(("height", "width"), ("scale_h", "scale_w"), sources[0][2:], strict=True)
+    )
+    return height, width
 
 
 def _windows(node: Node, shape: Shape, pads: tuple[int, int]) -> tuple[int, int]:
@@ -66,7 +88,7 @@ def compulsory_bytes(node: Node, sources: list[Shape], shape: Shape) -> int:
 
     In float32; the external input counts as read. Flattening and concatenation move nothing.
     """
-    if node.op in (Op.FLATTEN, Op.CONCAT):
+    if node.op in (Op.FLATTEN, Op.CONCAT, Op.SLICE, Op.TO_IMAGE):
         return 0
     read = [shape] if node.op is Op.INPUT else sources
     return 4 * (sum(map(math.prod, read)) + math.prod(shape) + _constants(node))
@@ -74,10 +96,13 @@ def compulsory_bytes(node: Node, sources: list[Shape], shape: Shape) -> int:
 
 def _constants(node: Node) -> int:
     """Floats among a plan's weights that a node reads."""
-    biases = sum(node.attributes.get(name, ABSENT) != ABSENT for name in ("bias_at", "scale_at", "shift_at"))
+    names = ("bias_at", "scale_at", "shift_at", "slope_at")
+    biases = sum(node.attributes.get(name, ABSENT) != ABSENT for name in names)
     if node.op is Op.CONV2D:
         taps = node["group_channels"] * node["kernel_h"] * node["kernel_w"]
         return node["out_channels"] * (taps + biases)
     if node.op is Op.LINEAR:
         return node["out_features"] * (node["in_features"] + biases)
-    return node["channels"] * biases if node.op is Op.AFFINE else 0
+    if node.op in (Op.LAYER_NORM, Op.GROUP_NORM):
+        return node["channels"] * (biases + (node["weight_at"] != ABSENT))
+    return node["channels"] * biases if node.op in (Op.AFFINE, Op.PRELU) else 0

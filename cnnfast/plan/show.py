@@ -1,6 +1,6 @@
 """A plan in words."""
 
-from cnnfast.plan.nodes import Act, Node, Op, Plan, word_fraction
+from cnnfast.plan.nodes import Act, Interpolation, Node, Op, Plan, word_fraction
 
 
 def describe(node: Node) -> str:
@@ -10,7 +10,7 @@ def describe(node: Node) -> str:
         " of " + ", ".join(map(str, node.inputs)) if len(node.inputs) > 1 and node.op is not Op.CONV2D else ""
     )
     residual = f" + node {node.inputs[1]}" if node.op is Op.CONV2D and len(node.inputs) == 2 else ""
-    activation = f" + {node.activation.name.lower()}" if node.activation is not Act.NONE else ""
+    activation = f" + {_activation(node)}" if node.activation is not Act.NONE else ""
     return f"{node.op.name.lower()}{words}{inputs}{residual}{activation}"
 
 
@@ -21,6 +21,21 @@ def lines(plan: Plan, names: list[str]) -> list[str]:
         f"{i:3}  {name.ljust(width)}  {describe(node)}"
         for i, (node, name) in enumerate(zip(plan.nodes, names, strict=True))
     ]
+
+
+def _activation(node: Node) -> str:
+    first, second = node.numbers
+    if node.activation is Act.CLAMP:
+        return "relu6" if node.numbers == (0.0, 6.0) else f"clamp({first:g}, {second:g})"
+    numbers = f"({first:g})" if node.activation in (Act.LEAKY_RELU, Act.ELU) else ""
+    return node.activation.name.lower() + numbers
+
+
+def _interpolate(node: Node) -> str:
+    words = " " + Interpolation(node["mode"]).name.lower().replace("_", "-")
+    if node["height"] or node["width"]:
+        words += f" to {node['height']}×{node['width']}"
+    return words + (", align_corners" if node["align_corners"] else "")
 
 
 def _input(node: Node) -> str:
@@ -70,5 +85,13 @@ _WORDS = {
     Op.AVG_POOL2D: _pool,
     Op.RESHAPE_IMAGE: lambda node: f" {node['channels']}×{node['height']}×{node['width']}",
     Op.AFFINE: lambda node: f" {node['channels']} channels",
+    Op.SLICE: lambda node: f" {node['first']}:{node['first'] + node['channels']}",
+    Op.CHANNEL_SHUFFLE: lambda node: f" {node['groups']} groups",
+    Op.ADAPTIVE_AVG_POOL2D: lambda node: f" to {node['height']}×{node['width']}",
+    Op.ADAPTIVE_MAX_POOL2D: lambda node: f" to {node['height']}×{node['width']}",
+    Op.INTERPOLATE: _interpolate,
+    Op.LAYER_NORM: lambda node: f" {node['channels']} channels",
+    Op.GROUP_NORM: lambda node: f" {node['channels']} channels, {node['groups']} groups",
+    Op.PRELU: lambda node: f" {node['channels']} channels",
     Op.LOCAL_RESPONSE_NORM: _local_response_norm,
 }

@@ -18,6 +18,8 @@ class Step:
     settings: dict[str, int] = field(default_factory=dict)  # attributes other than places in the weights
     constants: dict[str, Tensor | None] = field(default_factory=dict)  # weight, bias, scale, shift
     activation: Act = Act.NONE
+    numbers: tuple[float, float] = (0.0, 0.0)  # of the activation
+    broadcasts: bool = False  # a sum or product whose second operand is N×C×1×1
     position: int = 0  # among the steps, in an order in which they can run
     layers: list[str] = field(default_factory=list)  # whose work it does
 
@@ -49,4 +51,6 @@ def _to_node(step: Step, number: dict[Step, int], constants: Constants) -> Node:
     for name, value in step.constants.items():
         attributes[f"{name}_at"] = ABSENT if value is None else constants.add(value)
     ordered = {name: int(attributes[name]) for name in ATTRIBUTES[step.op]}
-    return Node(step.op, tuple(number[source] for source in step.inputs), ordered, step.activation)
+    return Node(
+        step.op, tuple(number[source] for source in step.inputs), ordered, step.activation, step.numbers
+    )

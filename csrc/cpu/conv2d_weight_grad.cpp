@@ -39,7 +39,7 @@ ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const
           p.dilation[1],
           grad.size(2),
           grad.size(3),
-          Activation::kNone};
+          {}};
 }
 
 // Winograd's algorithm where tiles are well filled and products outweigh the transforms, in cycles of

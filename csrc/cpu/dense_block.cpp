@@ -42,9 +42,19 @@ void copy_images(const at::Tensor& from, const at::Tensor& to) {
 void run_layer(const at::Tensor& buffer, const DenseLayer& layer, const at::Tensor& weight,
                const OptionalTensor& bias, const Normalisation& norm, Activation activation) {
   const int64_t ph = layer.padding[0], pw = layer.padding[1];
-  const ConvGeometry g{
-      buffer.size(0), layer.inputs,   layer.growth,     1, weight.size(2), weight.size(3), 1, 1, 1, 1,
-      buffer.size(2), buffer.size(3), Activation::kNone};
+  const ConvGeometry g{buffer.size(0),
+                       layer.inputs,
+                       layer.growth,
+                       1,
+                       weight.size(2),
+                       weight.size(3),
+                       1,
+                       1,
+                       1,
+                       1,
+                       buffer.size(2),
+                       buffer.size(3),
+                       {}};
   const auto packed = packed_weight(weight, g);
   const AlignedFloats scale(0);
   const AlignedFloats shift =

@@ -47,10 +47,17 @@ class StatisticsTerms {
     parallel_team(threads_for(grad.count * count), [&](int thread, int team, Barrier&) {
       const auto [begin, end] = share(grad.count, 1, thread, team);
       float* own = grad.data + begin * grad.channels + channel;
-      kernels().affine(
-          {values_.data + begin * values_.channels + channel, own, own, scale.data(), shift.data(),
-           values_.channels, grad.channels, grad.channels, count, Activation::kNone},
-          end - begin);
+      kernels().affine({values_.data + begin * values_.channels + channel,
+                        own,
+                        own,
+                        scale.data(),
+                        shift.data(),
+                        values_.channels,
+                        grad.channels,
+                        grad.channels,
+                        count,
+                        {}},
+                       end - begin);
     });
   }
 

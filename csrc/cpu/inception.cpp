@@ -16,7 +16,7 @@ constexpr int64_t kSerialElements = 1 << 15;
 
 // A pooling kernel has no activation of its own.
 void activate_in_place(const at::Tensor& images, Activation activation) {
-  if (activation == Activation::kNone || images.numel() == 0) return;
+  if (activation.kind == Activation::kNone || images.numel() == 0) return;
   const View v = view_of(images);
   const int64_t channels = images.size(1), height = images.size(2), width = images.size(3);
   parallel_team(images.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
@@ -34,7 +34,8 @@ void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& we
   const OptionalTensor none;
   if (stage.kind == StageKind::kConv)
     return conv2d_into(
-        {input, weight, bias, none, none, stage.conv_params(), activation_name(stage.activation)}, target);
+        {input, weight, bias, none, none, stage.conv_params(), plain_activation_name(stage.activation.kind)},
+        target);
   if (stage.kind == StageKind::kMaxPool)
     max_pool2d_into(input, stage.pool_params(), target);
   else

@@ -138,7 +138,7 @@ struct MaxPoolBackwardCall {
   View grad_input;
 };
 
-// y = act(x * scale + shift + residual), rows of `channels` floats; scale, shift, residual may be null.
+// y = act((x * scale + shift) * factor + residual), rows of `channels` floats; all but x may be null.
 struct AffineCall {
   const float* input;
   const float* residual;
@@ -148,6 +148,8 @@ struct AffineCall {
   int64_t input_stride, residual_stride, output_stride;
   int64_t channels;
   Activation activation;
+  const float* factor = nullptr;
+  int64_t factor_stride = 0;
 };
 
 // Local response normalisation: y = x / (k + alpha / size * s)^beta per pixel, s the sum of x * x over `size`
@@ -199,6 +201,37 @@ struct BnActBackwardCall {
   Activation activation;
 };
 
+// y = act((x - mean) / sqrt(var + eps) * weight + bias): statistics of each pixel over its channels, or of
+// each image over the pixels and channels of a group. weight and bias may be null.
+struct NormCall {
+  View input, output;
+  int64_t channels, height, width, groups;
+  const float* weight;
+  const float* bias;
+  float eps;
+  Activation activation;
+};
+
+// One row of bilinear interpolation between two rows of the input.
+struct BlendCall {
+  const float* upper;
+  const float* lower;
+  float below;           // weight of the lower row
+  const int64_t* first;  // per output pixel: offsets of the left and right pixel in a row
+  const int64_t* second;
+  const float* right;  // per output pixel: weight of the right one
+  float* output;
+  int64_t pixel, width, channels;
+};
+
+// One row of a channel shuffle: output channel j * parts + i is channel j of part i.
+struct InterleaveCall {
+  int64_t parts, channels, width;  // channels of each part
+  const int64_t* step;             // of each part: distance of two pixels
+  float* output;
+  int64_t pixel;
+};
+
 // Floats that the measuring kernels work on at once, at most.
 constexpr int64_t kLimitFloats = 256;
 
@@ -234,7 +267,6 @@ struct KernelTable {
   // sum[c] += x[r][c], and with `mean`: sum[c] += (x[r][c] - mean[c])^2, over `rows` rows.
   void (*column_sum)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
                      float* sum);
-  void (*add)(const float* a, const float* b, float* out, int64_t count, Activation);
   void (*activate)(float* x, int64_t count, Activation);
   // Output rows [row_begin, row_end) over all images.
   void (*lrn)(const LrnCall&, int64_t row_begin, int64_t row_end);
@@ -243,6 +275,19 @@ struct KernelTable {
   void (*norm_backward_sums)(const NormBackwardCall&, int64_t rows, float* sum, float* product);
   void (*norm_backward)(const NormBackwardCall&, int64_t rows);
   void (*bn_act_backward)(const BnActBackwardCall&, int64_t rows);
+  // Output rows [row_begin, row_end) over all images; the windows follow from the sizes alone.
+  void (*adaptive_max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
+  void (*adaptive_avg_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
+  // The mean over all pixels of one image.
+  void (*image_mean)(const PoolCall&, int64_t image, int64_t channel_begin, int64_t channel_end);
+  // Rows over all images.
+  void (*layer_norm)(const NormCall&, int64_t row_begin, int64_t row_end);
+  // Groups over all images.
+  void (*group_norm)(const NormCall&, int64_t unit_begin, int64_t unit_end);
+  void (*blend_row)(const BlendCall&);
+  void (*interleave_row)(const InterleaveCall&, const float* const* parts);
+  void (*prelu_pixels)(const float* in, int64_t in_pixel, const float* slope, float* out, int64_t out_pixel,
+                       int64_t pixels, int64_t channels);
   // For measuring the machine. Multiply-adds on kLimitFloats values, in registers; gives the operations done.
   double (*multiply_adds)(float* sums, int64_t rounds);
   // The sum of `count` floats, a multiple of kLimitFloats: as fast as they can be read.

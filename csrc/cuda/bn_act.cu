@@ -71,7 +71,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& mean, const at::Te
       floats(biases),
       x.numel(),
       static_cast<int32_t>(x.size(1)),
-      static_cast<int32_t>(activation),
+      static_cast<int32_t>(activation.kind),
       static_cast<float>(eps),
   });
   return output;
@@ -82,6 +82,8 @@ at::Tensor batch_norm_act(const at::Tensor& input, const at::Tensor& mean, const
                           const OptionalTensor& residual, double eps, std::string_view activation) {
   check_batch_norm_act(input, mean, var, weight, bias, residual, activation);
   const Activation act = parse_activation("batch_norm_act", activation);
+  if (act.kind > Activation::kSigmoid)  // the kernel has no other: the same formula by ATen
+    return batch_norm_act_composite(input, mean, var, weight, bias, residual, eps, activation);
   switch (input.scalar_type()) {
     case at::kFloat:
       return forward<float>(input, mean, var, weight, bias, residual, eps, act);

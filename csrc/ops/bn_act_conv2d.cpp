@@ -38,7 +38,7 @@ std::vector<c10::SymInt> check_bn_act_conv2d(const BnActConv2dArgs& a) {
                 ": residual has shape ", a.residual->sym_sizes(), ", but the output has ",
                 c10::SymIntArrayRef(sizes));
   if (!present(a.mean)) check_several_values(kOp, a.input);
-  parse_activation(kOp, a.pre_activation);
+  check_pre_activation(kOp, a.pre_activation);
   return sizes;
 }
 

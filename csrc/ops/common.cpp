@@ -3,19 +3,113 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
 namespace cnnfast {
 
-Activation parse_activation(const char* op, std::string_view name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kReLU;
-  if (name == "sigmoid") return Activation::kSigmoid;
-  TORCH_CHECK(false, "cnnfast::", op, ": activation must be \"none\", \"relu\" or \"sigmoid\", not \"", name,
-              "\"");
+namespace {
+
+// How an activation is written: its name, and how many numbers may stand in parentheses behind it.
+struct ActivationWord {
+  const char* name;
+  Activation activation;  // with the numbers that hold where none are written
+  size_t numbers;
+};
+
+constexpr double kUnbounded = 3.4028234663852886e38;
+const ActivationWord kWords[] = {
+    {"none", {Activation::kNone}, 0},
+    {"relu", {Activation::kReLU}, 0},
+    {"sigmoid", {Activation::kSigmoid}, 0},
+    {"relu6", {Activation::kClamp, 0.0f, 6.0f}, 0},
+    {"hardtanh", {Activation::kClamp, -1.0f, 1.0f}, 2},
+    {"leaky_relu", {Activation::kLeakyReLU, 0.01f}, 1},
+    {"hardsigmoid", {Activation::kHardsigmoid}, 0},
+    {"hardswish", {Activation::kHardswish}, 0},
+    {"silu", {Activation::kSiLU}, 0},
+    {"tanh", {Activation::kTanh}, 0},
+    {"gelu", {Activation::kGELU}, 0},
+    {"gelu_tanh", {Activation::kGELUTanh}, 0},
+    {"elu", {Activation::kELU, 1.0f}, 1},
+    {"mish", {Activation::kMish}, 0},
+};
+
+// The numbers of "name(1, 2.5)"; none where they cannot be read.
+std::optional<std::vector<float>> numbers_of(std::string_view text) {
+  std::vector<float> numbers;
+  const std::string list(text);
+  const char* at = list.c_str();
+  while (true) {
+    char* end = nullptr;
+    const double value = std::strtod(at, &end);
+    if (end == at || !(std::fabs(value) <= kUnbounded)) return std::nullopt;
+    numbers.push_back(static_cast<float>(value));
+    while (*end == ' ') ++end;
+    if (*end == 0) return numbers;
+    if (*end != ',') return std::nullopt;
+    at = end + 1;
+  }
 }
 
-std::string_view activation_name(Activation activation) {
-  if (activation == Activation::kReLU) return "relu";
-  return activation == Activation::kSigmoid ? "sigmoid" : "none";
+bool numbers_fit(const Activation& a) {
+  if (a.kind == Activation::kClamp) return a.a <= a.b;
+  return true;
+}
+
+std::optional<Activation> read_activation(std::string_view text) {
+  const size_t open = text.find('(');
+  const std::string_view name = text.substr(0, open);
+  for (const ActivationWord& word : kWords) {
+    if (name != word.name) continue;
+    Activation activation = word.activation;
+    if (open == std::string_view::npos) return activation;
+    if (text.back() != ')') return std::nullopt;
+    const auto numbers = numbers_of(text.substr(open + 1, text.size() - open - 2));
+    if (!numbers || numbers->size() != word.numbers) return std::nullopt;
+    activation.a = (*numbers)[0];
+    if (word.numbers == 2) activation.b = (*numbers)[1];
+    return numbers_fit(activation) ? std::optional(activation) : std::nullopt;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Activation parse_activation(const char* op, std::string_view text) {
+  const auto activation = read_activation(text);
+  if (activation) return *activation;
+  std::string names;
+  for (const ActivationWord& word : kWords) names += (names.empty() ? "" : ", ") + std::string(word.name);
+  TORCH_CHECK(false, "cnnfast::", op, ": activation must be one of ", names,
+              " (with numbers: leaky_relu(0.2), elu(1.5), hardtanh(-2, 2)), not \"", text, "\"");
+}
+
+void check_pre_activation(const char* op, std::string_view name) {
+  TORCH_CHECK(output_determines(parse_activation(op, name)), "cnnfast::", op, ": ", name,
+              " has no gradient by its output alone, which this operator needs: call it by itself in front");
+}
+
+bool output_determines(const Activation& activation) {
+  switch (activation.kind) {
+    case Activation::kHardswish:
+    case Activation::kSiLU:
+    case Activation::kGELU:
+    case Activation::kGELUTanh:
+    case Activation::kMish:
+      return false;
+    case Activation::kLeakyReLU:
+    case Activation::kELU:
+      return activation.a >= 0;
+    default:
+      return true;
+  }
+}
+
+std::string_view plain_activation_name(Activation::Kind kind) {
+  if (kind == Activation::kReLU) return "relu";
+  return kind == Activation::kSigmoid ? "sigmoid" : "none";
 }
 
 void check_same_kind(const char* op, const at::Tensor& input, const char* name, const OptionalTensor& other) {
@@ -49,16 +143,58 @@ c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
-at::Tensor activate(const at::Tensor& x, Activation activation) {
-  if (activation == Activation::kReLU) return at::relu(x);
-  if (activation == Activation::kSigmoid) return at::sigmoid(x);
-  return x;
+at::Tensor activate(const at::Tensor& x, const Activation& activation) {
+  switch (activation.kind) {
+    case Activation::kReLU:
+      return at::relu(x);
+    case Activation::kSigmoid:
+      return at::sigmoid(x);
+    case Activation::kClamp:
+      return at::hardtanh(x, activation.a, activation.b);
+    case Activation::kLeakyReLU:
+      return at::leaky_relu(x, activation.a);
+    case Activation::kHardsigmoid:
+      return at::hardsigmoid(x);
+    case Activation::kHardswish:
+      return at::hardswish(x);
+    case Activation::kSiLU:
+      return at::silu(x);
+    case Activation::kTanh:
+      return at::tanh(x);
+    case Activation::kGELU:
+      return at::gelu(x);
+    case Activation::kGELUTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kELU:
+      return at::elu(x, activation.a);
+    case Activation::kMish:
+      return at::mish(x);
+    default:
+      return x;
+  }
 }
 
-at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output, Activation activation) {
-  if (activation == Activation::kReLU) return at::threshold_backward(grad, output, 0);
-  if (activation == Activation::kSigmoid) return at::sigmoid_backward(grad, output);
-  return grad;
+at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
+                               const Activation& activation) {
+  switch (activation.kind) {
+    case Activation::kReLU:
+      return at::threshold_backward(grad, output, 0);
+    case Activation::kSigmoid:
+      return at::sigmoid_backward(grad, output);
+    case Activation::kClamp:
+      return at::hardtanh_backward(grad, output, activation.a, activation.b);
+    case Activation::kLeakyReLU:
+      return at::leaky_relu_backward(grad, output, activation.a, /*self_is_result=*/true);
+    case Activation::kHardsigmoid:
+      return at::hardtanh_backward(grad / 6, output, 0, 1);
+    case Activation::kTanh:
+      return at::tanh_backward(grad, output);
+    case Activation::kELU:
+      return at::elu_backward(grad, activation.a, 1, 1, /*is_result=*/true, output);
+    default:
+      TORCH_CHECK(output_determines(activation), "cnnfast: this activation's gradient needs its input");
+      return grad;
+  }
 }
 
 at::Tensor as_type(const at::Tensor& t, at::ScalarType type) {

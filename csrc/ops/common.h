@@ -12,8 +12,14 @@ namespace cnnfast {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// From words such as "relu" or "leaky_relu(0.2)"; an error names the operator and what there is.
 Activation parse_activation(const char* op, std::string_view name);
-std::string_view activation_name(Activation activation);
+// Whether the gradient follows from the activation's output; else it needs the input.
+bool output_determines(const Activation& activation);
+// An error unless it does.
+void check_pre_activation(const char* op, std::string_view name);
+// Of none, ReLU and sigmoid.
+std::string_view plain_activation_name(Activation::Kind kind);
 
 inline bool present(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 inline at::Tensor value_or_undefined(const OptionalTensor& t) { return present(t) ? *t : at::Tensor(); }
@@ -31,9 +37,10 @@ void check_pair(const char* op, const char* name, at::IntArrayRef pair, int64_t 
 c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t stride, int64_t padding,
                              int64_t dilation);
 
-// The activation by ATen, and its gradient from the activation's output.
-at::Tensor activate(const at::Tensor& x, Activation activation);
-at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output, Activation activation);
+// The activation by ATen, and its gradient from the activation's output where that determines it.
+at::Tensor activate(const at::Tensor& x, const Activation& activation);
+at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
+                               const Activation& activation);
 
 // Whether this thread is inside an operator whose gradient is recorded; set by autograd/.
 bool& records_gradient();

@@ -80,7 +80,7 @@ std::vector<c10::SymInt> check_dense_block(const DenseBlockArgs& a) {
   check_list("bn_weights", a.bn_weights, a.weights.size());
   check_list("bn_biases", a.bn_biases, a.weights.size());
   check_statistics_given(a);
-  parse_activation(kOp, a.activation);
+  check_pre_activation(kOp, a.activation);
   auto sizes = a.input.sym_sizes().vec();
   TORCH_CHECK(
       !uses_batch_statistics(a.means, a.vars) || sizes[0] * sizes[2] * sizes[3] != 1, "cnnfast::", kOp,

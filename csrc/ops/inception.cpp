@@ -20,7 +20,7 @@ Stage parse_stage(const std::string& where, at::IntArrayRef w) {
   TORCH_CHECK(w[1] >= 0 && w[1] <= 2, "cnnfast::", where,
               ": activation must be 0 (none), 1 (relu) or 2 (sigmoid), not ", w[1]);
   const Stage stage{static_cast<StageKind>(w[0]),
-                    static_cast<Activation>(w[1]),
+                    {static_cast<Activation::Kind>(w[1])},
                     {w[2], w[3]},
                     {w[4], w[5]},
                     {w[6], w[7]},

@@ -13,7 +13,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 13> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 24> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -25,7 +25,18 @@ constexpr std::array<OpRule, 13> kRules{{{"input", 0, 0, 2},
                                          {"concat", 1, kMany, 0},
                                          {"global_avg_pool", 1, 1, 0},
                                          {"affine", 1, 1, 3},
-                                         {"local_response_norm", 1, 1, 4}}};
+                                         {"local_response_norm", 1, 1, 4},
+                                         {"multiply", 2, 3, 0},
+                                         {"slice", 1, 1, 2},
+                                         {"channel_shuffle", 1, 1, 1},
+                                         {"adaptive_avg_pool2d", 1, 1, 2},
+                                         {"adaptive_max_pool2d", 1, 1, 2},
+                                         {"pad", 1, 1, 5},
+                                         {"interpolate", 1, 2, InterpolateAttr::kCount},
+                                         {"layer_norm", 1, 1, 4},
+                                         {"group_norm", 1, 1, 5},
+                                         {"prelu", 1, 1, 2},
+                                         {"to_image", 1, 1, 0}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -85,6 +96,30 @@ class Checker {
         require(id, small(a[0], 1), "number of channels to normalise over");
         for (size_t i = 1; i < 4; ++i) require(id, std::isfinite(fraction(a[i])), "alpha, beta or k");
         return;
+      case Op::kSlice:
+        require(id, small(a[0], 0) && small(a[1], 1), "first channel or number of channels");
+        return;
+      case Op::kChannelShuffle:
+        require(id, small(a[0], 1), "number of groups");
+        return;
+      case Op::kAdaptiveAvgPool2d:
+      case Op::kAdaptiveMaxPool2d:
+        require(id, small(a[0], 0) && small(a[1], 0), "output size");
+        return;
+      case Op::kPad:
+        for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 0), "padding");
+        return;
+      case Op::kInterpolate:
+        return check_interpolate(id, node);
+      case Op::kLayerNorm:
+      case Op::kGroupNorm:
+        require(id, sized(a[2]) && optional(a[0], a[2]) && optional(a[1], a[2]), "constant's place");
+        require(id, node.op == Op::kLayerNorm || (small(a[3], 1) && a[2] % a[3] == 0), "number of groups");
+        require(id, fraction(a.back()) >= 0, "eps");
+        return;
+      case Op::kPReLU:
+        require(id, sized(a[1]) && constant(a[0], a[1]), "constant's place");
+        return;
       case Op::kInput:
         require(id, a[0] >= 1 && a[0] <= 4 && (a[1] == -1 || sized(a[1])), "rank or number of channels");
         return;
@@ -109,6 +144,7 @@ class Checker {
   bool constant(int64_t offset, int64_t count) const {
     return offset >= 0 && count >= 1 && count <= floats_ && offset <= floats_ - count;
   }
+  bool optional(int64_t offset, int64_t count) const { return offset == -1 || constant(offset, count); }
   static bool small(int64_t n, int64_t least) { return n >= least && n <= (1 << 20); }
 
   void check_conv2d(int64_t id, const std::vector<int64_t>& a) const {
@@ -126,6 +162,20 @@ class Checker {
             constant(a[A::kWeight], product({a[A::kOut], a[A::kIn], a[A::kKernelH], a[A::kKernelW]})) &&
                 (a[A::kBias] == -1 || constant(a[A::kBias], a[A::kOut])),
             "constant's place");
+  }
+
+  void check_interpolate(int64_t id, const Node& node) const {
+    using A = InterpolateAttr;
+    const auto& a = node.attr;
+    require(id, a[A::kMode] >= 0 && a[A::kMode] <= static_cast<int64_t>(InterpolateMode::kBilinear), "mode");
+    require(id, a[A::kAlignCorners] == 0 || a[A::kAlignCorners] == 1, "align_corners");
+    for (const auto& [size, scale] : {std::pair(A::kHeight, A::kScaleH), std::pair(A::kWidth, A::kScaleW)}) {
+      const double factor = fraction(a[scale]);
+      const double scaled = factor * (1 << 20);  // whole for every scale whose multiples are exact
+      require(id, small(a[size], 0) && factor >= 0 && factor <= 4096 && std::floor(scaled) == scaled,
+              "size or scale");
+      require(id, node.inputs.size() == 2 || a[size] > 0 || factor > 0, "size: it has none");
+    }
   }
 
   void check_pool(int64_t id, const Node& node) const {
@@ -157,8 +207,9 @@ void check_tensors(const at::Tensor& weights, const at::Tensor& plan) {
 void check_header(const at::Tensor& weights, const at::Tensor& plan) {
   const int64_t* words = plan.const_data_ptr<int64_t>();
   TORCH_CHECK(plan.numel() >= 7 && words[0] == kMagic, "cnnfast: this is no cnnfast plan");
-  TORCH_CHECK(words[1] == kFormatVersion, "cnnfast: the plan has format version ", words[1],
-              ", this library reads version ", kFormatVersion,
+  TORCH_CHECK(words[1] >= kOldestFormat && words[1] <= kFormatVersion,
+              "cnnfast: the plan has format version ", words[1], ", this library reads versions ",
+              kOldestFormat, " to ", kFormatVersion,
               "; update cnnfast or write the file again with this version");
   TORCH_CHECK(words[2] == checksum(words + 3, sizeof(int64_t) * static_cast<size_t>(plan.numel() - 3)),
               "cnnfast: the plan is damaged (its checksum does not match); write the file again");
@@ -170,6 +221,8 @@ void check_header(const at::Tensor& weights, const at::Tensor& plan) {
 }
 
 }  // namespace
+
+bool is_view(Op op) { return op == Op::kFlatten || op == Op::kSlice || op == Op::kToImage; }
 
 const char* op_name(Op op) { return kRules[static_cast<size_t>(op)].name; }
 
@@ -210,14 +263,20 @@ Graph parse(const at::Tensor& weights, const at::Tensor& plan) {
   check_tensors(weights, plan);
   check_header(weights, plan);
   Reader reader(plan.const_data_ptr<int64_t>() + 5, plan.numel() - 5);
+  const bool has_numbers = plan.const_data_ptr<int64_t>()[1] >= 4;
   const int64_t n_nodes = reader.next(), n_outputs = reader.next();
   Graph graph;
   for (int64_t id = 0; id < n_nodes; ++id) {
     const int64_t op = reader.next(), activation = reader.next();
-    TORCH_CHECK(op >= 0 && op < static_cast<int64_t>(kRules.size()) && activation >= 0 && activation <= 2,
+    TORCH_CHECK(op >= 0 && op < static_cast<int64_t>(kRules.size()) && activation >= 0 &&
+                    activation < Activation::kKinds,
                 "cnnfast: node ", id, " has operation ", op, " and activation ", activation,
                 ", which this version does not know; update cnnfast");
-    Node node{static_cast<Op>(op), static_cast<Activation>(activation), {}, {}};
+    Node node{static_cast<Op>(op), {static_cast<Activation::Kind>(activation)}, {}, {}};
+    if (has_numbers) {
+      node.activation.a = static_cast<float>(fraction(reader.next()));
+      node.activation.b = static_cast<float>(fraction(reader.next()));
+    }
     node.inputs = reader.list(reader.next());
     node.attr = reader.list(reader.next());
     graph.nodes.push_back(std::move(node));

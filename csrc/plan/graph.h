@@ -2,8 +2,10 @@
 //
 // Words of `plan` (int64): [0] magic, [1] format version, [2] checksum of the words from [3] on, [3] checksum
 // of the constants, [4] number of constants (floats), [5] number of nodes, [6] number of outputs, then nodes,
-// then output ids. A node is [op, activation, n_inputs, ids..., n_attributes, attributes...]; ids count nodes
-// in order, inputs come first. An offset counts floats in the constants, -1: absent.
+// then output ids. A node is [op, activation, its two numbers, n_inputs, ids..., n_attributes,
+// attributes...]; ids count nodes in order, inputs come first. An offset counts floats in the constants, -1:
+// absent. A fraction is the bits of a float64; the activation's numbers are fractions. Format 3, which is
+// read too, has no such numbers.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -15,7 +17,7 @@
 namespace cnnfast::plan {
 
 constexpr int64_t kMagic = 0x434E4E46;
-constexpr int64_t kFormatVersion = 3;
+constexpr int64_t kFormatVersion = 4, kOldestFormat = 3;
 
 enum class Op : int64_t {
   kInput = 0,      // rank, channels or features (-1: any)
@@ -27,11 +29,22 @@ enum class Op : int64_t {
   kFlatten = 5,
   kReshapeImage = 6,  // C, H, W; directly behind an input
   kActivation = 7,
-  kAdd = 8,
+  kAdd = 8,  // inputs of one shape, or the second N x C x 1 x 1
   kConcat = 9,
   kGlobalAvgPool = 10,
   kAffine = 11,             // scale, shift, channels
-  kLocalResponseNorm = 12,  // size, alpha, beta, k; the last three are the bits of a float64
+  kLocalResponseNorm = 12,  // size, alpha, beta, k; the last three are fractions
+  kMultiply = 13,           // inputs x, factor (of x's shape, or N x C x 1 x 1), and what is added then
+  kSlice = 14,              // first channel, count: a view
+  kChannelShuffle = 15,     // groups
+  kAdaptiveAvgPool2d = 16,  // height, width (0: those of the input)
+  kAdaptiveMaxPool2d = 17,
+  kPad = 18,          // top, left, bottom, right, value (fraction)
+  kInterpolate = 19,  // InterpolateAttr; inputs x, or x and an image of the wanted size
+  kLayerNorm = 20,    // over channels: weight, bias, channels, eps (fraction)
+  kGroupNorm = 21,    // weight, bias, channels, groups, eps (fraction)
+  kPReLU = 22,        // slope, channels
+  kToImage = 23,      // features become images of one pixel: a view
 };
 
 // Positions in a convolution's attributes.
@@ -58,6 +71,13 @@ struct Conv2dAttr {
   };
 };
 
+// Positions in an interpolation's attributes. A size is 0 where it follows from a scale or from the second
+// input; a scale is a fraction, 0 where there is none.
+struct InterpolateAttr {
+  enum : size_t { kMode, kAlignCorners, kHeight, kWidth, kScaleH, kScaleW, kCount };
+};
+enum class InterpolateMode : int64_t { kNearest = 0, kNearestExact = 1, kBilinear = 2 };
+
 struct Node {
   Op op;
   Activation activation;
@@ -74,6 +94,8 @@ struct Graph {
 // "node 3 (conv2d)"
 std::string name_of(const Graph& graph, int64_t node);
 const char* op_name(Op op);
+// Whether a node has no memory of its own: it looks at its input's.
+bool is_view(Op op);
 
 // The float64 whose bits a word holds.
 double fraction(int64_t word);

@@ -11,7 +11,7 @@ int64_t Lowering::last_step_of(int64_t reader) const {
   if (pooled_by_[reader] >= 0) return pooled_by_[reader];
   // A concatenation's inputs lie in its memory: who reads it, reads them.
   if (graph_.nodes[reader].op == Op::kConcat) return std::max(reader, last_reader(reader));
-  const bool has_step = graph_.nodes[reader].op != Op::kFlatten && !prologue_[reader];
+  const bool has_step = !is_view(graph_.nodes[reader].op) && !prologue_[reader];
   return has_step ? reader : last_reader(reader);
 }
 
@@ -33,11 +33,31 @@ int Lowering::buffer_of_residual(int64_t node) const {
   const Node& n = graph_.nodes[node];
   if (n.op != Op::kConv2d || n.inputs.size() != 2 || algorithm_[node].direct()) return -1;
   const int64_t residual = n.inputs[1];
-  if (graph_.nodes[residual].op == Op::kFlatten || read_by(node) == residual || buffer_of_[residual] == -1)
-    return -1;
-  const Buffer& b = buffers_[buffer_of_[residual]];
-  const bool own = !b.external && b.channels == values_[residual].channels;
-  return own && last_reader(residual) == node ? buffer_of_[residual] : -1;
+  if (source_of(read_by(node)) == residual || !may_be_overwritten(residual, node)) return -1;
+  return buffer_of_[residual];
+}
+
+// Whether an operand has its memory for itself and `node` is the last that looks at it.
+bool Lowering::may_be_overwritten(int64_t operand, int64_t node) const {
+  if (is_view(graph_.nodes[operand].op) || buffer_of_[operand] == -1) return false;
+  const Buffer& b = buffers_[buffer_of_[operand]];
+  const bool own = !b.external && b.channels == values_[operand].channels;
+  return own && last_reader(operand) == node;
+}
+
+// The buffer of an operand of the result's shape, where a step that works value by value may write over it.
+int Lowering::buffer_of_operand(int64_t node) const {
+  const Node& n = graph_.nodes[node];
+  const bool by_value = n.op == Op::kActivation || n.op == Op::kAffine || n.op == Op::kAdd ||
+                        n.op == Op::kMultiply || n.op == Op::kPReLU;
+  if (!by_value) return -1;
+  for (const int64_t operand : n.inputs) {
+    if (!(values_[operand] == values_[node]) || !may_be_overwritten(operand, node)) continue;
+    // Another slice of the same memory would be read after it is written.
+    const auto elsewhere = [&](int64_t other) { return other != operand && source_of(other) == operand; };
+    if (std::none_of(n.inputs.begin(), n.inputs.end(), elsewhere)) return buffer_of_[operand];
+  }
+  return -1;
 }
 
 }  // namespace cnnfast::plan

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "plan/image_steps.h"
 #include "plan/tuning.h"
 
 namespace cnnfast::plan {
@@ -14,6 +15,9 @@ namespace {
 // What may be read again for every strip of a convolution with pooling.
 constexpr int64_t kStripWeightBytes = 5 << 19;
 
+// Cheap enough to be computed wherever a value is read.
+bool is_short(const Activation& a) { return a.kind <= Activation::kLeakyReLU; }
+
 }  // namespace
 
 Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, ConstantStore& constants,
@@ -24,6 +28,7 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       program_(program),
       algorithm_(graph.nodes.size()),
       prologue_(graph.nodes.size(), false),
+      gathered_(graph.nodes.size(), false),
       pooled_by_(graph.nodes.size(), -1),
       strips_(graph.nodes.size()),
       buffer_of_(graph.nodes.size(), -1),
@@ -33,6 +38,7 @@ void Lowering::run() {
   choose_algorithms();
   find_prologues();
   find_conv_pools();
+  find_gathers();
   place_outputs();
   place_concats();
   place_rest();
@@ -42,10 +48,17 @@ void Lowering::run() {
   finish();
 }
 
-// A flatten, and an input that is reshaped, have no memory of their own.
+// The node in whose memory a value lies: another one for views.
 int64_t Lowering::source_of(int64_t node) const {
-  while (graph_.nodes[node].op == Op::kFlatten) node = graph_.nodes[node].inputs[0];
+  while (is_view(graph_.nodes[node].op)) node = graph_.nodes[node].inputs[0];
   return node;
+}
+
+// Whether a value is part of its source's channels.
+bool Lowering::takes_slice(int64_t node) const {
+  for (; is_view(graph_.nodes[node].op); node = graph_.nodes[node].inputs[0])
+    if (graph_.nodes[node].op == Op::kSlice) return true;
+  return false;
 }
 
 // Features whose order in memory (row, column, channel) is not the order of a flattened tensor.
@@ -68,7 +81,7 @@ int Lowering::new_buffer(int64_t node, bool external) {
 // Nodes with a step that writes any place.
 bool Lowering::can_write_slice(int64_t node) const {
   const Op op = graph_.nodes[node].op;
-  return op != Op::kInput && op != Op::kReshapeImage && op != Op::kFlatten && buffer_of_[node] == -1;
+  return op != Op::kInput && op != Op::kReshapeImage && !is_view(op) && buffer_of_[node] == -1;
 }
 
 cpu::ConvGeometry Lowering::conv_geometry(int64_t node) const {
@@ -88,7 +101,8 @@ void Lowering::choose_algorithms() {
 void Lowering::find_prologues() {
   const std::vector<int64_t> reader = only_readers();
   for (size_t node = 0; node < graph_.nodes.size(); ++node) {
-    if (graph_.nodes[node].op != Op::kAffine || reader[node] < 0) continue;
+    if (graph_.nodes[node].op != Op::kAffine || reader[node] < 0 || !is_short(graph_.nodes[node].activation))
+      continue;
     const Node& next = graph_.nodes[reader[node]];
     const bool conv = next.op == Op::kConv2d && next.inputs[0] == static_cast<int64_t>(node) &&
                       !algorithm_[reader[node]].direct();
@@ -129,6 +143,21 @@ void Lowering::find_conv_pools() {
   }
 }
 
+// A shuffle of a concatenation's equal parts reads the parts: they need not lie side by side.
+void Lowering::find_gathers() {
+  const std::vector<int64_t> reader = only_readers();
+  for (size_t node = 0; node < graph_.nodes.size(); ++node) {
+    const Node& n = graph_.nodes[node];
+    if (n.op != Op::kConcat || reader[node] < 0) continue;
+    const Node& next = graph_.nodes[reader[node]];
+    const auto parts = static_cast<int64_t>(n.inputs.size());
+    gathered_[node] = next.op == Op::kChannelShuffle && next.attr[0] == parts &&
+                      std::all_of(n.inputs.begin(), n.inputs.end(), [&](int64_t input) {
+                        return values_[input].channels * parts == values_[node].channels;
+                      });
+  }
+}
+
 // The node whose value the first input is read from.
 int64_t Lowering::read_by(int64_t node) const {
   const int64_t input = graph_.nodes[node].inputs[0];
@@ -162,7 +191,7 @@ Border Lowering::border_of(int64_t node) const {
 // Whether a convolution reads beyond the node's value.
 bool Lowering::needs_border(int64_t node) const {
   for (int64_t reader = node + 1; reader < static_cast<int64_t>(graph_.nodes.size()); ++reader) {
-    if (graph_.nodes[reader].op != Op::kConv2d || graph_.nodes[reader].inputs[0] != node) continue;
+    if (graph_.nodes[reader].op != Op::kConv2d || source_of(graph_.nodes[reader].inputs[0]) != node) continue;
     const Border b = border_of(reader);
     if (b.top || b.left || b.bottom || b.right) return true;
   }
@@ -173,9 +202,9 @@ bool Lowering::needs_border(int64_t node) const {
 void Lowering::place_outputs() {
   for (const int64_t output : graph_.outputs) {
     const int64_t node = source_of(output);
-    const int buffer = new_buffer(node, true);
+    const int buffer = new_buffer(output, true);
     output_buffer_.push_back(buffer);
-    if (is_flattened(output) || !can_write_slice(node)) continue;
+    if (is_flattened(output) || takes_slice(output) || !can_write_slice(node)) continue;
     if (!needs_border(node)) buffer_of_[node] = buffer;
   }
 }
@@ -184,7 +213,7 @@ void Lowering::place_outputs() {
 // border: what is read with padding keeps a buffer of its own and is copied there.
 void Lowering::place_concats() {
   for (int64_t node = static_cast<int64_t>(graph_.nodes.size()) - 1; node >= 0; --node) {
-    if (graph_.nodes[node].op != Op::kConcat) continue;
+    if (graph_.nodes[node].op != Op::kConcat || gathered_[node]) continue;
     if (buffer_of_[node] == -1) buffer_of_[node] = new_buffer(node, false);
     const bool external = buffers_[buffer_of_[node]].external;
     int64_t channel = channel_of_[node];
@@ -201,14 +230,15 @@ void Lowering::place_concats() {
 void Lowering::place_rest() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
     const Op op = graph_.nodes[node].op;
-    if (op == Op::kFlatten || prologue_[node] || pooled_by_[node] >= 0 || buffer_of_[node] != -1) continue;
+    if (is_view(op) || prologue_[node] || gathered_[node] || pooled_by_[node] >= 0 || buffer_of_[node] != -1)
+      continue;
     const bool reshaped =
         op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
           return n.op == Op::kReshapeImage && n.inputs[0] == node;
         });
     if (reshaped) continue;
-    const int residual = buffer_of_residual(node);
-    buffer_of_[node] = residual >= 0 ? residual : new_buffer(node, false);
+    const int operand = op == Op::kConv2d ? buffer_of_residual(node) : buffer_of_operand(node);
+    buffer_of_[node] = operand >= 0 ? operand : new_buffer(node, false);
   }
 }
 
@@ -226,11 +256,13 @@ void Lowering::demand_borders() {
 }
 
 Place Lowering::place(int64_t node) const {
-  node = source_of(node);
-  const Buffer& b = buffers_[buffer_of_[node]];
+  const int64_t source = source_of(node);
+  const Buffer& b = buffers_[buffer_of_[source]];
   Place p;
-  p.buffer = buffer_of_[node];
-  p.channel = channel_of_[node];
+  p.buffer = buffer_of_[source];
+  p.channel = channel_of_[source];
+  for (int64_t at = node; at != source; at = graph_.nodes[at].inputs[0])
+    if (graph_.nodes[at].op == Op::kSlice) p.channel += graph_.nodes[at].attr[0];
   p.size = image_of(values_[node]);
   p.border = b.border;
   p.buffer_channels = b.channels;
@@ -240,7 +272,7 @@ Place Lowering::place(int64_t node) const {
 
 void Lowering::emit(int64_t node) {
   const Node& n = graph_.nodes[node];
-  if (prologue_[node] || pooled_by_[node] >= 0) return;
+  if (is_view(n.op) || prologue_[node] || gathered_[node] || pooled_by_[node] >= 0) return;
   const auto from = [&](size_t i) { return place(n.inputs[i]); };
   switch (n.op) {
     case Op::kInput:
@@ -259,15 +291,31 @@ void Lowering::emit(int64_t node) {
     case Op::kGlobalAvgPool:
       return emit_pool(node);
     case Op::kFlatten:
+    case Op::kSlice:
+    case Op::kToImage:
       return;
+    case Op::kMultiply:
+    case Op::kAdd:
+      return emit_binary(node);
+    case Op::kChannelShuffle:
+      return emit_shuffle(node);
+    case Op::kAdaptiveAvgPool2d:
+    case Op::kAdaptiveMaxPool2d:
+      return add(adaptive_pool_step(node, n.op == Op::kAdaptiveMaxPool2d, from(0), place(node)));
+    case Op::kPad:
+      return add(pad_step(node, n.attr[0], n.attr[1], static_cast<float>(fraction(n.attr[4])), from(0),
+                          place(node)));
+    case Op::kInterpolate:
+      return add(interpolate_step(node, n.attr, from(0), place(node)));
+    case Op::kLayerNorm:
+    case Op::kGroupNorm:
+      return emit_norm(node);
+    case Op::kPReLU:
+      return add(prelu_step(node, constants_.constant(n.attr[0]), from(0), place(node)));
     case Op::kConcat:
       return emit_concat(node);
     case Op::kActivation:
       return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), nullptr));
-    case Op::kAdd: {
-      const Place other = from(1);
-      return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), &other));
-    }
     case Op::kLocalResponseNorm:
       return add(lrn_step(node, {n.attr[0], fraction(n.attr[1]), fraction(n.attr[2]), fraction(n.attr[3])},
                           from(0), place(node)));
@@ -299,6 +347,37 @@ void Lowering::emit_linear(int64_t node) {
                 {}));
 }
 
+// A sum or a product; with what is added to a product.
+void Lowering::emit_binary(int64_t node) {
+  const Node& n = graph_.nodes[node];
+  std::vector<Place> reads;
+  for (const int64_t input : n.inputs) reads.push_back(place(input));
+  const bool per_channel = values_[n.inputs[0]] != values_[n.inputs[1]];
+  add(binary_step(node, n.op == Op::kMultiply, per_channel, n.activation, std::move(reads), place(node)));
+}
+
+void Lowering::emit_shuffle(int64_t node) {
+  const Node& n = graph_.nodes[node];
+  const int64_t source = n.inputs[0], groups = n.attr[0];
+  std::vector<Place> parts;
+  if (gathered_[source]) {
+    for (const int64_t input : graph_.nodes[source].inputs) parts.push_back(place(input));
+  } else {
+    Place part = place(source);
+    part.size.channels /= groups;
+    for (int64_t i = 0; i < groups; ++i, part.channel += part.size.channels) parts.push_back(part);
+  }
+  add(shuffle_step(node, std::move(parts), place(node)));
+}
+
+void Lowering::emit_norm(int64_t node) {
+  const Node& n = graph_.nodes[node];
+  const auto constant = [&](int64_t offset) { return offset < 0 ? nullptr : constants_.constant(offset); };
+  const int64_t groups = n.op == Op::kGroupNorm ? n.attr[3] : 0;
+  add(norm_step(node, groups, constant(n.attr[0]), constant(n.attr[1]),
+                static_cast<float>(fraction(n.attr.back())), n.activation, place(n.inputs[0]), place(node)));
+}
+
 cpu::PoolCall Lowering::pool_of(int64_t node) const {
   const Node& n = graph_.nodes[node];
   const ImageSize from = image_of(values_[n.inputs[0]]), to = image_of(values_[node]);
@@ -324,6 +403,7 @@ void Lowering::emit_pool(int64_t node) {
                               place(read_by(conv)), place(node)));
   }
   call.prologue = prologue_of(node);
+  if (n.op == Op::kGlobalAvgPool) return add(mean_step(node, call, place(read_by(node)), place(node)));
   add(pool_step(node, max, call, place(read_by(node)), place(node)));
 }
 
@@ -346,7 +426,7 @@ void Lowering::emit_outputs() {
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {
     const int64_t output = graph_.outputs[i], node = source_of(output);
     program_.outputs_.push_back({values_[output].sizes(), output_buffer_[i]});
-    if (buffer_of_[node] == output_buffer_[i]) continue;
+    if (buffer_of_[node] == output_buffer_[i] && !takes_slice(output)) continue;
     const Place from = place(output);
     Place to = from;
     to.buffer = output_buffer_[i];

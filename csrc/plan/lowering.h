@@ -30,10 +30,14 @@ class Lowering {
   int64_t last_step_of(int64_t reader) const;
   int64_t last_reader(int64_t node) const;
   int buffer_of_residual(int64_t node) const;
+  int buffer_of_operand(int64_t node) const;
+  bool may_be_overwritten(int64_t operand, int64_t node) const;
   void choose_algorithms();
   void find_prologues();
   void find_conv_pools();
   std::vector<int64_t> only_readers() const;
+  void find_gathers();
+  bool takes_slice(int64_t node) const;
   cpu::PoolCall pool_of(int64_t node) const;
   int64_t read_by(int64_t node) const;
   cpu::Prologue prologue_of(int64_t node) const;
@@ -48,6 +52,9 @@ class Lowering {
   void emit_conv(int64_t node);
   void emit_linear(int64_t node);
   void emit_pool(int64_t node);
+  void emit_binary(int64_t node);
+  void emit_shuffle(int64_t node);
+  void emit_norm(int64_t node);
   void emit_concat(int64_t node);
   void emit_outputs();
   void add(std::unique_ptr<Step> step);
@@ -64,6 +71,7 @@ class Lowering {
   std::vector<Buffer> buffers_;
   std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
   std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
+  std::vector<bool> gathered_;                 // per node: a concatenation whose reader takes its parts
   std::vector<int64_t> pooled_by_;             // per node: the pooling done with this convolution, -1: none
   std::vector<std::vector<Strip>> strips_;     // per node, for those convolutions
   std::vector<int> buffer_of_;                 // per node, -1: not placed

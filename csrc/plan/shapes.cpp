@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 
 #include "ops/pool2d.h"
@@ -54,10 +55,41 @@ class Inference {
         require(id, in(id, 0).channels == node.attr[2], in(id, 0));
         return in(id, 0);
       case Op::kAdd:
-        require(id, in(id, 0) == in(id, 1), in(id, 1));
+        require(id, in(id, 0) == in(id, 1) || is_per_channel(id, 1), in(id, 1));
         return in(id, 0);
       case Op::kConcat:
         return concat(id, node);
+      case Op::kMultiply:
+        return multiply(id, node);
+      case Op::kSlice:
+        return slice(id, node);
+      case Op::kChannelShuffle:
+        require(id, images(id, 0).channels % node.attr[0] == 0, in(id, 0));
+        return in(id, 0);
+      case Op::kAdaptiveAvgPool2d:
+      case Op::kAdaptiveMaxPool2d:
+        return resized(id, node);
+      case Op::kPad: {
+        Value v = images(id, 0);
+        v.height += node.attr[0] + node.attr[2];
+        v.width += node.attr[1] + node.attr[3];
+        return v;
+      }
+      case Op::kInterpolate:
+        return resized(id, node);
+      case Op::kLayerNorm:
+      case Op::kGroupNorm:
+        require(id, in(id, 0).channels == node.attr[2] && has_plain_channels(in(id, 0)), in(id, 0));
+        return in(id, 0);
+      case Op::kPReLU:
+        require(id, in(id, 0).channels == node.attr[1], in(id, 0));
+        return in(id, 0);
+      case Op::kToImage: {
+        Value v = in(id, 0);
+        require(id, v.height == 1 && v.width == 1, v);
+        v.rank = 4;
+        return v;
+      }
     }
     TORCH_CHECK(false, "cnnfast: ", name_of(graph_, id), " has no shape rule");
   }
@@ -70,6 +102,45 @@ class Inference {
   void require(int64_t id, bool fits, const Value& v) const {
     TORCH_CHECK(fits, "cnnfast: input sizes do not fit the network: ", name_of(graph_, id), " cannot take ",
                 at::IntArrayRef(v.sizes()));
+  }
+
+  static bool has_plain_channels(const Value& v) { return v.rank == 4 || (v.height == 1 && v.width == 1); }
+
+  // Whether an input has one number for each image and channel of the first.
+  bool is_per_channel(int64_t id, size_t i) const {
+    const Value &x = in(id, 0), &other = in(id, i);
+    return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == x.channels &&
+           other.height == 1 && other.width == 1;
+  }
+
+  Value multiply(int64_t id, const Node& node) const {
+    require(id, in(id, 0) == in(id, 1) || is_per_channel(id, 1), in(id, 1));
+    if (node.inputs.size() == 3) require(id, in(id, 0) == in(id, 2), in(id, 2));
+    return in(id, 0);
+  }
+
+  Value slice(int64_t id, const Node& node) const {
+    Value v = in(id, 0);
+    require(id, has_plain_channels(v) && node.attr[0] + node.attr[1] <= v.channels, v);
+    v.channels = node.attr[1];
+    return v;
+  }
+
+  // By a scale, to a fixed size, or to that of a second input.
+  Value resized(int64_t id, const Node& node) const {
+    Value v = images(id, 0);
+    if (node.inputs.size() == 2) {
+      require(id, images(id, 1).images == v.images, in(id, 1));
+      v.height = in(id, 1).height;
+      v.width = in(id, 1).width;
+      return v;
+    }
+    const Value before = v;
+    const WindowPair w = *window_of(node);
+    v.height = window_count(v.height, w.height).expect_int();
+    v.width = window_count(v.width, w.width).expect_int();
+    require(id, v.height > 0 && v.width > 0, before);
+    return v;
   }
 
   const Sizes& external(int64_t id) const {
@@ -172,12 +243,20 @@ void append(std::vector<int64_t>& words, const Window& w) {
   words.insert(words.end(), {w.pad_begin, w.pad_end, w.extent, w.stride, w.ceil_mode});
 }
 
-bool keeps_size(const Window& w) { return w.stride == 1 && w.pad_begin + w.pad_end == w.extent - 1; }
+bool keeps_size(const Window& w) {
+  if (w.ceil_mode == Window::kScaled) return w.stride == w.extent;
+  return w.ceil_mode != Window::kFixed && w.stride == 1 && w.pad_begin + w.pad_end == w.extent - 1;
+}
+
+// The input whose size a node's follows from.
+int64_t sized_like(const Node& node) {
+  return node.inputs[node.op == Op::kInterpolate && node.inputs.size() == 2 ? 1 : 0];
+}
 
 // Channels and windows of one output, walking back along first inputs.
 void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) {
-  int64_t rank = 4;
-  bool single_pixel = false;
+  int64_t rank = 0;  // not known yet: 4 unless a node says otherwise
+  bool single_pixel = false, closed = false;
   std::vector<WindowPair> windows;
   std::array<int64_t, 3> image{-1, -1, -1};
   std::function<int64_t(int64_t)> channels_of = [&](int64_t at) -> int64_t {
@@ -185,7 +264,7 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
     if (node.op == Op::kConv2d || node.op == Op::kLinear) return node.attr[1];
     if (node.op == Op::kReshapeImage) return node.attr[0];
     if (node.op == Op::kAffine) return node.attr[2];
-    if (node.op == Op::kInput) return node.attr[1];
+    if (node.op == Op::kInput || node.op == Op::kSlice) return node.attr[1];
     if (node.op != Op::kConcat) return channels_of(node.inputs[0]);
     int64_t sum = 0;
     for (const int64_t input : node.inputs) {
@@ -196,16 +275,25 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
     return sum;
   };
   const int64_t channels = channels_of(id);
-  for (; graph.nodes[id].op != Op::kInput; id = graph.nodes[id].inputs[0]) {
+  for (; graph.nodes[id].op != Op::kInput; id = sized_like(graph.nodes[id])) {
     const Node& node = graph.nodes[id];
-    if (node.op == Op::kLinear || node.op == Op::kGlobalAvgPool) single_pixel = true;
+    const bool gives_one_pixel =
+        node.op == Op::kLinear || node.op == Op::kGlobalAvgPool || node.op == Op::kToImage;
+    if (gives_one_pixel && windows.empty()) single_pixel = true;
+    if (gives_one_pixel && !windows.empty() && !closed) {
+      windows.push_back({Window::fixed(1), Window::fixed(1)});
+      closed = true;  // what stands in front of it does not matter
+    }
     if (node.op == Op::kReshapeImage) image = {node.attr[0], node.attr[1], node.attr[2]};
     if (const auto w = window_of(node);
-        w && !single_pixel && !(keeps_size(w->height) && keeps_size(w->width)))
+        w && !single_pixel && !closed && !(keeps_size(w->height) && keeps_size(w->width)))
       windows.push_back(*w);
-    if (node.op == Op::kFlatten || node.op == Op::kLinear) rank = 2;
+    if (rank == 0 && node.op == Op::kToImage) rank = 4;
+    if (rank == 0 && (node.op == Op::kFlatten || node.op == Op::kLinear)) rank = 2;
   }
-  if (graph.nodes[id].attr[0] == 2 && image[0] < 0) rank = 2, single_pixel = true;
+  const bool features = graph.nodes[id].attr[0] == 2 && image[0] < 0;
+  if (features && windows.empty()) single_pixel = true;
+  if (rank == 0) rank = features ? 2 : 4;
   const auto input = std::find(graph.inputs.begin(), graph.inputs.end(), id) - graph.inputs.begin();
   words.insert(words.end(), {rank, input, channels, image[0], image[1], image[2],
                              single_pixel ? -1 : static_cast<int64_t>(windows.size())});
@@ -237,10 +325,32 @@ std::optional<WindowPair> window_of(const Node& node) {
                       {a[5], a[5], a[7] * (a[1] - 1) + 1, a[3], a[8]}};
   if (node.op == Op::kAvgPool2d)
     return WindowPair{{a[4], a[4], a[0], a[2], a[6]}, {a[5], a[5], a[1], a[3], a[6]}};
+  if (node.op == Op::kAdaptiveAvgPool2d || node.op == Op::kAdaptiveMaxPool2d) {
+    const auto side = [](int64_t size) { return size ? Window::fixed(size) : Window::scaled(1.0); };
+    return WindowPair{side(a[0]), side(a[1])};
+  }
+  if (node.op == Op::kPad) return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
+  if (node.op == Op::kInterpolate && node.inputs.size() == 1) {
+    using A = InterpolateAttr;
+    const auto side = [&](size_t size, size_t scale) {
+      return a[size] ? Window::fixed(a[size]) : Window::scaled(fraction(a[scale]));
+    };
+    return WindowPair{side(A::kHeight, A::kScaleH), side(A::kWidth, A::kScaleW)};
+  }
   return std::nullopt;
 }
 
+// A float64 is a whole number over a power of two; sizes times that number fit 64 bits for all scales that
+// the checks let pass.
+Window Window::scaled(double scale) {
+  int64_t denominator = 1;
+  while (denominator < (int64_t{1} << 20) && std::floor(scale) != scale) scale *= 2, denominator *= 2;
+  return {0, 0, denominator, static_cast<int64_t>(std::floor(scale)), kScaled};
+}
+
 c10::SymInt window_count(const c10::SymInt& size, const Window& w) {
+  if (w.ceil_mode == Window::kFixed) return w.extent;
+  if (w.ceil_mode == Window::kScaled) return size * w.stride / w.extent;
   const c10::SymInt span = size + w.pad_begin + w.pad_end - w.extent;
   if (!w.ceil_mode) return span / w.stride + 1;
   const c10::SymInt count = (span + w.stride - 1) / w.stride + 1;

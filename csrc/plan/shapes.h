@@ -18,12 +18,17 @@ struct Value {
 // A window that slides along one side: convolution or pooling.
 struct Window {
   int64_t pad_begin = 0, pad_end = 0, extent = 1, stride = 1, ceil_mode = 0;
+  // Nodes whose output size does not come from a window are written as one, too.
+  static constexpr int64_t kFixed = 2;   // ceil_mode: the output has `extent` positions
+  static constexpr int64_t kScaled = 3;  // ceil_mode: size * stride / extent
+  static Window fixed(int64_t size) { return {0, 0, size, 1, kFixed}; }
+  static Window scaled(double scale);
 };
 struct WindowPair {
   Window height, width;
 };
 
-// The node's window; none for nodes that keep sizes.
+// The node's window; none for nodes that keep sizes, or take that of their second input.
 std::optional<WindowPair> window_of(const Node& node);
 c10::SymInt window_count(const c10::SymInt& size, const Window& window);
 

@@ -11,12 +11,6 @@ namespace {
 
 using cpu::View;
 
-std::string size_text(const cpu::ImageSize& s) {
-  std::ostringstream out;
-  out << s.images << "x" << s.channels << "x" << s.height << "x" << s.width;
-  return out.str();
-}
-
 class CopyIn : public Step {
  public:
   CopyIn(int64_t node, size_t input, Place to) : Step(node, {}, std::move(to)), input_(input) {}
@@ -270,6 +264,12 @@ std::vector<Place> with_optional(Place first, const Place* second) {
 }
 
 }  // namespace
+
+std::string size_text(const cpu::ImageSize& s) {
+  std::ostringstream out;
+  out << s.images << "x" << s.channels << "x" << s.height << "x" << s.width;
+  return out.str();
+}
 
 View Place::view(const Memory& memory) const {
   View v = strides();

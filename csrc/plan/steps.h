@@ -41,6 +41,8 @@ struct Place {
   cpu::View view(const Memory& memory) const;
 };
 
+std::string size_text(const cpu::ImageSize& size);
+
 class Step {
  public:
   Step(int64_t node, std::vector<Place> reads, Place writes)

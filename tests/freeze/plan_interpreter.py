@@ -19,12 +19,27 @@ def run(
     for node in plan.nodes:
         sources = [values[i] for i in node.inputs]
         value = inputs.pop(0) if node.op is Op.INPUT else _OPERATIONS[node.op](node, weights, *sources)
-        values.append(_activate(node.activation, value))
+        values.append(_activate(node, value))
     return [values[i] for i in plan.outputs]
 
 
-def _activate(activation: Act, x: Tensor) -> Tensor:
-    return {Act.NONE: lambda y: y, Act.RELU: torch.relu, Act.SIGMOID: torch.sigmoid}[activation](x)
+def _activate(node: Node, x: Tensor) -> Tensor:
+    first, second = node.numbers
+    return {
+        Act.NONE: lambda y: y,
+        Act.RELU: torch.relu,
+        Act.SIGMOID: torch.sigmoid,
+        Act.CLAMP: lambda y: y.clamp(first, second),
+        Act.LEAKY_RELU: lambda y: F.leaky_relu(y, first),
+        Act.HARDSIGMOID: F.hardsigmoid,
+        Act.HARDSWISH: F.hardswish,
+        Act.SILU: F.silu,
+        Act.TANH: torch.tanh,
+        Act.GELU: F.gelu,
+        Act.GELU_TANH: lambda y: F.gelu(y, approximate="tanh"),
+        Act.ELU: lambda y: F.elu(y, first),
+        Act.MISH: F.mish,
+    }[node.activation](x)
 
 
 def _constant(weights: Tensor, at: int, *shape: int) -> Tensor | None:
@@ -72,15 +87,51 @@ def _avg_pool2d(node: Node, weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _add(node: Node, weights: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    assert a.shape == b.shape
+    assert a.shape == b.shape or (*a.shape[:2], 1, 1) == b.shape
     return a + b
+
+
+def _multiply(node: Node, weights: Tensor, a: Tensor, b: Tensor, added: Tensor | None = None) -> Tensor:
+    assert a.shape == b.shape or (*a.shape[:2], 1, 1) == b.shape
+    return a * b if added is None else a * b + added
+
+
+def _interpolate(node: Node, weights: Tensor, x: Tensor, like: Tensor | None = None) -> Tensor:
+    mode = ("nearest", "nearest-exact", "bilinear")[node["mode"]]
+    corners = bool(node["align_corners"]) if mode == "bilinear" else None
+    scales = (word_fraction(node["scale_h"]), word_fraction(node["scale_w"]))
+    if like is not None or node["height"]:
+        size = like.shape[2:] if like is not None else (node["height"], node["width"])
+        return F.interpolate(x, size=size, mode=mode, align_corners=corners)
+    return F.interpolate(x, scale_factor=scales, mode=mode, align_corners=corners)
+
+
+def _pad(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    sides = [node[side] for side in ("left", "right", "top", "bottom")]
+    return F.pad(x, sides, value=word_fraction(node["value"]))
+
+
+def _layer_norm(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    channels = node["channels"]
+    constants = (_constant(weights, node[key], channels) for key in ("weight_at", "bias_at"))
+    y = F.layer_norm(x.movedim(1, -1), (channels,), *constants, word_fraction(node["eps"]))
+    return y.movedim(-1, 1)
+
+
+def _group_norm(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    constants = (_constant(weights, node[key], node["channels"]) for key in ("weight_at", "bias_at"))
+    return F.group_norm(x, node["groups"], *constants, word_fraction(node["eps"]))
+
+
+def _own_size(node: Node, x: Tensor) -> tuple[int, int]:
+    return node["height"] or x.shape[2], node["width"] or x.shape[3]
 
 
 def _affine(node: Node, weights: Tensor, x: Tensor) -> Tensor:
     scale, shift = (
-        _constant(weights, node[key], node["channels"]).view(1, -1, 1, 1) for key in ("scale_at", "shift_at")
+        _constant(weights, node[key], node["channels"]).view(1, -1, *[1] * (x.dim() - 2))
+        for key in ("scale_at", "shift_at")
     )
-    assert x.dim() == 4
     return x * scale + shift
 
 
@@ -103,4 +154,15 @@ _OPERATIONS = {
     Op.GLOBAL_AVG_POOL: lambda node, weights, x: x.mean((2, 3), keepdim=True),
     Op.AFFINE: _affine,
     Op.LOCAL_RESPONSE_NORM: _local_response_norm,
+    Op.MULTIPLY: _multiply,
+    Op.SLICE: lambda node, weights, x: x.narrow(1, node["first"], node["channels"]),
+    Op.CHANNEL_SHUFFLE: lambda node, weights, x: F.channel_shuffle(x, node["groups"]),
+    Op.ADAPTIVE_AVG_POOL2D: lambda node, weights, x: F.adaptive_avg_pool2d(x, _own_size(node, x)),
+    Op.ADAPTIVE_MAX_POOL2D: lambda node, weights, x: F.adaptive_max_pool2d(x, _own_size(node, x)),
+    Op.PAD: _pad,
+    Op.INTERPOLATE: _interpolate,
+    Op.LAYER_NORM: _layer_norm,
+    Op.GROUP_NORM: _group_norm,
+    Op.PRELU: lambda node, weights, x: F.prelu(x, _constant(weights, node["slope_at"], node["channels"])),
+    Op.TO_IMAGE: lambda node, weights, x: x[:, :, None, None],
 }

@@ -15,7 +15,7 @@ IMAGE = torch.randn(2, 3, 8, 8)
 def refusal(model, x=IMAGE):
     with pytest.raises(UnsupportedNetworkError) as caught:
         build(model, (x,))
-    assert "cnnfast.fuse(model)" in str(caught.value)
+    assert "without strict=True" in str(caught.value)
     return str(caught.value)
 
 
@@ -81,12 +81,12 @@ def test_refuses_hooks():
     assert "hooks" in refusal(model)
 
 
-def test_refuses_subclass_with_own_forward():
+def test_refuses_what_a_subclass_adds_in_its_own_forward():
     class Halved(nn.ReLU):
         def forward(self, x):
-            return super().forward(x) / 2
+            return super().forward(x) // 2
 
-    assert "Halved is a subclass of ReLU" in refusal(nn.Sequential(Halved()))
+    assert "0 (floordiv): a plan of this version has no node" in refusal(nn.Sequential(Halved()))
 
 
 def test_refuses_batch_norm_of_features_alone():

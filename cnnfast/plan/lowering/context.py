@@ -8,21 +8,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from cnnfast.fuse.kinds import activation_of, addends, is_size, module_of, why_not_plain, writes_in_place
-from cnnfast.fuse.tracing import is_number, is_ours, torch_ancestor
+from cnnfast.fuse.kinds import activation_of, is_size, module_of, why_not_plain, writes_in_place
+from cnnfast.fuse.tracing import is_number, torch_ancestor
 from cnnfast.plan.nodes import ANY, Act, Op
+from cnnfast.plan.owners import owner_of
 from cnnfast.plan.steps import Step
 
-Handler = Callable[..., Step]
+Handler = Callable[..., "Value"]
 FUNCTIONS: dict[object, Handler] = {}
 METHODS: dict[str, Handler] = {}
+NAMED: dict[str, Handler] = {}  # functions of packages that need not be installed
 MODULES: dict[type, Handler] = {}
 ACTS = {"none": Act.NONE, "relu": Act.RELU, "sigmoid": Act.SIGMOID}
-_VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE)
+_VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
+
+
+_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
 class Unsupported(Exception):
     """Why a node has no place in a plan."""
+
+
+@dataclass(frozen=True, eq=False)
+class Respelled:
+    """A tensor whose shape is not that of its step's value: the same values under another shape.
+
+    kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
+    and channels exchanged), "plane" (N, H, W of one channel) or "row" (N, C, 1).
+    """
+
+    kind: str
+    step: Step
+    groups: int = 0
+
+
+Value = Step | Respelled | list[Step]
 
 
 class _Behind(Exception):
@@ -38,8 +59,20 @@ class Refusal:
     reason: str
 
 
+def respell(like: Value, step: Step) -> Value:
+    """A step that works value by value, in the shape of its operand."""
+    return Respelled(like.kind, step, like.groups) if isinstance(like, Respelled) else step
+
+
+def _step_of(value: Value) -> Step:
+    return value.step if isinstance(value, Respelled) else value
+
+
 def lowers(
-    *functions: object, methods: Iterable[str] = (), modules: Iterable[type] = ()
+    *functions: object,
+    methods: Iterable[str] = (),
+    modules: Iterable[type] = (),
+    named: Iterable[str] = (),
 ) -> Callable[[Handler], Handler]:
     """Register what torch functions, tensor methods or modules become. Arguments as those have them."""
 
@@ -47,6 +80,7 @@ def lowers(
         FUNCTIONS.update(dict.fromkeys(functions, handler))
         METHODS.update(dict.fromkeys(methods, handler))
         MODULES.update(dict.fromkeys(modules, handler))
+        NAMED.update(dict.fromkeys(named, handler))
         return handler
 
     return register
@@ -60,7 +94,7 @@ class Lowering:
     ):
         self.graph, self.root, self.shapes, self.closed = graph, root, shapes, closed
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.values: dict[fx.Node, Step] = {}
+        self.values: dict[fx.Node, Value] = {}
         self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory eager PyTorch would share
         self.placed = 0
         self.inputs: list[Step] = []
@@ -80,7 +114,7 @@ class Lowering:
                 elif node in needed:
                     self._lower(node)
             except Unsupported as error:
-                self.refusals.append(Refusal(self.name_of(node), _what(node, self.root), str(error)))
+                self.refusals.append(Refusal(self.name_of(node), what_is(node, self.root), str(error)))
             except _Behind:
                 pass
         return [] if self.refusals else outputs
@@ -96,15 +130,16 @@ class Lowering:
     def _lower(self, node: fx.Node) -> None:
         if node.op == "get_attr" or is_number(node):
             return
-        step = self._input(node) if node.op == "placeholder" else self._step_for(node)
-        self.place(step)
+        value = self._input(node) if node.op == "placeholder" else self._step_for(node)
+        for step in value if isinstance(value, list) else [_step_of(value)]:
+            self.place(step)
         writes = writes_in_place(node, self.root)
         if writes:
-            self._overwrite(node.args[0], step)
-        self.values[node] = step
-        self.memory[node] = self.memory[node.args[0]] if writes or self._is_alias(node, step) else node
+            self._overwrite(node.args[0], value)
+        self.values[node] = value
+        self.memory[node] = self.memory[node.args[0]] if writes or self._is_alias(node, value) else node
 
-    def _step_for(self, node: fx.Node) -> Step:
+    def _step_for(self, node: fx.Node) -> Value:
         activation = activation_of(node, self.root)
         if node.op == "call_module":
             module = module_of(node, self.root)
@@ -115,10 +150,10 @@ class Lowering:
             if activation is None and handler is not None:
                 return handler(self, module, *node.args, **node.kwargs)
         if activation is not None:
-            return Step(Op.ACTIVATION, [self.step(node.args[0])], activation=ACTS[activation])
-        if addends(node) is not None:
-            return self._add(*addends(node))
+            return self.activation(node.args[0], ACTS[activation])
         handler = METHODS.get(node.target) if node.op == "call_method" else FUNCTIONS.get(node.target)
+        if handler is None and node.op == "call_function":
+            handler = NAMED.get(_qualified(node.target))
         if handler is None:
             raise Unsupported("a plan of this version has no node for it")
         return handler(self, *node.args, **node.kwargs)
@@ -128,12 +163,6 @@ class Lowering:
         self.inputs.append(step)
         return step
 
-    def _add(self, a: fx.Node, b: fx.Node) -> Step:
-        steps = [self.step(a), self.step(b)]
-        if self.shapes[a] != self.shapes[b]:
-            raise Unsupported(f"it adds {list(self.shapes[a])} and {list(self.shapes[b])}, which broadcasts")
-        return Step(Op.ADD, steps)
-
     def _output(self, value: object) -> Step:
         if not isinstance(value, fx.Node):
             raise Unsupported("the network gives several values; a plan of this version gives one tensor")
@@ -142,13 +171,19 @@ class Lowering:
             raise Unsupported("the network computes nothing")
         return step
 
-    def _is_alias(self, node: fx.Node, step: Step) -> bool:
+    def _is_alias(self, node: fx.Node, value: Value) -> bool:
         """Whether eager PyTorch returns its argument, or a view of it."""
         if node.op == "placeholder" or node.target in ("clone", torch.clone):
             return False
-        return step.op in _VIEWS or step is self.values.get(node.args[0])
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or source not in self.values:
+            return False
+        if isinstance(value, list) or isinstance(self.values[source], list):
+            return True
+        step = _step_of(value)
+        return step.op in _VIEWS or step is _step_of(self.values[source])
 
-    def _overwrite(self, target: fx.Node, step: Step) -> None:
+    def _overwrite(self, target: fx.Node, step: Value) -> None:
         """After an in-place operation everybody who looks at the target's memory sees the new values."""
         old = self.values[target]
         for node, memory in self.memory.items():
@@ -164,12 +199,7 @@ class Lowering:
 
     def name_of(self, node: fx.Node) -> str:
         """The layer that a node belongs to; for functions outside layers the node's own name."""
-        if node.op in ("call_module", "placeholder"):
-            return str(node.target)
-        for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())):
-            if path and is_ours(self.root.get_submodule(path)):
-                return path
-        return node.name
+        return str(node.target) if node.op == "placeholder" else owner_of(node, self.root) or node.name
 
     # what handlers ask for
 
@@ -180,13 +210,33 @@ class Lowering:
             self.placed += 1
         return step
 
-    def step(self, value: object) -> Step:
-        """The step that gives a tensor argument."""
+    def value(self, value: object) -> Value:
+        """What gives a tensor argument, or several."""
         if not isinstance(value, fx.Node) or value.op == "get_attr" or is_number(value):
             raise Unsupported("it works on something other than the network's activations")
         if value not in self.values:
             raise _Behind
         return self.values[value]
+
+    def step(self, value: object) -> Step:
+        """The step that gives a tensor argument, shape and all."""
+        found = self.value(value)
+        if isinstance(found, Step):
+            return found
+        kind = "several tensors" if isinstance(found, list) else f"values laid out as {found.kind}"
+        raise Unsupported(f"it works on {kind}: a plan of this version has no node for that")
+
+    def activation(self, value: object, kind: Act, *numbers: float) -> Value:
+        """An activation of a tensor in any shape that a plan knows."""
+        found = self.value(value)
+        if isinstance(found, list) or (isinstance(found, Respelled) and found.kind != "nhwc"):
+            found = self.step(value)
+        pair = (*map(float, numbers), 0.0, 0.0)[:2]
+        return respell(found, Step(Op.ACTIVATION, [_step_of(found)], activation=kind, numbers=pair))
+
+    def shape(self, value: fx.Node) -> list[int]:
+        """The shape of a tensor argument for the example inputs."""
+        return list(self.shapes[value])
 
     def image(self, value: object) -> Step:
         """The step that gives a tensor argument with 4 dimensions."""
@@ -211,6 +261,24 @@ class Lowering:
     def features(self, value: fx.Node) -> int:
         """Values per image."""
         return math.prod(self.shapes[value][1:])
+
+    def channel_number(self, value: object) -> int:
+        """A number that a forward computes from numbers of channels, which are the same for all inputs."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, fx.Node):
+            if value.target is operator.getitem and value.args[1] == 1 and is_size(value.args[0]):
+                return self._channels_of(value.args[0].args[0])
+            if value.op == "call_method" and value.target == "size" and value.args[1:] == (1,):
+                return self._channels_of(value.args[0])
+            if value.target in _ARITHMETIC:
+                return value.target(*map(self.channel_number, value.args))
+        raise Unsupported("a number in it is computed in the forward from more than numbers of channels")
+
+    def _channels_of(self, value: fx.Node) -> int:
+        if len(self.shapes[value]) not in (2, 4):
+            raise Unsupported("a number in it is computed in the forward from more than numbers of channels")
+        return self.shapes[value][1]
 
     def is_batch_size(self, value: object) -> bool:
         """Whether an argument is the number of images, as x.size(0) or x.shape[0] give it."""
@@ -239,7 +307,12 @@ def pair_settings(name: str, value: object) -> dict[str, int]:
     return {f"{name}_h": h, f"{name}_w": w}
 
 
-def _what(node: fx.Node, root: nn.Module) -> str:
+def _qualified(function: object) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
+
+
+def what_is(node: fx.Node, root: nn.Module) -> str:
+    """The class of a layer, the name of a function or method."""
     if node.op == "call_module":
         return type(module_of(node, root)).__name__
     if node.op == "call_method":

@@ -10,7 +10,15 @@ from cnnfast.nn.conv import conv_act
 from cnnfast.nn.conv_bn import conv_bn_act
 from cnnfast.nn.linear_bn import linear_bn_act
 from cnnfast.ops.linear import linear
-from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers, numbers, pair_settings
+from cnnfast.plan.lowering.context import (
+    Lowering,
+    Respelled,
+    Unsupported,
+    Value,
+    lowers,
+    numbers,
+    pair_settings,
+)
 from cnnfast.plan.lowering.norms import affine_step, finish
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
@@ -98,12 +106,15 @@ def _bn_act_conv(
 
 
 @lowers(modules=[nn.Linear])
-def _linear_module(low: Lowering, layer: nn.Linear, x: fx.Node) -> Step:
+def _linear_module(low: Lowering, layer: nn.Linear, x: fx.Node) -> Value:
     return _linear(low, x, layer.weight, layer.bias)
 
 
 @lowers(F.linear)
-def _linear(low: Lowering, input, weight, bias=None) -> Step:
+def _linear(low: Lowering, input, weight, bias=None) -> Value:
+    found = low.value(input)
+    if isinstance(found, Respelled) and found.kind == "nhwc":
+        return Respelled("nhwc", _pointwise(low, found.step, weight, bias))
     source, weight = low.step(input), low.tensor(weight)
     if len(low.shapes[input]) != 2:
         raise Unsupported(
@@ -114,8 +125,15 @@ def _linear(low: Lowering, input, weight, bias=None) -> Step:
     return Step(Op.LINEAR, [source], settings, {"weight": weight, "bias": low.tensor(bias)})
 
 
+def _pointwise(low: Lowering, source: Step, weight, bias) -> Step:
+    """A linear layer over the channels of every pixel."""
+    kernel = low.tensor(weight)[:, :, None, None]
+    return conv_step(low, source, kernel, bias, (0, 0, 0, 0), 1, 1, 1)
+
+
 @lowers(linear)
 def _linear_act(low: Lowering, input, weight, bias=None, activation="none") -> Step:
+    low.step(input)
     return finish(low, _linear(low, input, weight, bias), None, activation)
 
 

@@ -1,11 +1,12 @@
 """Normalisation as steps; sums and activations, which stand behind many layers."""
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.nn.norm import batch_norm_act, local_response_norm
 from cnnfast.plan.fold import batch_norm_as_affine
-from cnnfast.plan.lowering.context import ACTS, Lowering, Unsupported, lowers
+from cnnfast.plan.lowering.context import ACTS, Lowering, Respelled, Unsupported, Value, lowers, respell
 from cnnfast.plan.nodes import Op, fraction_word
 from cnnfast.plan.steps import Step
 
@@ -70,3 +71,37 @@ def _local_response_norm(low: Lowering, input, size, alpha=1e-4, beta=0.75, k=1.
         "k": fraction_word(k),
     }
     return Step(Op.LOCAL_RESPONSE_NORM, [low.image(input)], settings)
+
+
+@lowers(modules=[nn.LayerNorm])
+def _layer_norm_module(low: Lowering, norm: nn.LayerNorm, x: fx.Node) -> Value:
+    return _layer_norm(low, x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+@lowers(F.layer_norm, torch.layer_norm)
+def _layer_norm(low: Lowering, input, normalized_shape, weight=None, bias=None, eps=1e-5, _=False) -> Value:
+    found, shape = low.value(input), low.shape(input)
+    channels_last = isinstance(found, Respelled) and found.kind == "nhwc"
+    features = len(shape) == 2 and isinstance(found, Step)
+    if not (channels_last or features) or tuple(normalized_shape) != (shape[-1],):
+        raise Unsupported(
+            f"it normalises {list(normalized_shape)} of {shape}: a plan knows the channels of "
+            "x.permute(0, 2, 3, 1), or features"
+        )
+    source = found.step if isinstance(found, Respelled) else found
+    settings = {"channels": shape[-1], "eps": fraction_word(eps)}
+    constants = {"weight": low.tensor(weight), "bias": low.tensor(bias)}
+    return respell(found, Step(Op.LAYER_NORM, [source], settings, constants))
+
+
+@lowers(modules=[nn.GroupNorm])
+def _group_norm_module(low: Lowering, norm: nn.GroupNorm, x: fx.Node) -> Step:
+    return _group_norm(low, x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+@lowers(F.group_norm, torch.group_norm)
+def _group_norm(low: Lowering, input, num_groups, weight=None, bias=None, eps=1e-5, _=False) -> Step:
+    source = low.image(input)
+    settings = {"channels": low.shape(input)[1], "groups": num_groups, "eps": fraction_word(eps)}
+    constants = {"weight": low.tensor(weight), "bias": low.tensor(bias)}
+    return Step(Op.GROUP_NORM, [source], settings, constants)

@@ -7,7 +7,15 @@ from torch import fx, nn
 from cnnfast.fuse.kinds import is_image_size
 from cnnfast.nn.pool import global_avg_pool2d
 from cnnfast.ops.pool2d import avg_pool2d, max_pool2d
-from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers, numbers, pair_settings
+from cnnfast.plan.lowering.context import (
+    Lowering,
+    Respelled,
+    Unsupported,
+    Value,
+    lowers,
+    numbers,
+    pair_settings,
+)
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -97,9 +105,50 @@ def _adaptive_avg_pool_module(low: Lowering, pool: nn.AdaptiveAvgPool2d, x: fx.N
 
 @lowers(F.adaptive_avg_pool2d)
 def _adaptive_avg_pool(low: Lowering, input, output_size) -> Step:
-    if output_size not in (1, (1, 1), [1, 1]):
-        raise Unsupported(f"its output size is {output_size}; a plan of this version pools to 1×1 only")
-    return _global_avg_pool(low, input)
+    sizes = _output_size(output_size)
+    if sizes == (1, 1):
+        return _global_avg_pool(low, input)
+    return Step(
+        Op.ADAPTIVE_AVG_POOL2D, [low.image(input)], dict(zip(("height", "width"), sizes, strict=True))
+    )
+
+
+def _output_size(output_size: object) -> tuple[int, int]:
+    """0 stands for the input's own size."""
+    pair = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+    if len(pair) != 2 or not all(size is None or (isinstance(size, int) and size > 0) for size in pair):
+        raise Unsupported(f"its output size is {output_size}: write one or two numbers")
+    return pair[0] or 0, pair[1] or 0
+
+
+@lowers(modules=[nn.AdaptiveMaxPool2d])
+def _adaptive_max_pool_module(low: Lowering, pool: nn.AdaptiveMaxPool2d, x: fx.Node) -> Step:
+    return _adaptive_max_pool(low, x, pool.output_size, pool.return_indices)
+
+
+@lowers(F.adaptive_max_pool2d)
+def _adaptive_max_pool(low: Lowering, input, output_size, return_indices=False) -> Step:
+    if return_indices:
+        raise Unsupported("it returns indices too")
+    sizes = dict(zip(("height", "width"), _output_size(output_size), strict=True))
+    return Step(Op.ADAPTIVE_MAX_POOL2D, [low.image(input)], sizes)
+
+
+@lowers(torch.amax, methods=["amax"])
+def _amax(low: Lowering, input, dim=None, keepdim=False) -> Value:
+    _check_whole_images(low, input, dim)
+    return _kept_or_flat(low, _adaptive_max_pool(low, input, 1), keepdim)
+
+
+def _check_whole_images(low: Lowering, input: fx.Node, dim: object) -> None:
+    rank = len(low.shapes[input])
+    dims = sorted(d % rank for d in dim) if isinstance(dim, (tuple, list)) else dim
+    if rank != 4 or dims != [2, 3]:
+        raise Unsupported(f"a plan of this version reduces images only, over dimensions (2, 3), not {dim}")
+
+
+def _kept_or_flat(low: Lowering, pooled: Step, keepdim: bool) -> Step:
+    return pooled if keepdim else Step(Op.FLATTEN, [low.place(pooled)])
 
 
 @lowers(global_avg_pool2d)
@@ -108,12 +157,14 @@ def _global_avg_pool(low: Lowering, input: fx.Node) -> Step:
 
 
 @lowers(torch.mean, methods=["mean"])
-def _mean(low: Lowering, input, dim=None, keepdim=False, dtype=None) -> Step:
-    rank = len(low.shapes[input])
-    dims = sorted(d % rank for d in dim) if isinstance(dim, (tuple, list)) else dim
-    if rank != 4 or dims != [2, 3] or dtype is not None:
-        raise Unsupported(
-            f"a plan of this version takes the mean of images only, over dimensions (2, 3), not {dim}"
-        )
-    pooled = _global_avg_pool(low, input)
-    return pooled if keepdim else Step(Op.FLATTEN, [low.place(pooled)])
+def _mean(low: Lowering, input, dim=None, keepdim=False, dtype=None) -> Value:
+    found, rank = low.value(input), len(low.shapes[input])
+    if dtype is not None:
+        raise Unsupported("it changes the dtype")
+    if isinstance(found, Respelled) and found.kind == "nhwc":
+        if not isinstance(dim, (tuple, list)) or sorted(d % rank for d in dim) != [1, 2]:
+            raise Unsupported(f"it takes the mean of channels-last images over {dim}, not (1, 2)")
+        pooled = Step(Op.GLOBAL_AVG_POOL, [found.step])
+        return Respelled("nhwc", pooled) if keepdim else _kept_or_flat(low, pooled, False)
+    _check_whole_images(low, input, dim)
+    return _kept_or_flat(low, _global_avg_pool(low, input), keepdim)

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.nn.reshape import reshape_image
-from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers
+from cnnfast.plan.lowering.channels import reshaped
+from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -13,20 +14,25 @@ _DROPOUTS = [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 @lowers(modules=[nn.Identity, *_DROPOUTS])
-def _nothing_module(low: Lowering, layer: nn.Module, x: fx.Node) -> Step:
-    return low.step(x)
+def _nothing_module(low: Lowering, layer: nn.Module, x: fx.Node) -> Value:
+    return low.value(x)
 
 
 @lowers(torch.clone, torch.detach, methods=["contiguous", "clone", "detach", "float"])
-def _nothing(low: Lowering, input, memory_format=None) -> Step:
-    return low.step(input)
+def _nothing(low: Lowering, input, memory_format=None) -> Value:
+    return low.value(input)
 
 
 @lowers(F.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
-def _dropout(low: Lowering, input, p=0.5, training=True, inplace=False) -> Step:
+def _dropout(low: Lowering, input, p=0.5, training=True, inplace=False) -> Value:
     if training is not False and p != 0:
         raise Unsupported("it drops values in evaluation too: pass training=self.training")
-    return low.step(input)
+    return low.value(input)
+
+
+@lowers(named=["torchvision.ops.stochastic_depth.stochastic_depth"])
+def _stochastic_depth(low: Lowering, input, p, mode, training=True) -> Value:
+    return _dropout(low, input, p, training)
 
 
 @lowers(modules=[nn.Flatten])
@@ -35,8 +41,12 @@ def _flatten_module(low: Lowering, layer: nn.Flatten, x: fx.Node) -> Step:
 
 
 @lowers(torch.flatten, methods=["flatten"])
-def _flatten(low: Lowering, input, start_dim=0, end_dim=-1) -> Step:
+def _flatten(low: Lowering, input, start_dim=0, end_dim=-1) -> Value:
     rank = len(low.shapes[input])
+    if isinstance(low.value(input), Respelled):
+        value = reshaped(low, input, list(low.shapes[low.node]))
+        if value is not None:
+            return value
     if start_dim != 1 or end_dim not in (-1, rank - 1):
         raise Unsupported(
             f"a plan of this version flattens from dimension 1 to the last, not {start_dim} to {end_dim}"
@@ -53,9 +63,12 @@ def _to_features(low: Lowering, x: fx.Node) -> Step:
 
 
 @lowers(torch.reshape, methods=["view", "reshape"])
-def _reshape(low: Lowering, input, *shape, **kwargs) -> Step:
+def _reshape(low: Lowering, input, *shape, **kwargs) -> Value:
     shape = kwargs.get("shape", shape)
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    value = reshaped(low, input, list(low.shapes[low.node]))
+    if value is not None and _keeps_images(low, shape):
+        return value
     if len(shape) == 2 and _keeps_batch(low, shape[0], shape[1], low.features(input)):
         return _to_features(low, input)
     if len(shape) == 4 and all(isinstance(size, int) for size in shape[1:]) and min(shape[1:]) > 0:
@@ -65,6 +78,11 @@ def _reshape(low: Lowering, input, *shape, **kwargs) -> Step:
         "right behind the "
         "input, x.view(-1, C, H, W)"
     )
+
+
+def _keeps_images(low: Lowering, shape: tuple) -> bool:
+    """Whether the number of images is not written into a shape."""
+    return low.is_batch_size(shape[0]) or (shape[0] == -1 and all(size != -1 for size in shape[1:]))
 
 
 def _keeps_batch(low: Lowering, batch: object, rest: object, features: int) -> bool:
@@ -107,15 +125,22 @@ def _reshape_image(low: Lowering, input, channels, height, width) -> Step:
 
 
 @lowers(torch.cat, torch.concat, torch.concatenate)
-def _concat(low: Lowering, tensors, dim=0) -> Step:
+def _concat(low: Lowering, tensors, dim=0) -> Value:
     if not isinstance(tensors, (tuple, list)):
         raise Unsupported("it concatenates a list that is computed in the forward")
+    if dim in (3, -1) and all(_is_channels_last(low, tensor) for tensor in tensors):
+        return Respelled("nhwc", Step(Op.CONCAT, [low.value(tensor).step for tensor in tensors]))
     steps = [low.image(tensor) for tensor in tensors]
     if dim not in (1, -3):
         raise Unsupported(
             f"it concatenates on dimension {dim}; a plan of this version knows channels (1) only"
         )
     return Step(Op.CONCAT, steps)
+
+
+def _is_channels_last(low: Lowering, tensor: fx.Node) -> bool:
+    found = low.value(tensor)
+    return isinstance(found, Respelled) and found.kind == "nhwc"
 
 
 def _words(shape: tuple) -> str:

@@ -1,11 +1,14 @@
-// Activations on a vector, and on a stretch of memory.
+// Activations on a vector, and on stretches of memory.
+//
+// None, ReLU and clamping are done in registers wherever they occur. The others, which are long, run over
+// values that the same loop has just written and that are still in the first-level cache; where that cannot
+// be, as on the way into a layer, `apply` calls them.
 namespace {
 
-// e^x by 2^n * p(f): n = round(x / ln 2), f the rest, p a polynomial (Cephes expf coefficients); relative
-// error below 2e-7. x is held inside the range of float, so that large magnitudes give 0 and 3e38, never
-// garbage. NaN stays.
+// 2^n * p(f) with n = round(x / ln 2), f the rest and p a polynomial (Cephes expf coefficients); relative
+// error below 2e-7. Underflows to 0 and overflows to infinity where e^x does. NaN stays.
 inline Vec exp_of(Vec x) {
-  x = Vec::at_least(Vec::set1(-87.33f), Vec::at_most(Vec::set1(88.02f), x));
+  x = Vec::at_least(Vec::set1(-104.0f), Vec::at_most(Vec::set1(89.0f), x));
   const Vec n = Vec::round(x * Vec::set1(1.44269504088896341f));
   Vec f = Vec::fma(n, Vec::set1(-0.693359375f), x);
   f = Vec::fma(n, Vec::set1(2.12194440e-4f), f);
@@ -16,40 +19,211 @@ inline Vec exp_of(Vec x) {
   p = Vec::fma(p, f, Vec::set1(1.6666665459e-1f));
   p = Vec::fma(p, f, Vec::set1(5.0000001201e-1f));
   p = Vec::fma(p, f * f, f + Vec::set1(1.0f));
-  return Vec::scale_by_power(p, n);
+  if constexpr (Vec::kScalesByAnyPower) return Vec::scale_by_power(p, n);
+  // 2^128 and 2^-149 are no floats with a plain exponent: in two steps.
+  const Vec half = Vec::round(n * Vec::set1(0.5f));
+  return Vec::scale_by_power(Vec::scale_by_power(p, half), n - half);
 }
+
+// e^x - 1 for x <= 0, without cancellation near 0. Minimax polynomial, relative error 3e-10 before rounding.
+inline Vec expm1_below_zero(Vec x) {
+  x = Vec::at_least(Vec::set1(-20.0f), x);
+  const Vec n = Vec::round(x * Vec::set1(1.44269504088896341f));
+  Vec f = Vec::fma(n, Vec::set1(-0.693359375f), x);
+  f = Vec::fma(n, Vec::set1(2.12194440e-4f), f);
+  Vec q = Vec::set1(1.98458886e-4f);
+  q = Vec::fma(q, f, Vec::set1(1.394065807e-3f));
+  q = Vec::fma(q, f, Vec::set1(8.333389424e-3f));
+  q = Vec::fma(q, f, Vec::set1(4.166636055e-2f));
+  q = Vec::fma(q, f, Vec::set1(1.666666637e-1f));
+  q = Vec::fma(q, f, Vec::set1(5.000000044e-1f));
+  const Vec r = Vec::fma(f * f, q, f), power = Vec::scale_by_power(Vec::set1(1.0f), n);
+  return Vec::fma(power, r, power - Vec::set1(1.0f));
+}
+
+inline Vec absolute(Vec x) { return Vec::at_least(Vec::zero() - x, x); }
+
+inline Vec where_positive(Vec x, Vec a, Vec b) { return Vec::where_beats(x, Vec::zero(), a, b); }
 
 inline Vec relu_of(Vec x) { return Vec::at_least(Vec::zero(), x); }
 
+inline Vec clamp_of(Vec x, Vec least, Vec most) { return Vec::at_most(most, Vec::at_least(least, x)); }
+
 inline Vec sigmoid_of(Vec x) { return Vec::set1(1.0f) / (Vec::set1(1.0f) + exp_of(Vec::zero() - x)); }
 
-inline Vec apply(Activation activation, Vec x) {
-  if (activation == Activation::kReLU) return relu_of(x);
-  if (activation == Activation::kSigmoid) return sigmoid_of(x);
+// clamp(x + 3, 0, 6) / 6
+inline Vec hardsigmoid_of(Vec x) {
+  return clamp_of(x + Vec::set1(3.0f), Vec::zero(), Vec::set1(6.0f)) / Vec::set1(6.0f);
+}
+
+inline Vec hardswish_of(Vec x) {
+  return x * clamp_of(x + Vec::set1(3.0f), Vec::zero(), Vec::set1(6.0f)) / Vec::set1(6.0f);
+}
+
+inline Vec silu_of(Vec x) { return x / (Vec::set1(1.0f) + exp_of(Vec::zero() - x)); }
+
+// Near 0 an odd minimax polynomial (relative error 7e-9 before rounding), else 1 - 2 / (e^(2 |x|) + 1).
+inline Vec tanh_of(Vec x) {
+  const Vec one = Vec::set1(1.0f), two = Vec::set1(2.0f), size = absolute(x), z = x * x;
+  Vec p = Vec::set1(-5.515096546e-3f);
+  p = Vec::fma(p, z, Vec::set1(2.046935702e-2f));
+  p = Vec::fma(p, z, Vec::set1(-5.368800315e-2f));
+  p = Vec::fma(p, z, Vec::set1(1.333083010e-1f));
+  p = Vec::fma(p, z, Vec::set1(-3.333325984e-1f));
+  const Vec near = Vec::fma(p, z * x, x);
+  const Vec far = one - two / (exp_of(size * two) + one);
+  return Vec::where_beats(size, Vec::set1(0.65f), where_positive(x, far, Vec::zero() - far), near);
+}
+
+// x * Phi(x). The smaller tail of the normal distribution is erfc(z) / 2 with z = |x| / sqrt 2, and
+// erfc(z) e^(z^2) is t times a minimax polynomial in t = 1 / (1 + 0.4 z), relative error 1.3e-7 before
+// rounding: no cancellation for negative x.
+inline Vec gelu_of(Vec x) {
+  const Vec one = Vec::set1(1.0f), size = absolute(x);
+  const Vec t = one / Vec::fma(size, Vec::set1(0.4f * 0.70710678f), one);
+  Vec p = Vec::set1(2.513008088e-02f);
+  p = Vec::fma(p, t, Vec::set1(-9.144714750e-02f));
+  p = Vec::fma(p, t, Vec::set1(8.453749812e-02f));
+  p = Vec::fma(p, t, Vec::set1(-2.799927183e-03f));
+  p = Vec::fma(p, t, Vec::set1(7.071422306e-02f));
+  p = Vec::fma(p, t, Vec::set1(8.427127729e-02f));
+  p = Vec::fma(p, t, Vec::set1(1.039213275e-01f));
+  p = Vec::fma(p, t, Vec::set1(1.128347993e-01f));
+  p = Vec::fma(p, t, Vec::set1(1.128379310e-01f));
+  const Vec tail = p * t * exp_of(x * x * Vec::set1(-0.5f));
+  return x * where_positive(x, one - tail, tail);
+}
+
+// 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+inline Vec gelu_tanh_of(Vec x) {
+  const Vec u = Vec::fma(x * x * x, Vec::set1(0.044715f), x) * Vec::set1(-2.0f * 0.79788456f);
+  return x / (Vec::set1(1.0f) + exp_of(u));
+}
+
+// x tanh(ln(1 + e^x)) = x w / (w + 2), w = e^x (e^x + 2)
+inline Vec mish_of(Vec x) {
+  const Vec two = Vec::set1(2.0f), e = exp_of(Vec::at_most(Vec::set1(20.0f), x)), w = e * (e + two);
+  return x * (w / (w + two));
+}
+
+// body(f): f is the activation as a function of vectors.
+template <class Body>
+inline void with_function(const Activation& activation, Body&& body) {
+  const Vec a = Vec::set1(activation.a), b = Vec::set1(activation.b);
+  switch (activation.kind) {
+    case Activation::kReLU:
+      return body([](Vec x) { return relu_of(x); });
+    case Activation::kSigmoid:
+      return body([](Vec x) { return sigmoid_of(x); });
+    case Activation::kClamp:
+      return body([=](Vec x) { return clamp_of(x, a, b); });
+    case Activation::kLeakyReLU:
+      return body([=](Vec x) { return where_positive(x, x, x * a); });
+    case Activation::kHardsigmoid:
+      return body([](Vec x) { return hardsigmoid_of(x); });
+    case Activation::kHardswish:
+      return body([](Vec x) { return hardswish_of(x); });
+    case Activation::kSiLU:
+      return body([](Vec x) { return silu_of(x); });
+    case Activation::kTanh:
+      return body([](Vec x) { return tanh_of(x); });
+    case Activation::kGELU:
+      return body([](Vec x) { return gelu_of(x); });
+    case Activation::kGELUTanh:
+      return body([](Vec x) { return gelu_tanh_of(x); });
+    case Activation::kELU:
+      return body(
+          [=](Vec x) { return where_positive(x, x, expm1_below_zero(Vec::at_most(Vec::zero(), x)) * a); });
+    case Activation::kMish:
+      return body([](Vec x) { return mish_of(x); });
+    case Activation::kNone:
+    case Activation::kKinds:
+      return;
+  }
+}
+
+inline bool in_registers(const Activation& a) {
+  return a.kind == Activation::kNone || a.kind == Activation::kReLU || a.kind == Activation::kClamp;
+}
+
+[[gnu::noinline]] Vec apply_long(const Activation& activation, Vec x) {
+  with_function(activation, [&](auto f) { x = f(x); });
   return x;
 }
 
-void activate(float* x, int64_t count, Activation activation) {
+// None, ReLU and clamping; the others are left to activate_pixels behind the loop.
+inline Vec apply_short(const Activation& activation, Vec x) {
+  if (activation.kind == Activation::kReLU) return relu_of(x);
+  if (activation.kind == Activation::kClamp)
+    return clamp_of(x, Vec::set1(activation.a), Vec::set1(activation.b));
+  return x;
+}
+
+inline Vec apply(const Activation& activation, Vec x) {
+  return in_registers(activation) ? apply_short(activation, x) : apply_long(activation, x);
+}
+
+template <class F>
+inline void apply_to(F f, float* x, int64_t count) {
   int64_t i = 0;
   // Four vectors at a time: their long chains of dependent operations run side by side.
   for (; i + 4 * Vec::kWidth <= count; i += 4 * Vec::kWidth) {
     Vec v[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) v[j] = apply(activation, Vec::load(x + i + j * Vec::kWidth));
+    for (int j = 0; j < 4; ++j) v[j] = f(Vec::load(x + i + j * Vec::kWidth));
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) v[j].store(x + i + j * Vec::kWidth);
   }
-  for (; i + Vec::kWidth <= count; i += Vec::kWidth) apply(activation, Vec::load(x + i)).store(x + i);
-  if (i < count) apply(activation, Vec::load_first(x + i, count - i)).store_first(x + i, count - i);
+  for (; i + Vec::kWidth <= count; i += Vec::kWidth) f(Vec::load(x + i)).store(x + i);
+  if (i < count) f(Vec::load_first(x + i, count - i)).store_first(x + i, count - i);
 }
 
-void add(const float* a, const float* b, float* out, int64_t count, Activation activation) {
-  int64_t i = 0;
-  for (; i + Vec::kWidth <= count; i += Vec::kWidth)
-    apply(activation, Vec::load(a + i) + Vec::load(b + i)).store(out + i);
-  if (i < count)
-    apply(activation, Vec::load_first(a + i, count - i) + Vec::load_first(b + i, count - i))
-        .store_first(out + i, count - i);
+void activate(float* x, int64_t count, Activation activation) {
+  with_function(activation, [&](auto f) { apply_to(f, x, count); });
+}
+
+// `channels` of each of `pixels` pixels, `step` floats apart.
+void activate_pixels(float* x, int64_t step, int64_t pixels, int64_t channels, const Activation& activation) {
+  if (step == channels) return activate(x, pixels * channels, activation);
+  with_function(activation, [&](auto f) {
+    for (int64_t i = 0; i < pixels; ++i) apply_to(f, x + i * step, channels);
+  });
+}
+
+// `channels` from each of several addresses.
+void activate_rows(float* const* rows, int64_t count, int64_t channels, const Activation& activation) {
+  with_function(activation, [&](auto f) {
+    for (int64_t i = 0; i < count; ++i) apply_to(f, rows[i], channels);
+  });
+}
+
+// The gradient in front of an activation, from what the activation gave: for those kinds whose output tells.
+[[gnu::noinline]] Vec gradient_long(const Activation& activation, Vec output, Vec grad) {
+  const Vec a = Vec::set1(activation.a), b = Vec::set1(activation.b);
+  const auto inside = [&](Vec most) {
+    return Vec::where_beats(most, output, grad, Vec::where_beats(output, most, grad, Vec::zero()));
+  };
+  switch (activation.kind) {
+    case Activation::kClamp:  // NaN passes, as in eager PyTorch
+      return Vec::where_beats(output, a, inside(b), Vec::zero());
+    case Activation::kLeakyReLU:
+      return where_positive(output, grad, grad * a);
+    case Activation::kHardsigmoid:
+      return where_positive(output, inside(Vec::set1(1.0f)) * Vec::set1(1.0f / 6.0f), Vec::zero());
+    case Activation::kTanh:
+      return grad * (Vec::set1(1.0f) - output * output);
+    case Activation::kELU:
+      return where_positive(output, grad, grad * (output + a));
+    default:
+      return grad;
+  }
+}
+
+inline Vec gradient_before(const Activation& activation, Vec output, Vec grad) {
+  if (activation.kind == Activation::kNone) return grad;
+  if (activation.kind == Activation::kReLU) return Vec::where_positive(output, grad);
+  if (activation.kind == Activation::kSigmoid) return grad * (Vec::set1(1.0f) - output) * output;
+  return gradient_long(activation, output, grad);
 }
 
 }  // namespace

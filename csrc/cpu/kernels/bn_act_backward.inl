@@ -2,13 +2,6 @@
 // to the input and the sums that the batch's own statistics need.
 namespace {
 
-// The activation's gradient from its output.
-inline Vec gradient_of(Activation activation, Vec output, Vec grad) {
-  if (activation == Activation::kReLU) return Vec::where_positive(output, grad);
-  if (activation == Activation::kSigmoid) return grad * (output * (Vec::set1(1.0f) - output));
-  return grad;
-}
-
 void bn_act_backward(const BnActBackwardCall& c, int64_t rows) {
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
     const int64_t lanes = c.channels - channel < Vec::kWidth ? c.channels - channel : Vec::kWidth;
@@ -19,8 +12,8 @@ void bn_act_backward(const BnActBackwardCall& c, int64_t rows) {
     Vec sum = load(c.sum + channel), product = load(c.product + channel);
     for (int64_t r = 0; r < rows; ++r) {
       float* grad_input = c.grad_input + r * c.grad_input_stride + channel;
-      const Vec dz = gradient_of(c.activation, load(c.activated + r * c.activated_stride + channel),
-                                 load(c.grad_activated + r * c.grad_activated_stride + channel));
+      const Vec dz = gradient_before(c.activation, load(c.activated + r * c.activated_stride + channel),
+                                     load(c.grad_activated + r * c.grad_activated_stride + channel));
       store(Vec::fma(dz, scale, load(grad_input)), grad_input);
       sum = sum + dz;
       product = Vec::fma(dz, load(c.input + r * c.input_stride + channel) - mean, product);

@@ -69,9 +69,13 @@ inline void finish(Vec (&acc)[R][NV], const Tile<R>& tile, const Epilogue& e) {
       for (int r = 0; r < R; ++r)
         acc[r][j] = acc[r][j] + load_lane_group<NV>(tile.residual[r], j, e.last_lanes);
     }
-    if (e.activation == Activation::kReLU) {
+    if (e.activation.kind == Activation::kReLU) {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) acc[r][j] = relu_of(acc[r][j]);
+    } else if (e.activation.kind == Activation::kClamp) {
+      const Vec least = Vec::set1(e.activation.a), most = Vec::set1(e.activation.b);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][j] = clamp_of(acc[r][j], least, most);
     }
   }
 }
@@ -200,6 +204,9 @@ void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
   Tile<R> tile;
   walk.take(tile);
   pass.fetches_input ? compute_tile<NV, R, true>(tile, pass, e) : compute_tile<NV, R, false>(tile, pass, e);
+  // What is too long to unroll into every register block runs over what it has just written.
+  if (pass.last && !in_registers(e.activation))
+    activate_rows(tile.output, R, (NV - 1) * Vec::kWidth + e.last_lanes, e.activation);
 }
 
 template <int NV>
@@ -272,23 +279,6 @@ void for_each_pass(const ConvCall& c, const float* weight, int64_t lanes, F&& bo
     }
 }
 
-// Activations too long to unroll into every register block, over pixels that are still in cache.
-void activate_block(const ConvCall& c, int64_t pixel, int64_t pixels, int64_t channel, int64_t channels) {
-  const bool dense = channels == c.output.pixel;
-  while (pixels > 0) {
-    const int64_t row = pixel / c.width, x = pixel % c.width;
-    const int64_t run = c.width - x < pixels ? c.width - x : pixels;
-    float* p =
-        c.output.data + row / c.height * c.output.image + row % c.height * c.output.row + x * c.output.pixel;
-    if (dense)
-      activate(p, run * channels, c.activation);
-    else
-      for (int64_t i = 0; i < run; ++i) activate(p + i * c.output.pixel + channel, channels, c.activation);
-    pixel += run;
-    pixels -= run;
-  }
-}
-
 void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end) {
   if (has_pixels_in_lanes(c)) return conv_pixels(c, pixel_begin, pixel_end);
   const int64_t lanes = c.panel_vectors * Vec::kWidth, depth = c.taps * c.length;
@@ -313,11 +303,6 @@ void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t pan
         pass.fetches_output = fetches_output && pass.first;
         run_block_of(vectors, PixelWalk(c, channel, pixel), pixels, pass, e, streams);
       });
-    }
-    if (c.activation == Activation::kSigmoid) {
-      const int64_t first = panel_begin * lanes,
-                    last = panel_end * lanes < c.channels ? panel_end * lanes : c.channels;
-      activate_block(c, pixel, pixels, first, last - first);
     }
   }
 }

@@ -19,7 +19,7 @@ void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const fl
     if (c.scale) acc[r] = acc[r] * load(c.scale + channel);
     if (c.shift) acc[r] = acc[r] + load(c.shift + channel);
     if (residual) acc[r] = acc[r] + load(residual + r * c.residual.pixel + channel);
-    acc[r] = apply(c.activation, acc[r]);
+    acc[r] = apply_short(c.activation, acc[r]);
     float* out = y + r * c.output.pixel + channel;
     whole ? acc[r].store(out) : acc[r].store_first(out, lanes);
   }
@@ -44,6 +44,7 @@ void depthwise(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
         depthwise_pixels<1>(c, at(in, c.stride_w * c.input.pixel), out + x * c.output.pixel,
                             at(res, c.residual.pixel), channel, lanes);
     }
+    if (!in_registers(c.activation)) activate_pixels(out, c.output.pixel, c.width, c.channels, c.activation);
   }
 }
 

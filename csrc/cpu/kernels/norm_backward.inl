@@ -1,13 +1,6 @@
 // Gradients of normalisation and activation: sums per channel, then the gradient of every value.
 namespace {
 
-// The gradient before the activation, from the activation's output.
-inline Vec before_activation(Activation activation, Vec grad, Vec output) {
-  if (activation == Activation::kReLU) return Vec::where_positive(output, grad);
-  if (activation == Activation::kSigmoid) return grad * (Vec::set1(1.0f) - output) * output;
-  return grad;
-}
-
 void norm_backward_sums(const NormBackwardCall& c, int64_t rows, float* sum, float* product) {
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
     const int64_t lanes = c.channels - channel < Vec::kWidth ? c.channels - channel : Vec::kWidth;
@@ -17,8 +10,8 @@ void norm_backward_sums(const NormBackwardCall& c, int64_t rows, float* sum, flo
     Vec sums = load(sum + channel), products = load(product + channel);
     for (int64_t r = 0; r < rows; ++r) {
       Vec g = load(c.grad + r * c.grad_stride + channel);
-      if (c.activation != Activation::kNone)
-        g = before_activation(c.activation, g, load(c.output + r * c.output_stride + channel));
+      if (c.activation.kind != Activation::kNone)
+        g = gradient_before(c.activation, load(c.output + r * c.output_stride + channel), g);
       sums = sums + g;
       products = Vec::fma(g, load(c.input + r * c.input_stride + channel) - mean, products);
     }
@@ -38,8 +31,8 @@ void norm_backward(const NormBackwardCall& c, int64_t rows) {
         whole ? v.store(p) : v.store_first(p, lanes);
       };
       Vec g = load(c.grad + r * c.grad_stride + channel);
-      if (c.activation != Activation::kNone)
-        g = before_activation(c.activation, g, load(c.output + r * c.output_stride + channel));
+      if (c.activation.kind != Activation::kNone)
+        g = gradient_before(c.activation, load(c.output + r * c.output_stride + channel), g);
       if (c.grad_residual) store(g, c.grad_residual);
       if (!c.grad_input) continue;
       Vec v = g * load(c.slope + channel);

@@ -12,11 +12,13 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/bn_act_backward.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
+#include "cpu/kernels/layer_norm.inl"
 #include "cpu/kernels/limits.inl"
 #include "cpu/kernels/lrn.inl"
 #include "cpu/kernels/norm_backward.inl"
 #include "cpu/kernels/pool.inl"
 #include "cpu/kernels/pool_backward.inl"
+#include "cpu/kernels/resample.inl"
 #include "cpu/kernels/weight_gradient.inl"
 #include "cpu/kernels/winograd.inl"
 
@@ -41,12 +43,19 @@ using namespace cnnfast::cpu;
    max_pool_backward,              \
    affine,                         \
    column_sum,                     \
-   add,                            \
    activate,                       \
    lrn,                            \
    lrn_backward,                   \
    norm_backward_sums,             \
    norm_backward,                  \
    bn_act_backward,                \
+   adaptive_pool<MaxReduce>,       \
+   adaptive_pool<MeanReduce>,      \
+   image_mean,                     \
+   layer_norm,                     \
+   group_norm,                     \
+   blend_row,                      \
+   interleave_row,                 \
+   prelu_pixels,                   \
    multiply_adds,                  \
    read_all}

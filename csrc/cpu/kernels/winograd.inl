@@ -262,10 +262,13 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
         if (x >= columns) break;
         Vec r = c.scale ? Vec::fma(v[x], scale, shift) : v[x] + shift;
         if (residual) r = r + Vec::load_first(residual + x * c.residual.pixel, lanes);
-        apply(c.activation, r).store_first(out + x * c.output.pixel, lanes);
+        apply_short(c.activation, r).store_first(out + x * c.output.pixel, lanes);
       }
     }
   }
+  if (in_registers(c.activation)) return;
+  for (int64_t y = 0; y < rows; ++y)
+    activate_pixels(to + y * c.output.row, c.output.pixel, columns, end, c.activation);
 }
 
 // R tiles x channels times channels x (NV vectors): `a` begins the first block of channels, `block` is the

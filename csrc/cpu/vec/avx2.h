@@ -8,6 +8,7 @@ namespace {
 struct Vec {
   static constexpr int64_t kWidth = 8;
   static constexpr int kPanelVectors = 2;
+  static constexpr bool kScalesByAnyPower = false;
   __m256 v;
 
   static Vec zero() { return {_mm256_setzero_ps()}; }
@@ -50,6 +51,12 @@ struct Vec {
   // g where a equals b, else 0.
   static Vec where_equal(Vec a, Vec b, Vec g) {
     return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ), g.v)};
+  }
+  // a0 b0 a1 b1 ...
+  static void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+    const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);
+    low = {_mm256_permute2f128_ps(even, odd, 0x20)};
+    high = {_mm256_permute2f128_ps(even, odd, 0x31)};
   }
   // Rows become columns.
   static void transpose(Vec* v) {

@@ -13,6 +13,7 @@ namespace {
 struct Vec {
   static constexpr int64_t kWidth = 16;
   static constexpr int kPanelVectors = 4;
+  static constexpr bool kScalesByAnyPower = true;
   __m512 v;
 
   static Vec zero() { return {_mm512_setzero_ps()}; }
@@ -54,6 +55,13 @@ struct Vec {
   // g where a equals b, else 0.
   static Vec where_equal(Vec a, Vec b, Vec g) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), g.v)};
+  }
+  // a0 b0 a1 b1 ...
+  static void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    low = {_mm512_permutex2var_ps(a.v, first, b.v)};
+    high = {_mm512_permutex2var_ps(a.v, second, b.v)};
   }
   // Rows become columns.
   static void transpose(Vec* v) {

@@ -10,6 +10,7 @@ typedef int32_t Int4 __attribute__((vector_size(16)));
 struct Vec {
   static constexpr int64_t kWidth = 4;
   static constexpr int kPanelVectors = 2;
+  static constexpr bool kScalesByAnyPower = false;
   Float4 v;
 
   static Vec zero() { return set1(0.0f); }
@@ -69,6 +70,11 @@ struct Vec {
   }
   // g where a equals b, else 0.
   static Vec where_equal(Vec a, Vec b, Vec g) { return {a.v == b.v ? g.v : zero().v}; }
+  // a0 b0 a1 b1 ...
+  static void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+    low = {Float4{a.v[0], b.v[0], a.v[1], b.v[1]}};
+    high = {Float4{a.v[2], b.v[2], a.v[3], b.v[3]}};
+  }
   // Rows become columns.
   static void transpose(Vec* v) {
     float rows[4][4];

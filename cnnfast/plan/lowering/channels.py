@@ -1,0 +1,211 @@
+"""Slices of channels, channel shuffles, permutations, and other shapes of the same values, as steps."""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.nodes import Op
+from cnnfast.plan.steps import Step
+
+_ALL = slice(None)
+
+
+def _slice(source: Step, first: int, channels: int) -> Step:
+    return Step(Op.SLICE, [source], {"first": first, "channels": channels})
+
+
+@lowers(torch.chunk, methods=["chunk"])
+def _chunk(low: Lowering, input, chunks, dim=0) -> Value:
+    channels = low.shape(input)[1]
+    size = -(-channels // low.channel_number(chunks))
+    return _pieces(low, input, [min(size, channels - at) for at in range(0, channels, size)], dim)
+
+
+@lowers(torch.split, methods=["split"])
+def _split(low: Lowering, tensor, split_size_or_sections, dim=0, **named) -> Value:
+    sections = named.get("split_size", split_size_or_sections)
+    channels = low.shape(tensor)[1]
+    if isinstance(sections, (list, tuple)):
+        return _pieces(low, tensor, [low.channel_number(size) for size in sections], dim)
+    size = low.channel_number(sections)
+    return _pieces(low, tensor, [min(size, channels - at) for at in range(0, channels, size)], dim)
+
+
+def _pieces(low: Lowering, x: fx.Node, sizes: list[int], dim: object) -> list[Step]:
+    rank = len(low.shape(x))
+    if dim not in (1, 1 - rank) or rank not in (2, 4):
+        raise Unsupported(f"it cuts dimension {dim}; a plan of this version cuts channels (1) only")
+    source = low.step(x)
+    _check_plain_features(source, rank)
+    if sum(sizes) != low.shape(x)[1] or min(sizes) < 1:
+        raise Unsupported(f"it cuts {low.shape(x)[1]} channels into {sizes}")
+    return [_slice(source, sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+
+
+def _check_plain_features(source: Step, rank: int) -> None:
+    if rank == 2 and source.op is not Op.LINEAR:
+        raise Unsupported("a plan of this version cuts features right behind a linear layer only")
+
+
+@lowers(torch.narrow, methods=["narrow"])
+def _narrow(low: Lowering, input, dim, start, length) -> Value:
+    if dim not in (1, -3) or not isinstance(start, int):
+        raise Unsupported("a plan of this version narrows channels (1) only, to fixed numbers")
+    return _slice(low.image(input), start, low.channel_number(length))
+
+
+@lowers(operator.getitem)
+def _getitem(low: Lowering, source, index) -> Value:
+    found = low.value(source)
+    if isinstance(found, list):
+        return found[index]
+    index = (index,) if not isinstance(index, tuple) else index
+    shape = low.shape(source)
+    index = tuple(_without_ellipsis(index, len(shape)))
+    if len(shape) == 2 and index == (_ALL, _ALL, None, None):
+        return _respell(low, source, [*shape, 1, 1])
+    if len(shape) == 4 and index == (_ALL, _ALL, 0, 0) and shape[2:] == [1, 1]:
+        return _respell(low, source, shape[:2])
+    if len(shape) != 4 or not index or index[0] != _ALL:
+        raise Unsupported("a plan of this version takes slices of an image's channels, x[:, a:b], only")
+    return _sliced_image(low, source, [*index, *[_ALL] * (4 - len(index))])
+
+
+def _without_ellipsis(index: tuple, rank: int) -> tuple:
+    for at, item in enumerate(index):
+        if item is Ellipsis:
+            missing = rank - sum(other is not None for other in index) + 1
+            return (*index[:at], *[_ALL] * missing, *index[at + 1 :])
+    return index
+
+
+def _sliced_image(low: Lowering, source: fx.Node, index: list[object]) -> Value:
+    _, channel, row, column = index
+    if channel == _ALL and row == column and isinstance(row, slice):
+        step = row.step
+        if row == slice(None, None, step) and isinstance(step, int) and step > 0:
+            return _every(low.image(source), step)
+    if row != _ALL or column != _ALL:
+        raise Unsupported("a plan of this version takes slices of an image's channels, x[:, a:b], only")
+    channels = low.shape(source)[1]
+    if isinstance(channel, int):
+        at = channel % channels
+        return Respelled("plane", _slice(low.image(source), at, 1))
+    if not isinstance(channel, slice) or channel.step not in (None, 1):
+        raise Unsupported("it takes channels that do not lie side by side")
+    ends = [None if end is None else low.channel_number(end) for end in (channel.start, channel.stop)]
+    first, last, _ = slice(*ends).indices(channels)
+    if last <= first:
+        raise Unsupported(f"it takes no channel out of {channels}")
+    return low.step(source) if last - first == channels else _slice(low.image(source), first, last - first)
+
+
+def _every(source: Step, step: int) -> Step:
+    """Every step-th row and column: a pooling whose window is one pixel."""
+    ones = {"kernel_h": 1, "kernel_w": 1, "dilation_h": 1, "dilation_w": 1}
+    settings = {**ones, "stride_h": step, "stride_w": step, "pad_h": 0, "pad_w": 0, "ceil_mode": 0}
+    return Step(Op.MAX_POOL2D, [source], settings)
+
+
+@lowers(modules=[nn.ChannelShuffle])
+def _channel_shuffle_module(low: Lowering, layer: nn.ChannelShuffle, x: fx.Node) -> Value:
+    return _channel_shuffle(low, x, layer.groups)
+
+
+@lowers(F.channel_shuffle, torch.channel_shuffle)
+def _channel_shuffle(low: Lowering, input, groups) -> Value:
+    return Step(Op.CHANNEL_SHUFFLE, [low.image(input)], {"groups": low.channel_number(groups)})
+
+
+@lowers(torch.permute, methods=["permute"])
+def _permute(low: Lowering, input, *dims) -> Value:
+    order = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    rank = len(low.shape(input))
+    order = [d % rank for d in order]
+    found = low.value(input)
+    kind = found.kind if isinstance(found, Respelled) else ""
+    if order == list(range(rank)):
+        return found
+    if isinstance(found, Step) and order == [0, 2, 3, 1]:
+        return Respelled("nhwc", found)
+    if kind == "nhwc" and order == [0, 3, 1, 2]:
+        return found.step
+    if order == [0, 2, 1, 3, 4] and kind in ("grouped", "shuffled"):
+        return _exchanged(found)
+    raise Unsupported(
+        f"it permutes to {order}; a plan of this version knows channels last (0, 2, 3, 1), back from there, "
+        "and channel shuffles"
+    )
+
+
+@lowers(torch.transpose, torch.swapaxes, methods=["transpose", "swapaxes"])
+def _transpose(low: Lowering, input, dim0, dim1) -> Value:
+    rank = len(low.shape(input))
+    order = list(range(rank))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return _permute(low, input, order)
+
+
+def _exchanged(value: Respelled) -> Respelled:
+    return Respelled("shuffled" if value.kind == "grouped" else "grouped", value.step, value.groups)
+
+
+def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
+    """The value of x in the shape that a view gives it; None where this is none of ours."""
+    found, before = low.value(x), low.shape(x)
+    if isinstance(found, list):
+        return None
+    if isinstance(found, Step) and len(before) == 4 and len(shape) == 5:
+        n, channels, height, width = before
+        if [shape[0], *shape[3:]] == [n, height, width] and shape[1] * shape[2] == channels:
+            return Respelled("grouped", found, shape[1])
+    if isinstance(found, Respelled) and len(shape) == 4 and found.kind in ("grouped", "shuffled"):
+        if shape != [before[0], before[1] * before[2], *before[3:]]:
+            return None
+        if found.kind == "grouped":
+            return found.step
+        return Step(Op.CHANNEL_SHUFFLE, [found.step], {"groups": found.groups})
+    return _respell(low, x, shape)
+
+
+def _respell(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
+    """(N, C), (N, C, 1) and (N, C, 1, 1) as each other."""
+    found, before = low.value(x), low.shape(x)
+    if isinstance(found, Respelled) and found.kind != "row":
+        return None
+    flat = before[:2]
+    if shape[:2] != flat or any(size != 1 for size in (*before[2:], *shape[2:])) or not 2 <= len(shape) <= 4:
+        return None
+    step = found.step if isinstance(found, Respelled) else found
+    is_image = len(before) == 4 or (isinstance(found, Respelled) and found.groups == 4)
+    if len(shape) == 3:
+        return Respelled("row", step, 4 if is_image else 2)
+    if (len(shape) == 4) == is_image:
+        return step
+    return Step(Op.TO_IMAGE if len(shape) == 4 else Op.FLATTEN, [step])
+
+
+@lowers(torch.unsqueeze, methods=["unsqueeze"])
+def _unsqueeze(low: Lowering, input, dim) -> Value:
+    found = low.value(input)
+    if isinstance(found, Respelled) and found.kind == "plane" and dim in (1, -3):
+        return found.step
+    return _required(low, _respell(low, input, list(low.shapes[low.node])))
+
+
+@lowers(torch.squeeze, methods=["squeeze"])
+def _squeeze(low: Lowering, input, dim=None) -> Value:
+    rank = len(low.shape(input))
+    dims = dim if isinstance(dim, (tuple, list)) else [dim]
+    if any(d is None or d % rank < 2 for d in dims):
+        raise Unsupported("it drops all dimensions of size 1, perhaps the batch: use flatten(1)")
+    return _required(low, _respell(low, input, list(low.shapes[low.node])))
+
+
+def _required(low: Lowering, value: Value | None) -> Value:
+    if value is None:
+        raise Unsupported("a plan of this version adds and drops dimensions of (N, C, 1, 1) only")
+    return value

@@ -1,0 +1,102 @@
+"""Padding and interpolation as steps."""
+
+import operator
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cnnfast.fuse.kinds import is_size
+from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers
+from cnnfast.plan.nodes import Interpolation, Op, fraction_word
+from cnnfast.plan.steps import Step
+
+_MODES = {
+    "nearest": Interpolation.NEAREST,
+    "nearest-exact": Interpolation.NEAREST_EXACT,
+    "bilinear": Interpolation.BILINEAR,
+}
+
+
+@lowers(modules=[nn.ZeroPad2d])
+def _zero_pad_module(low: Lowering, layer: nn.ZeroPad2d, x: fx.Node) -> Step:
+    return _pad(low, x, layer.padding)
+
+
+@lowers(modules=[nn.ConstantPad2d])
+def _constant_pad_module(low: Lowering, layer: nn.ConstantPad2d, x: fx.Node) -> Step:
+    return _pad(low, x, layer.padding, "constant", layer.value)
+
+
+@lowers(F.pad)
+def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step:
+    pads = list(pad) if isinstance(pad, (tuple, list)) else [pad]
+    if not all(isinstance(p, int) for p in pads):
+        raise Unsupported("its padding is computed in the forward: write it as numbers")
+    if mode != "constant":
+        raise Unsupported(f"it pads by mode '{mode}'; a plan of this version pads by a constant")
+    left, right, top, bottom, *others = [*pads, 0, 0, 0, 0][: max(4, len(pads))]
+    if any(others) or min(left, right, top, bottom) < 0:
+        raise Unsupported(f"it pads by {pads}; a plan of this version adds rows and columns only")
+    settings = {"top": top, "left": left, "bottom": bottom, "right": right}
+    return Step(Op.PAD, [low.image(input)], settings | {"value": fraction_word(float(value or 0.0))})
+
+
+@lowers(modules=[nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d])
+def _upsample_module(low: Lowering, layer: nn.Upsample, x: fx.Node) -> Step:
+    recompute = getattr(layer, "recompute_scale_factor", None)
+    return _interpolate(low, x, layer.size, layer.scale_factor, layer.mode, layer.align_corners, recompute)
+
+
+@lowers(F.interpolate)
+def _interpolate(
+    low: Lowering, input, size=None, scale_factor=None, mode="nearest", align_corners=None,
+    recompute_scale_factor=None, antialias=False,
+) -> Step:  # fmt: skip
+    if mode not in _MODES or antialias:
+        raise Unsupported(f"it interpolates by '{mode}'; a plan of this version knows {', '.join(_MODES)}")
+    settings = {"mode": _MODES[mode], "align_corners": int(bool(align_corners)), "height": 0, "width": 0}
+    zeros = {"scale_h": fraction_word(0.0), "scale_w": fraction_word(0.0)}
+    source = low.image(input)
+    if size is None:
+        return Step(Op.INTERPOLATE, [source], settings | _scales(scale_factor, recompute_scale_factor))
+    like = _sized_like(size)
+    if like is not None:
+        return Step(Op.INTERPOLATE, [source, low.image(like)], settings | zeros)
+    sizes = list(size) if isinstance(size, (tuple, list)) else [size, size]
+    if not all(isinstance(s, int) for s in sizes):
+        raise Unsupported(
+            "its size is computed in the forward: give numbers, or x.shape[-2:] of another tensor"
+        )
+    return Step(Op.INTERPOLATE, [source], settings | zeros | {"height": sizes[0], "width": sizes[1]})
+
+
+def _scales(scale_factor: object, recompute: object) -> dict[str, int]:
+    scales = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor, scale_factor]
+    if not all(isinstance(s, (int, float)) and 0 < s <= 4096 for s in scales):
+        raise Unsupported(f"its scale factor is {scale_factor}")
+    if recompute or any(float(s) * 2**20 % 1 for s in scales):
+        raise Unsupported(f"its scale factor is {scale_factor}, recomputed or no multiple of a power of two")
+    return {f"scale_{axis}": fraction_word(float(s)) for axis, s in zip("hw", scales, strict=True)}
+
+
+def _sized_like(size: object) -> fx.Node | None:
+    """The tensor whose height and width a size argument is."""
+    if isinstance(size, fx.Node) and size.target is operator.getitem and is_size(size.args[0]):
+        if size.args[1] in (slice(-2, None), slice(2, None), slice(2, 4)):
+            return size.args[0].args[0]
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        sources = [_side_of(s, dims) for s, dims in zip(size, ((2, -2), (3, -1)), strict=True)]
+        if sources[0] is not None and sources[0] is sources[1]:
+            return sources[0]
+    return None
+
+
+def _side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:
+    """The tensor of which a number is the size in one of these dimensions."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "call_method" and value.target == "size" and value.args[1:2] and value.args[1] in dims:
+        return value.args[0]
+    if value.target is operator.getitem and is_size(value.args[0]) and value.args[1] in dims:
+        return value.args[0].args[0]
+    return None

@@ -1,0 +1,1 @@
+"""Networks that no single plan holds: plans joined by layers that stay eager."""

@@ -1,0 +1,175 @@
+"""Freezing a network part by part, module by module where a forward cannot be traced."""
+
+import copy
+from dataclasses import dataclass, field, replace
+
+from torch import fx, nn
+
+from cnnfast.fuse.check import multiply_adds, relative_error
+from cnnfast.fuse.convert import nearest
+from cnnfast.fuse.shells import has_hooks
+from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, trace
+from cnnfast.plan.owners import is_leaf
+from cnnfast.plan.parts.cut import cut
+from cnnfast.plan.parts.joined import in_channels_last, join
+from cnnfast.plan.parts.rows import eager_rows, join_paths, rows_of
+from cnnfast.plan.parts.versions import read_latest
+from cnnfast.plan.record import Record, copied, record, tensors_in
+from cnnfast.report import EAGER, Row
+
+_LARGEST_ERROR = 1e-3  # where a forward that stays calls frozen children; a wrong one is far beyond
+
+
+@dataclass
+class Freezer:
+    """Collects rows and notes for the report."""
+
+    winograd: bool
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def freeze(self, module: nn.Module, path: str, args: tuple) -> nn.Module | None:
+        """A module that stands for another in evaluation mode; None where it has no plan at all.
+
+        args: what it is called with.
+        """
+        if has_hooks(module):
+            return self._leave(module, path, args, "it has hooks: remove them first")
+        try:
+            traced = trace(module, is_leaf, live_training=False, given=len(args))
+            made = record(traced.graph, module, args, _calls_of_modules(traced.graph, module))
+            runs_before = read_latest(traced.graph, module, made)
+        except NotTraceable as error:
+            return self._keep_forward(module, path, args, str(error))
+        return self._join(module, path, traced, made, runs_before)
+
+    def _join(self, module, path: str, traced: Trace, made: Record, runs_before: dict) -> nn.Module | None:
+        graph = traced.graph
+        result = cut(graph, module, made, traced.closed, runs_before, self.winograd)
+        planned = {node for part in result.parts for node in part.part.nodes}
+        replaced: dict[str, nn.Module] = {}
+        inside = set()
+        for node in graph.nodes:
+            if node not in made.arguments or node in planned or node not in result.live:
+                continue
+            child = module.get_submodule(node.target)
+            inside.add(node.target)
+            if (
+                frozen := self.freeze(child, join_paths(path, node.target), made.arguments[node])
+            ) is not None:
+                replaced[node.target] = frozen
+        self.rows += rows_of(module, path, graph, made, result, inside)
+        if not result.parts and not replaced:
+            return None
+        return join(graph, module, made, result, replaced)
+
+    def _leave(self, module: nn.Module, path: str, args: tuple, reason: str) -> None:
+        self.rows += eager_rows(module, path, reason, multiply_adds(module, tuple(map(copied, args))))
+
+    def _keep_forward(self, module: nn.Module, path: str, args: tuple, reason: str) -> nn.Module | None:
+        """A copy whose forward stays and calls frozen children, as far as it works with them."""
+        here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
+        snapshot = in_channels_last(copy.deepcopy(module)).eval().requires_grad_(False)
+        calls = _Calls(snapshot)
+        wanted = snapshot(*map(copied, args))
+        calls.stop()
+        macs = multiply_adds(module, tuple(map(copied, args)))
+        replaced, before = {}, len(self.rows)
+        for name, child in calls.children.items():
+            frozen = self._freeze_child(
+                child,
+                join_paths(path, name),
+                calls.arguments.get(name),
+                reason,
+                {
+                    key.removeprefix(f"{name}.") if key != name else "": count
+                    for key, count in macs.items()
+                    if key == name or key.startswith(f"{name}.")
+                },
+            )
+            if frozen is not None:
+                replaced[name] = frozen
+        for name, frozen in replaced.items():
+            _put(snapshot, name, frozen)
+        if replaced and (problem := _problem(snapshot, args, wanted)):
+            reason = f"{reason}; and it does not work with frozen children ({problem})"
+            del self.rows[before:]
+            self.rows += eager_rows(module, path, reason, macs)
+            replaced = {}
+        if not replaced:
+            return None
+        self.notes.append(f"{here} keeps its own forward: {reason}. Its children were frozen one by one.")
+        self.rows.insert(before, Row(path, type(module).__name__, EAGER, "its own forward", reason))
+        return snapshot
+
+    def _freeze_child(
+        self, child: nn.Module, path: str, args: tuple | None, reason: str, macs: dict[str, int]
+    ) -> nn.Module | None:
+        works = not is_layer(child) or (isinstance(child, (nn.Conv2d, nn.Linear)) and is_leaf(child))
+        if args is not None and works and not is_layer(child):
+            return self.freeze(child, path, args)
+        if args is not None and works:  # a layer is a network of one layer
+            before = len(self.rows)
+            frozen = self.freeze(nn.Sequential(child), path, args)
+            self.rows[before:] = [replace(row, name=path) for row in self.rows[before:]]
+            return frozen
+        why = (
+            f"called by a forward that stays: {reason}"
+            if args is not None or is_layer(child)
+            else ("it is not called, or with other arguments than tensors")
+        )
+        self.rows += eager_rows(child, path, why, macs)
+        return None
+
+
+def _calls_of_modules(graph: fx.Graph, module: nn.Module) -> list[fx.Node]:
+    """Calls of modules that were not stepped into, once each."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and not is_layer(module.get_submodule(node.target)):
+            calls.setdefault(node.target, []).append(node)
+    return [nodes[0] for nodes in calls.values() if len(nodes) == 1]
+
+
+class _Calls:
+    """What the nearest children of a module are called with; `stop` ends the watch."""
+
+    def __init__(self, module: nn.Module):
+        self.children = dict(nearest(module, ""))
+        self.arguments: dict[str, tuple] = {}
+        self._odd: set[str] = set()
+        self._handles = [
+            child.register_forward_pre_hook(self._watch(name), with_kwargs=True)
+            for name, child in self.children.items()
+            if not has_hooks(child)
+        ]
+
+    def _watch(self, name: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if kwargs or not args or not tensors_in(args):
+                self._odd.add(name)
+            self.arguments[name] = tuple(map(copied, args))
+
+        return hook
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for name in self._odd:
+            del self.arguments[name]
+
+
+def _put(module: nn.Module, path: str, child: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    module.get_submodule(parent)._modules[name] = child
+
+
+def _problem(snapshot: nn.Module, args: tuple, wanted: object) -> str | None:
+    """Why a module does not give what it gave."""
+    try:
+        got = snapshot(*map(copied, args))
+    except Exception as error:  # whatever a forward raises that misses something in its children
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    pairs = list(zip(tensors_in(got), tensors_in(wanted), strict=False))
+    error = max((relative_error(a, b) for a, b in pairs), default=0.0)
+    return None if error <= _LARGEST_ERROR else f"its results differ by {error:.1e}"

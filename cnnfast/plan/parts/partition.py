@@ -1,0 +1,71 @@
+"""Cutting a graph into parts that a plan can hold and the nodes between them.
+
+A node's level counts how often the way to it changes between plans and eager nodes. Nodes of one level that
+hang together are a part: every way out of it leads to a higher level, so that it can run as one call.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from cnnfast.fuse.tracing import is_number
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Nodes of one plan, in order."""
+
+    nodes: tuple[fx.Node, ...]
+    level: int
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node reads: sizes are known when a plan is made, or the node has no place in one."""
+    return [value for value in node.all_input_nodes if not is_number(value)]
+
+
+def levels(
+    graph: fx.Graph, planned: set[fx.Node], runs_before: dict[fx.Node, list[fx.Node]]
+) -> dict[fx.Node, int]:
+    """Even numbers for planned nodes, odd ones for the others; nobody needs what has a higher level."""
+    level: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        plan = node in planned
+        sources = operands(node) if plan else [*node.all_input_nodes, *runs_before.get(node, ())]
+        behind = (level[source] + ((source in planned) is not plan) for source in sources)
+        level[node] = max(behind, default=-1)
+        if plan:
+            level[node] = max(level[node], 0)
+    return level
+
+
+def parts_of(graph: fx.Graph, planned: set[fx.Node], level: dict[fx.Node, int]) -> list[Part]:
+    """Planned nodes of one level that hang together, in the order of levels."""
+    root: dict[fx.Node, fx.Node] = {}
+
+    def find(node: fx.Node) -> fx.Node:
+        while root[node] is not node:
+            root[node] = root[root[node]]
+            node = root[node]
+        return node
+
+    for node in graph.nodes:
+        if node not in planned:
+            continue
+        root[node] = node
+        for source in operands(node):
+            if source in planned and level[source] == level[node]:
+                root[find(source)] = find(node)
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node in planned:
+            members.setdefault(find(node), []).append(node)
+    made = [Part(tuple(nodes), level[nodes[0]]) for nodes in members.values()]
+    return sorted(made, key=lambda part: part.level)
+
+
+def read_outside(part: Part, live: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes of a part whose values others need; sizes of a value need the value."""
+    inside, live = set(part.nodes), set(live)
+    return [node for node in part.nodes if any(user in live and user not in inside for user in node.users)]

@@ -1,0 +1,82 @@
+"""What the nodes of a traced graph give for example inputs: shapes, memory, multiply-adds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.flop_counter import FlopCounterMode
+
+from cnnfast.fuse.kinds import writes_in_place
+from cnnfast.fuse.tracing import NotTraceable
+
+
+@dataclass
+class Record:
+    """By node: shapes and dtypes of tensors, their memory, multiply-adds, arguments of some calls."""
+
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
+    dtypes: dict[fx.Node, torch.dtype] = field(default_factory=dict)
+    memory: dict[fx.Node, int] = field(default_factory=dict)  # nodes with one number share memory
+    macs: dict[fx.Node, int] = field(default_factory=dict)
+    arguments: dict[fx.Node, tuple] = field(default_factory=dict)
+    result: object = None  # of the network
+
+
+def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node] = ()) -> Record:
+    """Run the graph once; kept: calls whose arguments are to be kept.
+
+    The inputs themselves stay as they are. Raises NotTraceable where a call writes into tensors and does
+    not say so by its name.
+    """
+    recorder = _Recorder(network, graph, set(kept))
+    with torch.no_grad(), recorder.counter:
+        recorder.made.result = recorder.run(*(copied(value) for value in inputs))
+    return recorder.made
+
+
+def copied(value: object) -> object:
+    """A tensor that a call may write into without changing the original; other values as they are."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    leaves, _ = torch.utils._pytree.tree_flatten(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
+        super().__init__(network, graph=graph)
+        self.made = Record()
+        self.kept = kept
+        self.counter = FlopCounterMode(display=False)
+        self.storages: list[StorageWeakRef] = []  # as long as these live, no number stands for two memories
+
+    def run_node(self, node: fx.Node):
+        before = self.counter.get_total_flops()
+        given = [] if node.op in ("placeholder", "get_attr", "output") else self._given(node)
+        versions = [tensor._version for tensor in given]
+        result = super().run_node(node)
+        self.made.macs[node] = (self.counter.get_total_flops() - before) // 2
+        changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        if changed and not (writes_in_place(node, self.module) and all(t is given[0] for t in changed)):
+            raise NotTraceable(f"'{node.target}' writes into its arguments")
+        if isinstance(result, Tensor):
+            self._note(node, result)
+        return result
+
+    def _given(self, node: fx.Node) -> list[Tensor]:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if node in self.kept and not kwargs:
+            self.made.arguments[node] = tuple(copied(value) for value in args)
+        return tensors_in((args, kwargs))
+
+    def _note(self, node: fx.Node, result: Tensor) -> None:
+        self.made.shapes[node], self.made.dtypes[node] = result.shape, result.dtype
+        if result.layout == torch.strided:
+            storage = StorageWeakRef(result.untyped_storage())
+            self.storages.append(storage)
+            self.made.memory[node] = storage.cdata

@@ -1,0 +1,340 @@
+"""Every operation that a plan holds, against eager PyTorch: sizes, batches, odd channels, NaN and Inf."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cnnfast
+from cnnfast.plan.codec import decode
+from cnnfast.plan.nodes import Act, Op
+
+from .plan_interpreter import run
+from .support import assert_near, needs_extension, truth
+
+pytestmark = needs_extension
+CASES = {}
+
+
+def case(make):
+    CASES[make.__name__.strip("_")] = make
+    return make
+
+
+class Fn(nn.Module):
+    """A forward between two convolutions, so that its operands are values of a network."""
+
+    def __init__(self, forward, channels=12, out=None, **layers):
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.last = nn.Conv2d(out or channels, 5, 3, padding=1)
+        self.inside = forward
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Parameter):
+                self.register_parameter(name, layer)
+            elif isinstance(layer, torch.Tensor):
+                self.register_buffer(name, layer)
+            else:
+                self.add_module(name, layer)
+
+    def forward(self, x):
+        return self.last(self.inside(self, self.first(x)))
+
+
+class Bare(nn.Module):
+    """A forward whose value is the network's output."""
+
+    def __init__(self, forward, channels=12):
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.inside = forward
+
+    def forward(self, x):
+        return self.inside(self.first(x))
+
+
+def parameter(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels, gate, residual=False):
+        super().__init__()
+        self.pool, self.gate, self.residual = nn.AdaptiveAvgPool2d(1), gate, residual
+        self.down, self.up = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x):
+        y = self.gate(self.up(F.relu(self.down(self.pool(x))))) * x
+        return F.relu(y + x) if self.residual else y
+
+
+class FeatureExcite(nn.Module):
+    """Squeeze-excite with linear layers on (N, C)."""
+
+    def __init__(self, channels, expand):
+        super().__init__()
+        self.fc1, self.fc2, self.expand = nn.Linear(channels, 3), nn.Linear(3, channels), expand
+        nn.init.normal_(self.fc2.weight)
+
+    def forward(self, x):
+        s = torch.sigmoid(self.fc2(F.silu(self.fc1(x.mean((2, 3))))))
+        return x * self.expand(s, x)
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.dw, self.norm = nn.Conv2d(c, c, 7, padding=3, groups=c), nn.LayerNorm(c, eps=1e-6)
+        self.up, self.down = nn.Linear(c, 4 * c), nn.Linear(4 * c, c)
+        self.scale = nn.Parameter(torch.randn(c, 1, 1))
+
+    def forward(self, x):
+        y = self.norm(self.dw(x).permute(0, 2, 3, 1))
+        y = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        y = y * self.scale
+        y += x
+        return y
+
+
+class ShuffleUnit(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(c // 2, c // 2, 1), nn.BatchNorm2d(c // 2), nn.ReLU())
+
+    def forward(self, x):
+        a, b = x.chunk(2, dim=1)
+        x = torch.cat((a, self.branch(b)), 1)
+        n, c, h, w = x.size()
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+ACTIVATIONS = {
+    "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(-0.3, 0.7),
+    "leaky_relu": nn.LeakyReLU(0.13),
+    "silu": nn.SiLU(inplace=True),
+    "hardswish": nn.Hardswish(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "tanh": nn.Tanh(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "elu": nn.ELU(1.3),
+    "mish": nn.Mish(),
+    "prelu_one": nn.PReLU(),
+}
+SIMPLE = {
+    "own_silu": lambda m, x: x * x.sigmoid(),
+    "own_hardswish": lambda m, x: x * F.hardsigmoid(x),
+    "clamp": lambda m, x: x.clamp(min=-0.2, max=0.5) + torch.clamp(x, min=0.1),
+    "clamp_min": lambda m, x: x.clamp(min=0),
+    "product": lambda m, x: x * F.relu(x).sub(x) * F.relu6(x),
+    "product_and_sum": lambda m, x: F.relu(x * torch.sigmoid(x + 1) + x),
+    "difference": lambda m, x: F.relu(x) - 0.3 * torch.tanh(x),
+    "scalars": lambda m, x: (2 - x / 4) * 3 + 1,
+    "negative": lambda m, x: -F.relu(x) + 1,
+    "alpha": lambda m, x: torch.add(F.relu(x), x, alpha=0.5).sub(x, alpha=2),
+    "in_place": lambda m, x: F.relu(x).mul_(2).add_(1).sub_(0.5).div_(3),
+    "in_place_twice": lambda m, x: x.add_(F.silu(x)),
+    "chunk": lambda m, x: torch.cat([x.chunk(3, 1)[i] for i in (2, 0, 1)], 1),
+    "split": lambda m, x: torch.cat((torch.split(F.relu(x), [5, 3, 4], dim=1)[0], x[:, 5:]), 1),
+    "split_even": lambda m, x: torch.cat([F.relu(x.split(5, 1)[i]) for i in range(3)], 1),
+    "narrow": lambda m, x: torch.cat((x.narrow(1, 3, 6), x[:, -6:, ...]), 1),
+    "slice_sum": lambda m, x: torch.cat((x[:, :6] + x[:, 6:], x[:, 3:9] * x[:, : x.size(1) // 2]), 1),
+    "slice_of_slice": lambda m, x: torch.cat((x[:, 2:11][:, 1:7], F.max_pool2d(x[:, 6:], 3, 1, 1)), 1),
+    "slice_in_place": lambda m, x: torch.cat((F.relu_(x[:, :4].clone()), x[:, 4:]), 1),
+    "plane": lambda m, x: torch.cat((x[:, 0].unsqueeze(1) * 2 + 0.5, x[:, 1:]), 1),
+    "every_second": lambda m, x: F.interpolate(x[:, :, ::2, ::2], scale_factor=2.0),
+    "shuffle": lambda m, x: F.channel_shuffle(x, 3),
+    "shuffle_pairs": lambda m, x: F.channel_shuffle(F.relu(x), 2),
+    "shuffle_own": lambda m, x: x.reshape(x.shape[0], 4, 3, x.shape[2], x.shape[3])
+    .permute(0, 2, 1, 3, 4)
+    .flatten(1, 2),
+    "shuffle_concat": lambda m, x: F.channel_shuffle(torch.cat((F.relu(x[:, :6]), x[:, 6:]), 1), 2),
+    "shuffle_wide_concat": lambda m, x: F.channel_shuffle(
+        torch.cat((x, x[:, :4], F.relu(x), x[:, 4:]), 1), 2
+    )[:, 3:15],
+    "adaptive_avg": lambda m, x: F.adaptive_avg_pool2d(x, (5, 3)),
+    "adaptive_max": lambda m, x: F.adaptive_max_pool2d(x, (4, None)),
+    "adaptive_larger": lambda m, x: F.adaptive_avg_pool2d(x, 23),
+    "global_max": lambda m, x: x * F.adaptive_max_pool2d(x, 1),
+    "amax": lambda m, x: x + x.amax((2, 3), keepdim=True),
+    "mean_sum": lambda m, x: F.relu(x + x.mean((2, 3), keepdim=True)),
+    "pool_forms": lambda m, x: F.avg_pool2d(F.max_pool2d(x, 3, stride=2, padding=1), (2, 3), padding=(1, 0)),
+    "pad": lambda m, x: F.max_pool2d(F.pad(x, (1, 2, 0, 3), value=-1.5), 2),
+    "pad_behind": lambda m, x: F.relu(F.pad(x, (2, 1))),
+    "nearest": lambda m, x: F.interpolate(x, scale_factor=2),
+    "nearest_size": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=(7, 23)),
+    "nearest_exact": lambda m, x: F.interpolate(x, size=(9, 30), mode="nearest-exact"),
+    "nearest_like": lambda m, x: x + F.interpolate(F.max_pool2d(x, 2), size=x.shape[-2:]),
+    "bilinear": lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+    "bilinear_down": lambda m, x: F.interpolate(x, scale_factor=0.75, mode="bilinear"),
+    "bilinear_corners": lambda m, x: F.interpolate(x, size=(21, 8), mode="bilinear", align_corners=True),
+    "bilinear_like": lambda m, x: x
+    * F.interpolate(
+        F.adaptive_avg_pool2d(x, 3), size=(x.size(2), x.size(3)), mode="bilinear", align_corners=False
+    ),
+    "instance_like": lambda m, x: F.group_norm(x, 12),
+    "group_norm": lambda m, x: F.relu(F.group_norm(x, 3, m.first.bias, m.first.bias)),
+    "channels_last": lambda m, x: F.layer_norm(x.permute(0, 2, 3, 1), (12,)).permute(0, 3, 1, 2),
+    "dropout": lambda m, x: F.dropout(F.dropout2d(x, training=m.training), 0.3, m.training),
+    "squeeze": lambda m, x: x * x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)[:, :, None, None],
+    "nested_concat": lambda m, x: torch.cat((torch.cat((x[:, :2], torch.cat((x[:, 2:5], x[:, 5:7]), 1)), 1),
+                                             F.relu(x[:, 7:])), 1),
+}  # fmt: skip
+for _name, _forward in SIMPLE.items():
+    CASES[_name] = lambda forward=_forward: Fn(forward)
+
+for _name, _act in ACTIVATIONS.items():
+    CASES[f"activation_{_name}"] = lambda act=_act: Fn(lambda m, x: m.act(x), act=act)
+for _kind, _gate in (("sigmoid", nn.Sigmoid()), ("hard", nn.Hardsigmoid())):
+    CASES[f"squeeze_excite_{_kind}"] = lambda gate=_gate: Fn(lambda m, x: m.se(x), se=SqueezeExcite(12, gate))
+CASES["squeeze_excite_residual"] = lambda: Fn(lambda m, x: m.se(x), se=SqueezeExcite(12, nn.Sigmoid(), True))
+EXPANSIONS = {
+    "view": lambda s, x: s.view(x.size(0), -1, 1, 1),
+    "view_all": lambda s, x: s.view(x.size(0), x.size(1), 1, 1),
+    "none": lambda s, x: s[:, :, None, None],
+    "unsqueeze": lambda s, x: s.unsqueeze(-1).unsqueeze(-1),
+}
+for _kind, _expand in EXPANSIONS.items():
+    CASES[f"features_{_kind}"] = lambda expand=_expand: Fn(lambda m, x: m.se(x), se=FeatureExcite(12, expand))
+for _name, _layer in {
+    "prelu": lambda: nn.PReLU(12),
+    "zero_pad": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
+    "constant_pad": lambda: nn.ConstantPad2d(1, 0.7),
+    "channel_shuffle": lambda: nn.ChannelShuffle(6),
+    "group_norm_layer": lambda: nn.GroupNorm(4, 12),
+    "upsample": lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    "upsample_nearest": lambda: nn.UpsamplingNearest2d(size=(8, 9)),
+    "adaptive_pair": lambda: nn.AdaptiveAvgPool2d((None, 7)),
+    "adaptive_max_layer": lambda: nn.AdaptiveMaxPool2d(3),
+    "convnext": lambda: nn.Sequential(ConvNeXtBlock(12), ConvNeXtBlock(12)),
+    "shuffle_units": lambda: nn.Sequential(ShuffleUnit(12), ShuffleUnit(12)),
+    "norm_of_concat": lambda: nn.BatchNorm2d(12),
+}.items():
+    CASES[f"layer_{_name}"] = lambda layer=_layer: Fn(lambda m, x: m.layer(F.relu(x)), layer=layer())
+CASES["constants"] = lambda: Fn(
+    lambda m, x: (x - m.mean) / m.std * m.gain + m.one,
+    mean=torch.randn(1, 12, 1, 1), std=torch.rand(12, 1, 1) + 0.5, gain=parameter(12, 1, 1), one=parameter(1),
+)  # fmt: skip
+CASES["layer_scale_residual"] = lambda: Fn(
+    lambda m, x: F.relu(m.conv(x) * m.gamma + x), conv=nn.Conv2d(12, 12, 1), gamma=parameter(1, 12, 1, 1)
+)
+CASES["pad_into_conv"] = lambda: Fn(
+    lambda m, x: m.conv(F.pad(x, (0, 1, 2, 1))), conv=nn.Conv2d(12, 12, 3, stride=2, padding=1)
+)
+for _name, _forward in {
+    "slice": lambda x: x[:, 3:8],
+    "features": lambda x: x.mean((-1, -2)),
+    "flat_slice": lambda x: x[:, 2:4].flatten(1),
+    "shuffle": lambda x: F.channel_shuffle(x, 2),
+    "image": lambda x: F.interpolate(x.mean((2, 3), keepdim=True), size=(4, 3), mode="bilinear"),
+    "norm": lambda x: F.layer_norm(x.mean((2, 3)), (12,)),
+    "gelu_features": lambda x: F.gelu(x.mean((2, 3))) * 2,
+    "channels_last_mean": lambda x: F.silu(x.permute(0, 2, 3, 1)).mean((1, 2)),
+}.items():
+    CASES[f"output_{_name}"] = lambda forward=_forward: Bare(forward)
+
+
+def made(name):
+    torch.manual_seed(sum(map(ord, name)))
+    model = CASES[name]().eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+EACH = pytest.mark.parametrize("name", CASES)
+
+
+@EACH
+def test_plan_operation_values(name):
+    model = made(name)
+    x = torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    for batch, height, width in ((2, 14, 12), (1, 14, 12), (3, 16, 20), (0, 14, 12)):
+        if batch == 0 and name == "features_view":
+            continue  # eager cannot tell what -1 is
+        x = torch.randn(batch, 3, height, width)
+        wanted = truth(model, x)
+        actual = frozen(x)
+        assert_near(actual, wanted)
+        (interpreted,) = run(decode(frozen.plan), frozen.weights, [x])
+        assert_near(actual, interpreted)
+        meta = torch.ops.cnnfast.run_plan(
+            [x.to("meta")], frozen.weights.to("meta"), frozen.plan.to("meta"), frozen.signature
+        )[0]
+        assert meta.shape == wanted.shape
+
+
+@EACH
+def test_plan_operation_keeps_nan_where_eager_does(name):
+    model = made(name)
+    x = torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(model, x, winograd=False, strict=True)
+    for value in (float("nan"), float("inf")):
+        x[1, :, 5, 6] = value
+        wanted = truth(model, x)
+        assert torch.equal(frozen(x)[0].isfinite(), wanted[0].isfinite())
+        assert (frozen(x)[1].isfinite() <= wanted[1].isfinite()).all()
+
+
+@EACH
+def test_plan_operation_results_repeat_bit_for_bit(name):
+    model, x = made(name), torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    first = frozen(x)
+    frozen(torch.full_like(x, float("nan")))
+    assert torch.equal(frozen(x), first)
+
+
+def operations(name, **kwargs):
+    return decode(cnnfast.freeze(made(name), torch.randn(2, 3, 14, 12), strict=True).plan).nodes
+
+
+def test_plan_activations_are_folded_into_convolutions():
+    for name in ACTIVATIONS:
+        nodes = operations(f"activation_{name}")
+        assert [node.op for node in nodes] == [Op.INPUT, Op.CONV2D, Op.CONV2D], name
+        assert nodes[1].activation is not Act.NONE
+
+
+def test_plan_folds_what_stands_around_convolutions():
+    assert [n.op for n in operations("layer_scale_residual")].count(Op.CONV2D) == 3
+    assert {n.op for n in operations("layer_scale_residual")} == {Op.INPUT, Op.CONV2D}
+    assert {n.op for n in operations("pad_into_conv")} == {Op.INPUT, Op.CONV2D}
+    assert {n.op for n in operations("constants")} == {Op.INPUT, Op.CONV2D}
+    assert [n.op for n in operations("own_silu")] == [Op.INPUT, Op.CONV2D, Op.CONV2D]
+    residual = [n for n in operations("squeeze_excite_residual") if n.op is Op.MULTIPLY]
+    assert [(len(n.inputs), n.activation) for n in residual] == [(3, Act.RELU)]
+
+
+def test_plan_shuffle_reads_the_parts_of_a_concatenation():
+    x = torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(made("layer_shuffle_units"), x, strict=True)
+    steps = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+    assert steps.count("shuffle") == 2 and "copy 2x" not in steps
+
+
+def test_plan_of_format_3_is_still_read():
+    """Files of the version before: activations without numbers."""
+    x = torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid()), x)
+    words, plan = frozen.plan.tolist(), decode(frozen.plan)
+    at, kept = 7, words[:7]
+    for _ in plan.nodes:
+        kept += words[at : at + 2]
+        at += 4
+        for _ in range(2):
+            kept += words[at : at + 1 + words[at]]
+            at += 1 + words[at]
+    kept += words[at:]
+    kept[1] = 3
+    kept[2] = torch.ops.cnnfast.checksum(torch.tensor(kept[3:]))
+    old = torch.tensor(kept)
+    assert decode(old) == plan
+    assert torch.equal(torch.ops.cnnfast.run_plan([x], frozen.weights, old)[0], frozen(x))
