@@ -125,20 +125,23 @@ std::vector<int64_t> Lowering::only_readers() const {
   return reader;
 }
 
-// Convolutions whose only reader is a pooling are computed with it, strip by strip, unless their weights
-// would be read from memory for every strip.
+// Convolutions whose only reader is a pooling, or a local response normalisation whose only reader is one,
+// are computed with it, strip by strip, unless their weights would be read from memory for every strip.
 void Lowering::find_conv_pools() {
   const std::vector<int64_t> reader = only_readers();
   for (size_t node = 0; node < graph_.nodes.size(); ++node) {
     const Node& n = graph_.nodes[node];
     if (n.op != Op::kConv2d || n.inputs.size() != 1 || reader[node] < 0 || prologue_[n.inputs[0]]) continue;
-    const int64_t pool = reader[node];
+    int64_t pool = reader[node];
+    const bool normed = graph_.nodes[pool].op == Op::kLocalResponseNorm && reader[pool] >= 0;
+    if (normed) pool = reader[pool];
     const Op op = graph_.nodes[pool].op;
     const cpu::ConvGeometry g = conv_geometry(static_cast<int64_t>(node));
     if ((op != Op::kMaxPool2d && op != Op::kAvgPool2d) || g.depthwise() ||
         g.packed_bytes() > kStripWeightBytes || g.images == 0)
       continue;
     pooled_by_[node] = pool;
+    if (normed) pooled_by_[reader[node]] = pool;
     strips_[node] = cut_strips(g, window_of(graph_.nodes[pool])->height, values_[pool].height);
   }
 }
@@ -317,8 +320,7 @@ void Lowering::emit(int64_t node) {
     case Op::kActivation:
       return add(affine_step(node, nullptr, nullptr, n.activation, from(0), place(node), nullptr));
     case Op::kLocalResponseNorm:
-      return add(lrn_step(node, {n.attr[0], fraction(n.attr[1]), fraction(n.attr[2]), fraction(n.attr[3])},
-                          from(0), place(node)));
+      return add(lrn_step(node, lrn_params_of(n), from(0), place(node)));
     case Op::kAffine:
       return add(affine_step(node, constants_.constant(n.attr[0]), constants_.constant(n.attr[1]),
                              n.activation, from(0), place(node), nullptr));
@@ -394,13 +396,18 @@ void Lowering::emit_pool(int64_t node) {
   const Node& n = graph_.nodes[node];
   const bool max = n.op == Op::kMaxPool2d;
   cpu::PoolCall call = pool_of(node);
-  const int64_t conv = n.inputs[0];
+  int64_t conv = n.inputs[0];
   if (pooled_by_[conv] == node) {
+    std::optional<LrnParams> norm;
+    if (graph_.nodes[conv].op == Op::kLocalResponseNorm) {
+      norm = lrn_params_of(graph_.nodes[conv]);
+      conv = graph_.nodes[conv].inputs[0];
+    }
     const cpu::ConvGeometry g = conv_geometry(conv);
     const auto& a = graph_.nodes[conv].attr;
     return add(conv_pool_step(conv, g, a[Conv2dAttr::kPadTop], a[Conv2dAttr::kPadLeft],
-                              constants_.conv_constants(conv, g), strips_[conv], max, call,
-                              place(read_by(conv)), place(node)));
+                              constants_.conv_constants(conv, g), strips_[conv], norm ? &*norm : nullptr, max,
+                              call, place(read_by(conv)), place(node)));
   }
   call.prologue = prologue_of(node);
   if (n.op == Op::kGlobalAvgPool) return add(mean_step(node, call, place(read_by(node)), place(node)));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <sstream>
 
 #include "cpu/parallel.h"
@@ -125,16 +126,30 @@ class Pool : public Step {
 // Inputs of more values do not stay in the second-level cache.
 constexpr int64_t kFarFloats = 1 << 17;
 
+cpu::LrnCall lrn_call(const LrnParams& p, const View& from, const View& to, int64_t channels, int64_t height,
+                      int64_t width) {
+  return {from,
+          to,
+          channels,
+          height,
+          width,
+          p.size,
+          static_cast<float>(p.alpha),
+          static_cast<float>(p.beta),
+          static_cast<float>(p.k)};
+}
+
 // Each thread takes strips of rows: the convolution's rows stay in its cache until they are pooled.
 class ConvPool : public Step {
  public:
   ConvPool(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
-           std::shared_ptr<const ConvConstants> constants, std::vector<Strip> strips, bool max,
-           const cpu::PoolCall& pool, Place from, Place to)
+           std::shared_ptr<const ConvConstants> constants, std::vector<Strip> strips, const LrnParams* norm,
+           bool max, const cpu::PoolCall& pool, Place from, Place to)
       : Step(node, {std::move(from)}, std::move(to)),
         constants_(std::move(constants)),
         geometry_(g),
         strips_(std::move(strips)),
+        norm_(norm ? std::optional<LrnParams>(*norm) : std::nullopt),
         max_(max),
         pool_(pool),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {
@@ -154,9 +169,10 @@ class ConvPool : public Step {
   double flops() const override { return geometry_.flops(); }
   std::string text() const override {
     std::ostringstream out;
-    out << conv_text(geometry_) << " with " << (max_ ? "max" : "average") << " pool " << pool_.kernel_h << "x"
-        << pool_.kernel_w << " / " << pool_.stride_h << "x" << pool_.stride_w << " to "
-        << size_text(writes_.size) << ", " << strips_.size() << " strips";
+    out << conv_text(geometry_) << " with " << (norm_ ? "local response norm and " : "")
+        << (max_ ? "max" : "average") << " pool " << pool_.kernel_h << "x" << pool_.kernel_w << " / "
+        << pool_.stride_h << "x" << pool_.stride_w << " to " << size_text(writes_.size) << ", "
+        << strips_.size() << " strips";
     return out.str();
   }
 
@@ -165,7 +181,7 @@ class ConvPool : public Step {
     const auto count = static_cast<int64_t>(strips_.size());
     const auto [begin, end] = cpu::share(writes_.size.images * count, 1, thread, team);
     if (begin >= end) return;
-    float* rows = cpu::thread_scratch(cpu::ScratchSlot::kStrip, scratch_);
+    float* rows = cpu::thread_scratch(cpu::ScratchSlot::kStrip, norm_ ? 2 * scratch_ : scratch_);
     for (int64_t unit = begin; unit < end; ++unit)
       run_strip(memory, unit / count, strips_[unit % count], rows);
   }
@@ -179,6 +195,14 @@ class ConvPool : public Step {
         .run_at({constants_->weight, kNoScale, constants_->shift}, first, rows, nullptr, 0, 1);
     cpu::PoolCall call = pool_;
     const int64_t row = geometry_.out_width * geometry_.out_channels;
+    if (norm_) {
+      const View computed{rows, 0, row, geometry_.out_channels};
+      rows += scratch_;  // a channel's neighbours are read as they were
+      const View normed{rows, 0, row, geometry_.out_channels};
+      cpu::kernels().lrn(
+          lrn_call(*norm_, computed, normed, geometry_.out_channels, strip.rows(), geometry_.out_width), 0,
+          strip.rows());
+    }
     call.input = {rows - strip.row_begin * row, 0, row, geometry_.out_channels};
     call.output = writes_.view(memory);
     call.output.data += image * call.output.image;
@@ -190,6 +214,7 @@ class ConvPool : public Step {
   cpu::ConvGeometry geometry_;
   std::vector<Strip> strips_;
   std::map<int64_t, cpu::ConvJob> jobs_;  // by number of rows
+  std::optional<LrnParams> norm_;
   bool max_;
   cpu::PoolCall pool_;
   int64_t first_tap_;
@@ -240,17 +265,10 @@ class LocalResponseNorm : public Step {
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
     const cpu::ImageSize size = writes_.size;
-    const cpu::LrnCall call{reads_[0].view(memory),
-                            writes_.view(memory),
-                            size.channels,
-                            size.height,
-                            size.width,
-                            params_.size,
-                            static_cast<float>(params_.alpha),
-                            static_cast<float>(params_.beta),
-                            static_cast<float>(params_.k)};
     const auto [begin, end] = rows(thread, team);
-    cpu::kernels().lrn(call, begin, end);
+    cpu::kernels().lrn(lrn_call(params_, reads_[0].view(memory), writes_.view(memory), size.channels,
+                                size.height, size.width),
+                       begin, end);
   }
 
  private:
@@ -343,10 +361,14 @@ std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Plac
 
 std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
-                                     std::vector<Strip> strips, bool max, const cpu::PoolCall& pool,
-                                     Place from, Place to) {
+                                     std::vector<Strip> strips, const LrnParams* norm, bool max,
+                                     const cpu::PoolCall& pool, Place from, Place to) {
   return std::make_unique<ConvPool>(node, geometry, pad_top, pad_left, std::move(constants),
-                                    std::move(strips), max, pool, std::move(from), std::move(to));
+                                    std::move(strips), norm, max, pool, std::move(from), std::move(to));
+}
+
+LrnParams lrn_params_of(const Node& node) {
+  return {node.attr[0], fraction(node.attr[1]), fraction(node.attr[2]), fraction(node.attr[3])};
 }
 
 std::unique_ptr<Step> lrn_step(int64_t node, const LrnParams& params, Place from, Place to) {

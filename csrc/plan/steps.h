@@ -77,22 +77,24 @@ std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry,
                                 int64_t pad_left, std::shared_ptr<const ConvConstants> constants, Place from,
                                 Place to, const Place* residual, const cpu::Prologue& prologue);
 std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Place from, Place to);
-// A convolution without residual and the pooling behind it; `to` is the pooling's place.
+// size, alpha, beta, k of local response normalisation.
+struct LrnParams {
+  int64_t size;
+  double alpha, beta, k;
+};
+LrnParams lrn_params_of(const Node& node);
+// A convolution without residual and the pooling behind it, with a local response normalisation between them
+// where `norm` is given; `to` is the pooling's place.
 std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
-                                     std::vector<Strip> strips, bool max, const cpu::PoolCall& pool,
-                                     Place from, Place to);
+                                     std::vector<Strip> strips, const LrnParams* norm, bool max,
+                                     const cpu::PoolCall& pool, Place from, Place to);
 // A convolution's numbers, for direct computation.
 cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& input, const Value& output);
 // The window of a pooling as the kernels take it, without memory.
 cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,
                         bool count_include_pad, int64_t divisor_override, const cpu::ImageSize& from,
                         const cpu::ImageSize& to);
-// size, alpha, beta, k of local response normalisation.
-struct LrnParams {
-  int64_t size;
-  double alpha, beta, k;
-};
 std::unique_ptr<Step> lrn_step(int64_t node, const LrnParams& params, Place from, Place to);
 // act(x * scale + shift + other); scale and shift may be null (they must outlive the step), other absent.
 std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,

@@ -148,3 +148,36 @@ def test_resnet18_takes_less_than_half_of_the_memory_of_eager():
         frozen = cnnfast.freeze(net, x)
         text = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
         assert int(re.search(r"arena (\d+) bytes", text)[1]) <= batch * 2 * 64 * 48 * 48 * 4 / 2
+
+
+@pytest.mark.parametrize("pool", [torch.nn.MaxPool2d(3, 2), torch.nn.AvgPool2d(2, 2, padding=1)])
+@pytest.mark.parametrize("kernel, channels", [(3, 5), (3, 40), (5, 17)])
+def test_convolution_norm_and_pooling_share_a_step(pool, kernel, channels):
+    """Rows are normalised and pooled while they are in cache; a NaN stays in the windows that hold it."""
+    norm = torch.nn.LocalResponseNorm(5, alpha=0.3, k=2.0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, channels, kernel, padding=1), torch.nn.ReLU(), norm, pool, torch.nn.ReLU()
+    ).eval()
+    x = torch.randn(2, 3, 31, 29)
+    frozen = cnnfast.freeze(model, x, winograd=False)
+    text = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+    assert "with local response norm and" in text and text.count("local response norm") == 1
+    assert_near(frozen(x), truth(model, x))
+    x[1, 0, 12, 13] = float("nan")
+    assert torch.equal(torch.isnan(frozen(x)), torch.isnan(model(x)))
+
+
+def test_a_norm_that_is_read_twice_keeps_its_own_step():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 6, 3), torch.nn.LocalResponseNorm(3)
+
+        def forward(self, x):
+            y = self.norm(self.conv(x))
+            return torch.nn.functional.max_pool2d(y, 2) + torch.nn.functional.avg_pool2d(y, 2)
+
+    model, x = Twice().eval(), torch.randn(2, 3, 12, 14)
+    frozen = cnnfast.freeze(model, x)
+    assert "with local" not in torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+    assert_near(frozen(x), truth(model, x))
