@@ -292,6 +292,21 @@ def test_plan_operation_results_repeat_bit_for_bit(name):
     assert torch.equal(frozen(x), first)
 
 
+@EACH
+def test_plan_operation_with_several_threads(name):
+    """Enough work for a plan to wake threads; each step cuts its share by itself."""
+    model, x = made(name), torch.randn(5, 3, 48, 40)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = frozen(x)
+        torch.set_num_threads(3)
+        torch.testing.assert_close(frozen(x), alone, rtol=0, atol=1e-5 * alone.abs().max().item())
+    finally:
+        torch.set_num_threads(before)
+
+
 def operations(name, **kwargs):
     return decode(cnnfast.freeze(made(name), torch.randn(2, 3, 14, 12), strict=True).plan).nodes
 
