@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cnnfast import _ext
 from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
+from cnnfast.fuse.foreign import with_plain_norms
 from cnnfast.fuse.shells import unfused
 from cnnfast.plan import files, tuning
 from cnnfast.plan.budget import check_budget, first_within, in_double
@@ -143,7 +144,7 @@ def _assemble(model: nn.Module, built: Built, tune: bool) -> FrozenNet:
 def _in_parts(model: nn.Module, inputs: tuple, winograd: bool, tune: bool) -> JoinedNet | EagerNet | None:
     """Plans joined by eager layers; None where no layer has a place in a plan."""
     freezer = Freezer(winograd)
-    made = freezer.freeze(unfused(model).eval(), "", inputs)
+    made = freezer.freeze(with_plain_norms(unfused(model).eval()), "", inputs)
     if made is None:
         return None
     report = _report(model, tuple(freezer.rows), tuple(freezer.notes))

@@ -1,6 +1,7 @@
 """Live fusion: the same network, the same Parameters, its layers run by fused operators."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from cnnfast.fuse.check import VerificationError, as_tuple, check_errors, layer_
 from cnnfast.fuse.convert import Converter
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.shells import unfused
-from cnnfast.report import Report
+from cnnfast.report import EAGER, FUSED, Report, Row
 
 __all__ = ["FusedModule", "NotFusedError", "VerificationError", "fuse"]
 
@@ -77,7 +78,8 @@ def fuse(
     if not _ext.AVAILABLE:
         report = report.with_notes(f"The fused calls run plain PyTorch: {_ext.REASON}")
     if example_inputs is not None:
-        report = report.with_values("macs", multiply_adds(network, as_tuple(example_inputs)))
+        macs = multiply_adds(network, as_tuple(example_inputs))
+        report = _counted(report, network, macs, converter.functions_fused)
     if verify:
         report = _verified(report, network, converter, as_tuple(example_inputs))
     if strict:
@@ -108,6 +110,21 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(
                 f"fuse: '{name}' has no size yet (lazy module): run the model once, then fuse it"
             )
+
+
+def _counted(
+    report: Report, network: nn.Module, macs: dict[str, int], functions_fused: dict[str, bool]
+) -> Report:
+    """The report with multiply-adds, and a row for each module that does some beside its layers."""
+    listed = {row.name for row in report.rows}
+    reason = "it calls convolutions or matrix products as functions: write them as layers of torch.nn"
+    others = []
+    for name in macs.keys() - listed:
+        kind = type(unfused(network).get_submodule(name)).__name__
+        fused = functions_fused.get(name, False)
+        row = Row(name, kind, FUSED, "its functions") if fused else Row(name, kind, EAGER, reason=reason)
+        others.append(row)
+    return replace(report, rows=(*report.rows, *others)).with_values("macs", macs)
 
 
 def _verified(report: Report, network: nn.Module, converter: Converter, inputs: tuple) -> Report:

@@ -6,6 +6,8 @@ from torch import fx, nn
 
 from cnnfast import ops
 from cnnfast.fuse import runtime, runtime_norm
+from cnnfast.fuse.foreign import is_frozen_norm
+from cnnfast.fuse.functions import VALUES
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import image_mean, module_of
 from cnnfast.fuse.pool_arguments import avg_pool_arguments, max_pool_arguments
@@ -16,6 +18,8 @@ _NORM = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
     "training", "track_running_stats", "momentum", "eps",
 )  # fmt: skip
+# What a frozen norm is in terms of BatchNorm2d.
+_FROZEN = {"num_batches_tracked": None, "training": False, "track_running_stats": True, "momentum": 0.1}
 
 
 class Layer:
@@ -23,8 +27,11 @@ class Layer:
 
     def __init__(self, graph: fx.Graph, root: nn.Module, node: fx.Node):
         self.graph, self.path, self.module = graph, node.target, module_of(node, root)
+        self.values = node.meta.get(VALUES)  # of a function
 
     def __getitem__(self, attribute: str) -> fx.Node:
+        if self.values is not None:
+            return self.values[attribute]
         return self.graph.create_node("get_attr", f"{self.path}.{attribute}")
 
     def pair(self, attribute: str) -> fx.Node | list[fx.Node]:
@@ -41,7 +48,8 @@ class Layer:
 def norm_values(graph: fx.Graph, root: nn.Module, node: fx.Node) -> tuple[fx.Node, ...]:
     """Tensors and settings of a batch norm, in the order in which runtime functions take them."""
     layer = Layer(graph, root, node)
-    return tuple(layer[name] for name in _NORM)
+    fixed = _FROZEN if is_frozen_norm(layer.module) else {}
+    return tuple(fixed[name] if name in fixed else layer[name] for name in _NORM)
 
 
 def conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cnnfast.fuse.convert import Unit
 from cnnfast.fuse.shells import shell_copy, unfused
@@ -21,29 +22,67 @@ def as_tuple(example_inputs: Tensor | tuple) -> tuple:
 
 
 def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
-    """Multiply-adds of the convolutions and linear layers for these inputs, by layer name.
+    """Multiply-adds for these inputs, by the name of the innermost layer that does them.
 
-    Those inside a layer of cnnfast.nn are its own.
+    Those inside a layer of cnnfast.nn are its own; matrix products and convolutions that a forward calls as
+    functions are those of its module.
     """
     probe = unfused(network).eval()
-    counts: dict[str, int] = {}
-
-    def count(name: str):
-        def hook(layer, args, output):
-            counts[name] = counts.get(name, 0) + output.numel() * layer.weight[0].numel()
-
-        return hook
-
+    counts = _Counts()
     ours: list[str] = []
     for name, layer in probe.named_modules():
-        owner = next((path for path in ours if name.startswith(f"{path}." if path else "")), name)
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-            layer.register_forward_hook(count(owner))  # a block of ours calls children that have hooks
-        elif is_layer(layer) and is_ours(layer):
+        owner = next((path for path in ours if name.startswith(f"{path}." if path else "")), None)
+        if owner is None:
+            counts.watch(layer, name)
+        if owner is not None or is_ours(layer):
+            counts.by_shapes.add(name)
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+                counts.watch_held(layer, name if owner is None else owner)  # a block of ours calls such hooks
+        if is_layer(layer) and is_ours(layer):
             ours.append(name)
-    with torch.no_grad():
+    with torch.no_grad(), counts.counter:
         probe(*example_inputs)
-    return counts
+    return {name: count for name, count in counts.by_name.items() if count}
+
+
+class _Counts:
+    """Gives what the counter sees to the innermost module that is being called."""
+
+    def __init__(self):
+        self.counter = FlopCounterMode(display=False)
+        self.by_name: dict[str, int] = {}
+        self.by_shapes: set[str] = set()  # modules that call our own operators
+        self._calls: list[str] = []
+        self._seen = 0
+
+    def watch(self, module: nn.Module, name: str) -> None:
+        module.register_forward_pre_hook(lambda module, args: self._enter(name))
+        module.register_forward_hook(lambda module, args, output: self._leave())
+
+    def watch_held(self, layer: nn.Module, name: str) -> None:
+        """By shapes, where our own operators do the work."""
+        seen = self.by_name
+
+        def hook(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            self._settle()
+            seen[name] = seen.get(name, 0) + output.numel() * layer.weight[0].numel()
+
+        layer.register_forward_hook(hook)
+
+    def _enter(self, name: str) -> None:
+        self._settle()
+        self._calls.append(name)
+
+    def _leave(self) -> None:
+        self._settle()
+        self._calls.pop()
+
+    def _settle(self) -> None:
+        total = self.counter.get_total_flops() // 2
+        name = self._calls[-1] if self._calls else None
+        if name is not None and name not in self.by_shapes:
+            self.by_name[name] = self.by_name.get(name, 0) + total - self._seen
+        self._seen = total
 
 
 def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) -> dict[str, float]:

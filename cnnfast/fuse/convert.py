@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import OpenedNorms
+from cnnfast.fuse.functions import mark_functions, stand_in
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import layer_name, module_of
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
@@ -38,6 +40,7 @@ class Converter:
         self.rows: dict[str, Row] = {}
         self.units: list[Unit] = []
         self.notes: list[str] = []
+        self.functions_fused: dict[str, bool] = {}  # of modules whose forward calls convolutions as functions
         self._seen: set[nn.Module] = set()
 
     def run(self) -> list[Row]:
@@ -62,8 +65,11 @@ class Converter:
             self.keep_forward(module, path, str(error))
             return
         chosen = lambda name, layer: self.chosen(_join(path, name), layer)  # noqa: E731
+        mark_functions(traced.graph, module)
+        norms = OpenedNorms(traced.graph, module)
         relu_before_max_pool(traced.graph, module, chosen)
         match = find_groups(traced.graph, module, chosen)
+        norms.close({node for group in match.groups for node in group.nodes})
         self.add_rows(module, path, traced.graph, match)
         opened = _opened(module, traced.graph)
         closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]
@@ -110,6 +116,12 @@ class Converter:
         )
 
     def add_rows(self, module: nn.Module, path: str, graph: fx.Graph, match: Match) -> None:
+        grouped = {node for group in match.groups for node in group.nodes}
+        for node in graph.nodes:
+            if stand_in(node) is not None:
+                stack = list(node.meta.get("nn_module_stack", {}).values())
+                caller = _join(path, stack[-1][0] if stack else "")
+                self.functions_fused[caller] = node in grouped and self.functions_fused.get(caller, True)
         for group in match.groups:
             for row in _group_rows(module, path, group):
                 self.rows[row.name] = row
@@ -140,7 +152,7 @@ def _group_rows(module: nn.Module, path: str, group: Group) -> list[Row]:
     rows = []
     for name, node in zip(names, group.nodes, strict=True):
         layer = module_of(node, module)
-        if layer is not None:
+        if layer is not None and node.op == "call_module":
             rows.append(
                 _row(name, layer, FUSED, runs_as=runs_as if node is group.first else f"with {names[0]}")
             )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_as_torch, is_frozen_norm, is_norm_act
+from cnnfast.fuse.functions import stand_in
 from cnnfast.fuse.shells import has_hooks
 from cnnfast.fuse.tracing import is_number, torch_ancestor
 
@@ -26,7 +28,8 @@ _CONCAT_FUNCTIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    return root.get_submodule(node.target) if node.op == "call_module" else None
+    """The layer that a node calls; for a function that is written out a stand-in (see functions.py)."""
+    return root.get_submodule(node.target) if node.op == "call_module" else stand_in(node)
 
 
 def layer_name(node: fx.Node) -> str:
@@ -115,6 +118,10 @@ def why_not_plain(module: nn.Module) -> str | None:
         return "it has hooks: remove them, or register them on the network around it"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
+    if is_frozen_norm(module) or is_as_torch(module):
+        return None
+    if is_norm_act(module):
+        return None if isinstance(module.drop, nn.Identity) else "it has a drop layer inside"
     for name in ("forward", "_conv_forward", "__call__", "_call_impl"):
         if getattr(cls, name, None) is not getattr(ancestor, name, None):
             return f"{cls.__name__} is a subclass of {ancestor.__name__} with its own {name}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_frozen_norm
 from cnnfast.fuse.groups import Group, writes_between
 from cnnfast.fuse.kinds import (
     ACTIVATION_MODULES,
@@ -113,7 +114,8 @@ class _Matcher:
 
     def take_batch_norm(self, group: Group, kind: type) -> None:
         node = self.follower(group)
-        if node is None or not isinstance(module_of(node, self.root), kind):
+        norm = module_of(node, self.root) if node is not None else None
+        if not (isinstance(norm, kind) or (kind is nn.BatchNorm2d and is_frozen_norm(norm))):
             return
         reason = self.why_not(node) or self.mixed_types(group.first, node)
         if reason is not None:

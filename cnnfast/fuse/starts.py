@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_frozen_norm
+from cnnfast.fuse.functions import stand_in
 from cnnfast.fuse.kinds import image_mean, is_image_size, module_of
 from cnnfast.fuse.tracing import is_ours
 
@@ -34,10 +36,12 @@ WITHOUT_STATE = (
 
 def start_of(node: fx.Node, root: nn.Module) -> str | None:
     """The kind of group that begins with a node, if one does."""
-    if node.op == "call_module":
-        module = module_of(node, root)
+    module = module_of(node, root)
+    if module is not None:
         if is_ours(module):
             return None
+        if is_frozen_norm(module):
+            return "bn"
         return next((kind for cls, kind in _MODULES.items() if isinstance(module, cls)), None)
     if node.target is torch.mean or (node.op == "call_method" and node.target == "mean"):
         return "mean" if image_mean(node) else None
@@ -54,6 +58,8 @@ def _covers_image(node: fx.Node) -> bool:
 
 def why_not_function(node: fx.Node) -> str | None:
     """Why a function that could begin a group does not."""
+    if stand_in(node) is not None:
+        return None
     if node.target is F.avg_pool2d and _covers_image(node):
         return None
     if not node.args or not isinstance(node.args[0], fx.Node) or len(node.all_input_nodes) != 1:

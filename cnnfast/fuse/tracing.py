@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -30,7 +31,7 @@ class Trace:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module counts as one layer: torch.nn's and cnnfast.nn's own, and their subclasses."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule) or is_frozen_norm(module) or is_norm_act(module):
         return True
     if is_ours(module):
         return not any(is_ours(child) for child in module.children())  # a block of ours is no layer

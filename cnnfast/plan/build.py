@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from cnnfast.fuse.foreign import with_plain_norms
 from cnnfast.fuse.shells import has_hooks, unfused
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.plan.fold import fold
@@ -42,7 +43,7 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
 
     Raises UnsupportedNetworkError naming every layer without a place in a plan.
     """
-    network = unfused(model).eval()
+    network = with_plain_norms(unfused(model).eval())
     name = type(network).__name__
     if has_hooks(network):
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", "it has hooks: remove them first")])

@@ -37,6 +37,10 @@ class _Reported(nn.Module):
         """Add a line to the report."""
         self._report = self._report.with_notes(note)
 
+    def repack(self) -> None:
+        """Forget packed weights: needed after writes through `.data` only, which leave no trace."""
+        torch.ops.cnnfast.clear_caches()
+
     def train(self, mode: bool = True) -> "_Reported":
         """Does nothing: a frozen network is always in evaluation mode."""
         return self
@@ -100,7 +104,10 @@ class FrozenNet(_Reported, _Planned):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
-            return torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)[0]
+            outputs = torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)
+            if len(outputs) != 1:  # torch shows these lines of a file where it knows no cnnfast::run_plan
+                raise RuntimeError("import cnnfast first")  # longer words would stand elsewhere
+            return outputs[0]
         return self._run(x)
 
     @torch.jit.unused

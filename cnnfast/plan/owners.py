@@ -3,6 +3,7 @@
 import torch
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_norm_act
 from cnnfast.fuse.kinds import why_not_plain
 from cnnfast.fuse.tracing import is_layer, is_ours, torch_ancestor
 from cnnfast.plan.record import Record
@@ -12,6 +13,8 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a plan's tracing takes a module as one node: layers whose forward is that of torch.nn."""
     if isinstance(module, torch.jit.ScriptModule):
         return True
+    if is_norm_act(module):  # its forward says what it is
+        return False
     return is_layer(module) and not is_ours(module) and why_not_plain(module) is None
 
 

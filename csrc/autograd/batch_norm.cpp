@@ -36,7 +36,8 @@ class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["activation"] = std::string(activation);
     const at::Tensor conv_mean = present(bias) ? mean - as_type(*bias, mean.scalar_type()) : mean;
-    ctx->save_for_backward({input, weight, value_or_undefined(bn_weight), conv, conv_mean, var, output});
+    ctx->save_for_backward({input, weight, value_or_undefined(bn_weight), conv, conv_mean, var,
+                            output_to_save(output, activation)});
     ctx->mark_non_differentiable({conv, mean, var});
     ctx->set_materialize_grads(false);
     return {output, conv, mean, var};
@@ -55,8 +56,9 @@ class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
                dilation = ctx->saved_data["dilation"].toIntVector();
     const auto [input, weight, bias, bn_weight, bn_bias, residual] = op.call(
         grads[0], saved[0], saved[1], saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor(),
-        saved[3], saved[4], saved[5], saved[6], stride, padding, dilation, ctx->saved_data["groups"].toInt(),
-        ctx->saved_data["eps"].toDouble(), ctx->saved_data["activation"].toStringRef(), mask);
+        saved[3], saved[4], saved[5], saved_output(saved[6], grads[0]), stride, padding, dilation,
+        ctx->saved_data["groups"].toInt(), ctx->saved_data["eps"].toDouble(),
+        ctx->saved_data["activation"].toStringRef(), mask);
     const at::Tensor gradients[6] = {input, weight, bias, bn_weight, bn_bias, residual};
     for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], gradients[i]);
     return result;

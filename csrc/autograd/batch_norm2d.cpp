@@ -37,8 +37,8 @@ std::array<at::Tensor, 6> gradients(AutogradContext* ctx, const at::Tensor& grad
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = needs[i];
   const auto [input, mean, var, weight, bias, residual] = op.call(
       grad, saved[0], saved[1], saved[2], saved[3].defined() ? OptionalTensor(saved[3]) : OptionalTensor(),
-      saved[4], ctx->saved_data["eps"].toDouble(), ctx->saved_data["activation"].toStringRef(),
-      ctx->saved_data["batch_statistics"].toBool(), mask);
+      saved_output(saved[4], grad), ctx->saved_data["eps"].toDouble(),
+      ctx->saved_data["activation"].toStringRef(), ctx->saved_data["batch_statistics"].toBool(), mask);
   std::array<at::Tensor, 6> result{input, mean, var, weight, bias, residual};
   for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], result[i]);
   return result;
@@ -55,7 +55,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     save(ctx, {eps, activation, false},
          {input.requires_grad(), mean.requires_grad(), var.requires_grad(), wants_gradient(weight),
           wants_gradient(bias), wants_gradient(residual)},
-         {input, mean, var, value_or_undefined(weight), output});
+         {input, mean, var, value_or_undefined(weight), output_to_save(output, activation)});
     return output;
   }
 
@@ -77,7 +77,7 @@ class BatchNorm2d : public torch::autograd::Function<BatchNorm2d> {
     save(ctx, {eps, activation, true},
          {input.requires_grad(), false, false, wants_gradient(weight), wants_gradient(bias),
           wants_gradient(residual)},
-         {input, mean, var, value_or_undefined(weight), output});
+         {input, mean, var, value_or_undefined(weight), output_to_save(output, activation)});
     ctx->mark_non_differentiable({mean, var});
     return {output, mean, var};
   }

@@ -32,6 +32,17 @@ class Recording {
 
 inline bool wants_gradient(const OptionalTensor& t) { return present(t) && t->requires_grad(); }
 
+// An operator's output where its gradient is computed from it; else undefined, and in-place operations may
+// write into it, as they may behind the layers of torch.nn.
+inline at::Tensor output_to_save(const at::Tensor& output, std::string_view activation) {
+  return activation == "none" ? at::Tensor() : output;
+}
+
+// What was saved of an output; the gradient, of the same shape, where nothing had to be.
+inline const at::Tensor& saved_output(const at::Tensor& saved, const at::Tensor& grad) {
+  return saved.defined() ? saved : grad;
+}
+
 // Whether an activation's input is to be kept for its gradient. Then it runs by itself, by ATen.
 inline bool keeps_pre_activation(const char* op, std::string_view activation,
                                  std::initializer_list<OptionalTensor> tensors) {

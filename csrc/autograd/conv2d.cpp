@@ -30,7 +30,7 @@ class Conv2d : public torch::autograd::Function<Conv2d> {
     ctx->saved_data["dilation"] = dilation.vec();
     ctx->saved_data["groups"] = groups;
     ctx->saved_data["activation"] = std::string(activation);
-    ctx->save_for_backward({input, weight, value_or_undefined(scale), output});
+    ctx->save_for_backward({input, weight, value_or_undefined(scale), output_to_save(output, activation)});
     return output;
   }
 
@@ -47,7 +47,7 @@ class Conv2d : public torch::autograd::Function<Conv2d> {
                dilation = ctx->saved_data["dilation"].toIntVector();
     const auto [input, weight, bias, scale, residual] = op.call(
         grads[0], saved[0], saved[1], saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor(),
-        saved[3], stride, padding, dilation, ctx->saved_data["groups"].toInt(),
+        saved_output(saved[3], grads[0]), stride, padding, dilation, ctx->saved_data["groups"].toInt(),
         ctx->saved_data["activation"].toStringRef(), mask);
     none[0] = gradient_or_none(mask[0], input);
     none[1] = gradient_or_none(mask[1], weight);
@@ -74,6 +74,7 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight, co
 
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
   m.impl("conv2d", TORCH_FN(conv2d_autograd));
+  m.impl("conv2d_input_grad", torch::autograd::autogradNotImplementedFallback());
   m.impl("conv2d_weight_grad", torch::autograd::autogradNotImplementedFallback());
   m.impl("conv2d_backward", torch::autograd::autogradNotImplementedFallback());
 }

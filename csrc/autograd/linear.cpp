@@ -24,7 +24,7 @@ class Linear : public torch::autograd::Function<Linear> {
     ctx->saved_data["needs"] =
         std::vector<bool>{input.requires_grad(), weight.requires_grad(), wants_gradient(bias)};
     ctx->saved_data["activation"] = std::string(activation);
-    ctx->save_for_backward({input, weight, output});
+    ctx->save_for_backward({input, weight, output_to_save(output, activation)});
     return output;
   }
 
@@ -34,8 +34,8 @@ class Linear : public torch::autograd::Function<Linear> {
     const auto saved = ctx->get_saved_variables();
     const auto needs = ctx->saved_data["needs"].toBoolList();
     const std::array<bool, 3> mask{needs[0], needs[1], needs[2]};
-    const auto [input, weight, bias] =
-        op.call(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["activation"].toStringRef(), mask);
+    const auto [input, weight, bias] = op.call(grads[0], saved[0], saved[1], saved_output(saved[2], grads[0]),
+                                               ctx->saved_data["activation"].toStringRef(), mask);
     return {gradient_or_none(mask[0], input), gradient_or_none(mask[1], weight),
             gradient_or_none(mask[2], bias), at::Tensor()};
   }

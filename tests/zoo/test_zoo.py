@@ -1,0 +1,46 @@
+"""A few small networks of every kind through all that `make zoo` does with the others."""
+
+import importlib.util
+
+import pytest
+
+from cnnfast import _ext
+
+from . import page
+from .measure import LIMIT, examine
+from .networks import entry
+
+SMALL = (
+    *("torchvision/squeezenet1_1", "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5"),
+    *("torchvision/mnasnet0_5", "torchvision/regnet_y_400mf", "torchvision/resnet18"),
+    *("timm/resnet18", "timm/lcnet_050", "timm/tinynet_e", "timm/ghostnet_100", "timm/convnext_atto"),
+    *("timm/regnetx_002", "timm/efficientvit_b0"),
+)
+
+
+@pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
+@pytest.mark.parametrize("name", SMALL)
+def test_zoo(name):
+    library = name.split("/")[0]
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed: pip install '.[zoo]'")
+    result = examine(entry(name))
+    assert result.frozen_error <= LIMIT and result.fused_error <= LIMIT
+    assert page.problem(vars(result)) == ""
+    assert result.frozen.multiply_adds > 0.9 and result.fused.multiply_adds > 0.9
+
+
+def test_page_says_what_is_wrong():
+    good = {
+        "name": "timm/net", "sizes": (64,), "spread": 0.2, "frozen_error": 1e-5, "fused_error": 1e-6,
+        "gradient_error": 1e-5, "eager_gradient_error": float("nan"), "plans": 1,
+        "frozen": {"layers": 1.0, "multiply_adds": 1.0}, "fused": {"layers": 0.5, "multiply_adds": 0.99},
+    }  # fmt: skip
+    assert page.problem(good) == ""
+    assert page.problem(good | {"frozen_error": 2e-3}) == "frozen error"
+    assert page.problem(good | {"frozen_error": float("nan")}) == "frozen error"
+    assert page.problem(good | {"gradient_error": 2e-2}) == "gradient error"
+    assert page.problem(good | {"gradient_error": 2e-2, "eager_gradient_error": 8e-3}) == ""
+    text = page.page([good, {"name": "timm/other", "failed": "ValueError: no"}], None)
+    assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 50% | 99.0% |" in text
+    assert "| other |" in text and "ValueError: no" in text
