@@ -1,5 +1,7 @@
 """Every operation that a plan holds, against eager PyTorch: sizes, batches, odd channels, NaN and Inf."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -305,6 +307,50 @@ def test_plan_operation_with_several_threads(name):
         torch.testing.assert_close(frozen(x), alone, rtol=0, atol=1e-5 * alone.abs().max().item())
     finally:
         torch.set_num_threads(before)
+
+
+KEEPS_SHAPE = [
+    "own_silu", "clamp", "product", "product_and_sum", "difference", "scalars", "alpha", "in_place", "chunk",
+    "split", "split_even", "narrow", "slice_sum", "slice_of_slice", "plane", "shuffle", "shuffle_pairs",
+    "shuffle_own", "shuffle_concat", "shuffle_wide_concat", "amax", "mean_sum", "nearest_like",
+    "bilinear_like", "group_norm", "channels_last", "squeeze", "nested_concat",
+]  # fmt: skip
+
+
+class Woven(nn.Module):
+    """Random operations on random earlier values: places, views and overwritten operands meet."""
+
+    def __init__(self, seed):
+        super().__init__()
+        choice = random.Random(seed)
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(12, 12, 3, padding=1) for _ in range(3))
+        self.steps = []
+        for i in range(9):
+            what = choice.choice(["conv", "add", *KEEPS_SHAPE * 3])
+            self.steps.append((what, choice.randrange(3), choice.randint(0, i), choice.randint(0, i)))
+        self.kept = choice.sample(range(10), 2)
+
+    def forward(self, x):
+        values = [self.first(x)]
+        for what, conv, a, b in self.steps:
+            if what == "conv":
+                values.append(F.hardswish(self.convs[conv](values[a]) + values[b]))
+            elif what == "add":
+                values.append(F.relu(values[a] + values[b]))
+            else:
+                values.append(torch.tanh(SIMPLE[what](self, values[a])))
+        return torch.cat([values[-1], *[values[i] for i in self.kept]], 1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_plan_of_woven_operations(seed):
+    torch.manual_seed(seed)
+    model, x = Woven(seed).eval(), torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    assert_near(frozen(x), truth(model, x))
+    larger = torch.randn(1, 3, 18, 40)
+    assert_near(frozen(larger), truth(model, larger))
 
 
 def operations(name, **kwargs):
