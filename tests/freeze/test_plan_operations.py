@@ -199,7 +199,20 @@ EXPANSIONS = {
 }
 for _kind, _expand in EXPANSIONS.items():
     CASES[f"features_{_kind}"] = lambda expand=_expand: Fn(lambda m, x: m.se(x), se=FeatureExcite(12, expand))
+class FeatureParts(nn.Module):
+    """Parts of features, each through a linear layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.a, self.b = nn.Linear(12, 10), nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        a, b = self.all(x.mean((2, 3))).split([4, 6], 1)
+        return torch.cat((x[:, :6] * self.a(a)[:, :, None, None], x[:, 6:] + self.b(b).view(-1, 6, 1, 1)), 1)
+
+
 for _name, _layer in {
+    "feature_parts": FeatureParts,
     "prelu": lambda: nn.PReLU(12),
     "zero_pad": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
     "constant_pad": lambda: nn.ConstantPad2d(1, 0.7),
