@@ -199,6 +199,8 @@ EXPANSIONS = {
 }
 for _kind, _expand in EXPANSIONS.items():
     CASES[f"features_{_kind}"] = lambda expand=_expand: Fn(lambda m, x: m.se(x), se=FeatureExcite(12, expand))
+
+
 class FeatureParts(nn.Module):
     """Parts of features, each through a linear layer of its own."""
 
@@ -231,6 +233,11 @@ CASES["constants"] = lambda: Fn(
     lambda m, x: (x - m.mean) / m.std * m.gain + m.one,
     mean=torch.randn(1, 12, 1, 1), std=torch.rand(12, 1, 1) + 0.5, gain=parameter(12, 1, 1), one=parameter(1),
 )  # fmt: skip
+CASES["standardised_weight"] = lambda: Fn(
+    lambda m, x: F.conv2d(x, F.normalize(m.weight, dim=(1, 2, 3)) * 2, m.bias.reshape(-1).exp()),
+    weight=parameter(12, 12, 3, 3), bias=parameter(1, 12),
+)  # fmt: skip
+CASES["reshaped_scale"] = lambda: Fn(lambda m, x: x * m.gamma.reshape(1, -1, 1, 1), gamma=parameter(12))
 CASES["layer_scale_residual"] = lambda: Fn(
     lambda m, x: F.relu(m.conv(x) * m.gamma + x), conv=nn.Conv2d(12, 12, 1), gamma=parameter(1, 12, 1, 1)
 )
