@@ -108,7 +108,12 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
         "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "setitem",
     )  # fmt: skip
     named_so = name.endswith("_") and not name.endswith("__")
-    return in_place_operator or named_so or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+    return (
+        in_place_operator
+        or named_so
+        or bool(node.kwargs.get("inplace"))
+        or node.kwargs.get("out") is not None
+    )
 
 
 def why_not_plain(module: nn.Module) -> str | None:

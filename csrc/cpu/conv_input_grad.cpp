@@ -93,7 +93,7 @@ void InputGradient::add_part(const Phase& rows, const Phase& columns) {
                  params_.dilation[1],
                  rows.places,
                  columns.places,
-                 Activation::kNone};
+                 {}};
   if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, kLargestGradientTile);
   const Overreach beyond = overreach(g);
   const auto last_read = [](const Phase& phase, int64_t dilation) {

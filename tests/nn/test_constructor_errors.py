@@ -11,7 +11,7 @@ import cnnfast.nn as fast
     [
         (lambda: fast.ConvAct2d(3, 8, 3, activation="rleu"), ['ConvAct2d(..., activation="relu")']),
         (lambda: fast.ConvBNAct2d(3, 8, 3, activation="Sigmoid"), ['ConvBNAct2d(..., activation="sigmoid")']),
-        (lambda: fast.LinearAct(3, 8, activation="tanh"), ["none, relu, sigmoid", "'tanh'"]),
+        (lambda: fast.LinearAct(3, 8, activation="softplus"), ["none, relu, sigmoid", "'softplus'"]),
         (lambda: fast.ConvReLU2d(6, 8, 3, groups=3), ["write ConvReLU2d(6, 8, 3, groups=2)"]),
         (lambda: fast.ConvBN2d(6, 8, (3, 1), groups=0), ["write ConvBN2d(6, 8, (3, 1), groups=1)"]),
         (lambda: fast.ConvReLU2d(0, 8, 3), ["ConvReLU2d(0, 8, 3", "at least 1"]),

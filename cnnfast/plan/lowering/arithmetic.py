@@ -6,43 +6,51 @@ import torch
 from torch import Tensor, fx
 
 from cnnfast.fuse.tracing import is_number
-from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers, respell
+from cnnfast.plan.lowering.context import (
+    Lowering,
+    Respelled,
+    Unsupported,
+    Value,
+    is_constant,
+    lowers,
+    respell,
+)
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
 
 @lowers(operator.add, operator.iadd, torch.add, methods=["add", "add_"])
 def _add(low: Lowering, input, other, *, alpha=1) -> Value:
-    if not _is_value(input):
+    if not _is_value(low, input):
         input, other = other, input
         if alpha != 1:
             raise Unsupported("it scales its second argument by alpha: write the product out")
-    if not _is_value(other):
+    if not _is_value(low, other):
         return _affine(low, input, 1.0, _times(_constant(low, other), alpha))
     return _sum(low, input, other, alpha)
 
 
 @lowers(operator.sub, operator.isub, torch.sub, methods=["sub", "sub_"])
 def _subtract(low: Lowering, input, other, *, alpha=1) -> Value:
-    if not _is_value(input):
+    if not _is_value(low, input):
         return _affine(low, other, -alpha, _constant(low, input))
-    if not _is_value(other):
+    if not _is_value(low, other):
         return _affine(low, input, 1.0, _times(_constant(low, other), -alpha))
     return _sum(low, input, other, -alpha)
 
 
 @lowers(operator.mul, operator.imul, torch.mul, torch.multiply, methods=["mul", "mul_", "multiply"])
 def _multiply(low: Lowering, input, other) -> Value:
-    if not _is_value(input):
+    if not _is_value(low, input):
         input, other = other, input
-    if not _is_value(other):
+    if not _is_value(low, other):
         return _affine(low, input, _constant(low, other), 0.0)
     return _pair(low, Op.MULTIPLY, input, other)
 
 
 @lowers(operator.truediv, operator.itruediv, torch.div, torch.true_divide, methods=["div", "div_"])
 def _divide(low: Lowering, input, other) -> Value:
-    if not _is_value(input) or _is_value(other):
+    if not _is_value(low, input) or _is_value(low, other):
         raise Unsupported("it divides by values of the network")
     divisor = _constant(low, other)
     reciprocal = 1.0 / divisor.double() if isinstance(divisor, Tensor) else 1.0 / divisor
@@ -54,15 +62,17 @@ def _negate(low: Lowering, input) -> Value:
     return _affine(low, input, -1.0, 0.0)
 
 
-def _is_value(argument: object) -> bool:
+def _is_value(low: Lowering, argument: object) -> bool:
     """Whether an argument is computed from the network's input."""
-    return isinstance(argument, fx.Node) and argument.op != "get_attr" and not is_number(argument)
+    if not isinstance(argument, fx.Node) or is_number(argument):
+        return False
+    return not is_constant(argument, low.root)
 
 
 def _constant(low: Lowering, argument: object) -> Tensor | float:
     if isinstance(argument, (int, float)) and not isinstance(argument, bool):
         return float(argument)
-    if isinstance(argument, fx.Node) and argument.op != "get_attr":
+    if isinstance(argument, fx.Node) and is_number(argument):
         return float(low.channel_number(argument))
     return low.tensor(argument).detach()
 

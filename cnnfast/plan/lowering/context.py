@@ -68,6 +68,11 @@ def _step_of(value: Value) -> Step:
     return value.step if isinstance(value, Respelled) else value
 
 
+def steps_of(value: Value) -> list[Step]:
+    """The steps that give a value."""
+    return value if isinstance(value, list) else [_step_of(value)]
+
+
 def lowers(
     *functions: object,
     methods: Iterable[str] = (),
@@ -96,6 +101,7 @@ class Lowering:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
         self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory eager PyTorch would share
+        self.constants: dict[fx.Node, Tensor] = {}
         self.placed = 0
         self.inputs: list[Step] = []
         self.free_inputs: set[Step] = set()  # those that a reshape takes in any shape
@@ -128,10 +134,10 @@ class Lowering:
         return needed
 
     def _lower(self, node: fx.Node) -> None:
-        if node.op == "get_attr" or is_number(node):
+        if is_number(node) or is_constant(node, self.root):
             return
         value = self._input(node) if node.op == "placeholder" else self._step_for(node)
-        for step in value if isinstance(value, list) else [_step_of(value)]:
+        for step in steps_of(value):
             self.place(step)
         writes = writes_in_place(node, self.root)
         if writes:
@@ -175,7 +181,7 @@ class Lowering:
         """Whether eager PyTorch returns its argument, or a view of it."""
         if node.op == "placeholder" or node.target in ("clone", torch.clone):
             return False
-        source = node.args[0]
+        source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or source not in self.values:
             return False
         if isinstance(value, list) or isinstance(self.values[source], list):
@@ -212,7 +218,7 @@ class Lowering:
 
     def value(self, value: object) -> Value:
         """What gives a tensor argument, or several."""
-        if not isinstance(value, fx.Node) or value.op == "get_attr" or is_number(value):
+        if not isinstance(value, fx.Node) or is_number(value) or is_constant(value, self.root):
             raise Unsupported("it works on something other than the network's activations")
         if value not in self.values:
             raise _Behind
@@ -249,10 +255,29 @@ class Lowering:
         """A parameter or buffer argument."""
         if value is None or isinstance(value, Tensor):
             return value
-        if isinstance(value, fx.Node) and value.op == "get_attr":
-            path, _, name = value.target.rpartition(".")
+        if isinstance(value, fx.Node) and is_constant(value, self.root):
+            return self._constant(value)
+        raise Unsupported("its weights are computed in the forward from the network's input")
+
+    def _constant(self, node: fx.Node) -> Tensor:
+        """The value of a node that depends on parameters alone."""
+        if node not in self.constants:
+            self.constants[node] = self._computed(node)
+        return self.constants[node]
+
+    def _computed(self, node: fx.Node) -> Tensor:
+        if node.op == "get_attr":
+            path, _, name = node.target.rpartition(".")
             return getattr(self.root.get_submodule(path), name)
-        raise Unsupported("its weights are computed in the forward")
+        args, kwargs = (fx.node.map_arg(part, self._constant) for part in (node.args, node.kwargs))
+        with torch.no_grad():
+            if node.op == "call_method":
+                value = getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                value = node.target(*args, **kwargs)
+        if not isinstance(value, Tensor):
+            raise Unsupported("it computes something other than one tensor from its parameters")
+        return value
 
     def holder(self, value: object) -> str:
         """The name of the layer that a parameter or buffer argument belongs to."""
@@ -292,6 +317,23 @@ class Lowering:
             return False
         step = self.values.get(source)
         return step is not None and step not in self.free_inputs
+
+
+def is_constant(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node depends on parameters and buffers alone."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr" and not is_number(node):
+            continue
+        function = node.op in ("call_function", "call_method") and not is_number(node)
+        if not function or not node.all_input_nodes or writes_in_place(node, root):
+            return False
+        waiting.extend(node.all_input_nodes)
+    return True
 
 
 def numbers(value: object, what: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.fold import fold
+from cnnfast.plan.lowering.context import is_constant, steps_of
 from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
 from cnnfast.plan.parts.lowering import PartLowering
 from cnnfast.plan.parts.partition import Part, levels, operands, parts_of, read_outside
@@ -52,7 +53,7 @@ def cut(
     winograd: bool,
 ) -> Cut:
     """Give up nodes until every part that is left lowers and is worth it."""
-    planned = {node for node in graph.nodes if _is_candidate(node)}
+    planned = {node for node in graph.nodes if _is_candidate(node, root)}
     reasons: dict[fx.Node, str] = {}
     while True:
         level = levels(graph, planned, runs_before)
@@ -71,8 +72,9 @@ def cut(
         planned -= given_up.keys()
 
 
-def _is_candidate(node: fx.Node) -> bool:
-    return node.op in ("call_module", "call_function", "call_method") and not is_number(node)
+def _is_candidate(node: fx.Node, root: nn.Module) -> bool:
+    called = node.op in ("call_module", "call_function", "call_method") and not is_number(node)
+    return called and not is_constant(node, root)
 
 
 def _live(graph: fx.Graph, planned: set[fx.Node]) -> set[fx.Node]:
@@ -90,7 +92,7 @@ def _live(graph: fx.Graph, planned: set[fx.Node]) -> set[fx.Node]:
 
 def _not_worth(part: Part, low: PartLowering, live: set[fx.Node]) -> dict[fx.Node, str]:
     given = [low.values[node] for node in read_outside(part, live)]
-    results = [step for value in given for step in (value if isinstance(value, (list, tuple)) else [value])]
+    results = [step for value in given for step in steps_of(value)]
     work = [step for step in reachable(results) if step.op not in _VIEWS]
     if len(work) >= _SMALLEST or any(step.op in (Op.CONV2D, Op.LINEAR) for step in work):
         return {}

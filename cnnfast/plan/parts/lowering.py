@@ -5,7 +5,7 @@ from torch import fx, nn
 
 from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.lowering import Lowering
-from cnnfast.plan.lowering.context import Unsupported, Value
+from cnnfast.plan.lowering.context import Unsupported, Value, is_constant
 from cnnfast.plan.nodes import ANY, Op
 from cnnfast.plan.parts.partition import operands
 from cnnfast.plan.record import Record
@@ -45,16 +45,16 @@ class PartLowering(Lowering):
     def _find_operands(self, node: fx.Node) -> None:
         """Handlers that look at sizes ask for values that are there already."""
         for value in operands(node):
-            if value.op != "get_attr" and value in self.shapes:
+            if value in self.shapes and not is_constant(value, self.root):
                 self.value(value)
 
     def value(self, value: object) -> Value:
         """What gives a tensor argument: an input where no step of this part does."""
         if isinstance(value, fx.Node) and value not in self.values and value in self.shapes:
-            if value.op != "get_attr":
+            if not is_constant(value, self.root):
                 self.values[value], self.memory[value] = self._outside(value), value
         if isinstance(value, fx.Node) and value not in self.values and not is_number(value):
-            if value.op != "get_attr":
+            if not is_constant(value, self.root):
                 raise Unsupported(f"'{value.name}' gives several values and stays eager")
         return super().value(value)
 

@@ -22,7 +22,7 @@ def read_latest(graph: fx.Graph, root: nn.Module, record: Record) -> dict[fx.Nod
         if not writes_in_place(write, root):
             continue
         target = write.args[0] if write.args and isinstance(write.args[0], fx.Node) else None
-        if target is None or "out" in write.kwargs or write not in record.memory:
+        if target is None or write.kwargs.get("out") is not None or write not in record.memory:
             raise NotTraceable(f"'{write.name}' writes into something other than its first argument")
         earlier = []
         for alias in [node for node, memory in record.memory.items() if memory == record.memory[write]]:
