@@ -15,7 +15,7 @@ from cnnfast.export.errors import ExportError
 from cnnfast.export.versions import RECORD, record
 from cnnfast.freeze import FrozenNet, UnsupportedNetworkError, freeze
 from cnnfast.plan.codec import decode, encode
-from cnnfast.plan.network import EagerNet
+from cnnfast.plan.network import EagerNet, JoinedNet
 from cnnfast.plan.nodes import DIRECT
 
 _PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of one ONNX file, with a little left for the graph
@@ -121,17 +121,19 @@ def write_onnx(job: Job) -> nn.Module:
 
 
 def _planned(job: Job) -> FrozenNet:
-    """The network as a plan; other modules are frozen here."""
-    if isinstance(job.network, FrozenNet):
-        return job.network
-    if isinstance(job.network, EagerNet):
+    """The network as one plan; other modules are frozen here."""
+    network = job.network
+    if not isinstance(network, (FrozenNet, JoinedNet, EagerNet)):
+        try:
+            network = freeze(network, job.inputs, winograd=False)
+        except UnsupportedNetworkError as error:
+            raise ExportError(f'export: format="onnx" is written from a plan: {error}') from error
+    if not isinstance(network, FrozenNet):
         raise ExportError(
-            f'export: format="onnx" is written from a plan, and there is none: {job.network.report()}'
+            'export: format="onnx" is written from one plan for the whole network, and not all layers of '
+            f'this one have a place in it: format="torchscript", "pt2", "aoti" take it.\n{network.report()}'
         )
-    try:
-        return freeze(job.network, job.inputs, winograd=False)
-    except (UnsupportedNetworkError, TypeError) as error:  # TypeError: a snapshot of another kind
-        raise ExportError(f'export: format="onnx" is written from a plan: {error}') from error
+    return network
 
 
 def _program(job: Job) -> torch.export.ExportedProgram:

@@ -150,13 +150,13 @@ class Halves(nn.Module):
 
 def test_onnx_every_operation_of_a_plan_has_a_form_or_an_error(monkeypatch):
     """Whatever operations a plan may have: those without a form are named."""
-    assert set(graphs._LOWERINGS) <= set(Op) and set(graphs._ACTIVATIONS) <= set(Act)
+    assert set(graphs.LOWERINGS) == set(Op) and set(graphs.ACTIVATIONS) == set(Act)
     nodes = (Node(Op.INPUT, (), {"rank": 4, "channels": 1}), Node(Op.ACTIVATION, (0,), {}, Act.SIGMOID))
     plan, weights, names = Plan(nodes, (1,)), np.zeros(0, np.float32), ["x", "features.7"]
-    monkeypatch.delitem(graphs._ACTIVATIONS, Act.SIGMOID)
+    monkeypatch.delitem(graphs.ACTIVATIONS, Act.SIGMOID)
     with pytest.raises(ExportError, match=r"features\.7: the activation sigmoid .*torchscript"):
         graphs.to_onnx(plan, weights, names, (1, 1, 2, 2), True)
-    monkeypatch.delitem(graphs._LOWERINGS, Op.ACTIVATION)
+    monkeypatch.delitem(graphs.LOWERINGS, Op.ACTIVATION)
     with pytest.raises(ExportError, match=r"features\.7: activation has no form"):
         graphs.to_onnx(plan, weights, names, (1, 1, 2, 2), True)
 
@@ -180,3 +180,94 @@ def test_onnx_several_outputs():
     onnx.checker.check_model(model, full_check=True)
     for got, wanted in zip(by_onnxruntime(model, x), run_plan(plan, weights, [x]), strict=True):
         assert_values(got, wanted)
+
+
+def by_every_engine(plan, weights, inputs):
+    """One input and one output, by the engines and by the interpreter; a batch of one more, too."""
+    names = [f"layer_{i}" for i in range(len(plan.nodes))]
+    model = graphs.to_onnx(plan, weights.numpy(), names, tuple(inputs.shape), True)
+    onnx.checker.check_model(model, full_check=True)
+    for x in (inputs, torch.cat([inputs, inputs[:1] * 0.5])):
+        (wanted,) = run_plan(plan, weights, [x])
+        for engine in ENGINES:
+            assert_values(engine(model, x)[0], wanted)
+
+
+def chain(*nodes, channels=8, rank=4):
+    """A plan of operations one behind the other."""
+    nodes = (Node(Op.INPUT, (), {"rank": rank, "channels": channels}), *nodes)
+    return Plan(nodes, (len(nodes) - 1,))
+
+
+@pytest.mark.parametrize("activation", Act, ids=lambda act: act.name.lower())
+def test_onnx_activations(activation):
+    numbers = {Act.CLAMP: (-0.5, 1.5), Act.LEAKY_RELU: (0.2, 0.0), Act.ELU: (0.7, 0.0)}
+    node = Node(Op.ACTIVATION, (0,), {}, activation, numbers.get(activation, (0.0, 0.0)))
+    by_every_engine(chain(node), torch.zeros(0), 4 * torch.randn(2, 8, 5, 6))
+
+
+def sized(op, height, width):
+    return Node(op, (0,), {"height": height, "width": width})
+
+
+def interpolated(mode, corners=0, size=(0, 0), scales=(0.0, 0.0)):
+    scale_h, scale_w = map(fraction_word, scales)
+    names = ("mode", "align_corners", "height", "width", "scale_h", "scale_w")
+    return Node(Op.INTERPOLATE, (0,), dict(zip(names, (mode, corners, *size, scale_h, scale_w), strict=True)))
+
+
+def normalised(op, **attributes):
+    values = {"weight_at": 0, "bias_at": 16, "channels": 8, "eps": fraction_word(1e-3)}
+    return Node(op, (0,), values | attributes)
+
+
+OPERATIONS = {
+    "slice": Node(Op.SLICE, (0,), {"first": 2, "channels": 3}),
+    "channel_shuffle": Node(Op.CHANNEL_SHUFFLE, (0,), {"groups": 4}),
+    "adaptive_avg_even": sized(Op.ADAPTIVE_AVG_POOL2D, 3, 2),
+    "adaptive_avg": sized(Op.ADAPTIVE_AVG_POOL2D, 4, 7),
+    "adaptive_avg_own_size": sized(Op.ADAPTIVE_AVG_POOL2D, 0, 3),
+    "adaptive_max_even": sized(Op.ADAPTIVE_MAX_POOL2D, 1, 5),
+    "adaptive_max": sized(Op.ADAPTIVE_MAX_POOL2D, 4, 7),
+    "pad": Node(Op.PAD, (0,), {"top": 1, "left": 2, "bottom": 0, "right": 3, "value": fraction_word(-1.5)}),
+    "nearest": interpolated(0, size=(7, 15)),
+    "nearest_scale": interpolated(0, scales=(2.0, 1.7)),
+    "nearest_exact": interpolated(1, size=(5, 13)),
+    "bilinear": interpolated(2, size=(11, 7)),
+    "bilinear_corners": interpolated(2, 1, size=(11, 7)),
+    "bilinear_scale": interpolated(2, scales=(1.3, 2.0)),
+    "layer_norm": normalised(Op.LAYER_NORM),
+    "layer_norm_plain": normalised(Op.LAYER_NORM, weight_at=-1, bias_at=-1),
+    "group_norm": normalised(Op.GROUP_NORM, groups=4),
+    "group_norm_plain": normalised(Op.GROUP_NORM, groups=2, weight_at=-1, bias_at=-1),
+    "prelu": Node(Op.PRELU, (0,), {"slope_at": 16, "channels": 8}),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_onnx_operations(name):
+    by_every_engine(chain(OPERATIONS[name]), torch.randn(32), torch.randn(2, 8, 6, 10))
+
+
+def test_onnx_operations_of_rows():
+    """Norms and slopes over features, a row as an image of one pixel."""
+    nodes = (
+        Node(Op.AFFINE, (0,), {"scale_at": 0, "shift_at": 16, "channels": 8}),
+        Node(Op.LAYER_NORM, (1,), {"weight_at": 0, "bias_at": 16, "channels": 8, "eps": fraction_word(1e-5)}),
+        Node(Op.PRELU, (2,), {"slope_at": 16, "channels": 8}),
+        Node(Op.TO_IMAGE, (3,)),
+    )
+    by_every_engine(chain(*nodes, rank=2), torch.randn(32), torch.randn(3, 8))
+
+
+def test_onnx_broadcast_sums_and_products():
+    """A squeeze-and-excitation: a factor and a sum per channel, a third operand."""
+    nodes = (
+        Node(Op.GLOBAL_AVG_POOL, (0,), {}, Act.HARDSIGMOID),
+        Node(Op.MULTIPLY, (0, 1), {}, Act.SILU),
+        Node(Op.ADD, (2, 1)),
+        Node(Op.MULTIPLY, (3, 0, 2)),
+        Node(Op.INTERPOLATE, (1, 4), interpolated(0).attributes),
+        Node(Op.ADD, (4, 5)),
+    )
+    by_every_engine(chain(*nodes), torch.zeros(0), torch.randn(2, 8, 4, 5))
