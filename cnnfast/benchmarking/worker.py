@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import torch
@@ -108,10 +108,9 @@ def _peak_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answers requests until the other end closes."""
-    session = Session()
-    handlers: dict[str, Callable[..., dict[str, Any]]] = {name: getattr(session, name) for name in _REQUESTS}
+def serve(requests: TextIO, replies: TextIO, session: Any, names: Sequence[str]) -> None:
+    """Answers requests, by the session's methods of these names, until the other end closes."""
+    handlers: dict[str, Callable[..., dict[str, Any]]] = {name: getattr(session, name) for name in names}
     for line in requests:
         request = json.loads(line)
         try:
@@ -123,13 +122,13 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         replies.flush()
 
 
-def _own_pipe(descriptor: str, mode: str) -> TextIO:
+def own_pipe(descriptor: str, mode: str) -> TextIO:
     """An inherited pipe end, not passed on: a child holding it would hide this process's death."""
     os.set_inheritable(int(descriptor), False)
     return os.fdopen(int(descriptor), mode, encoding="utf-8")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A stopped worker cannot see that its parent is gone; the kernel can (Linux)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
@@ -137,5 +136,5 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    _die_with_parent()
-    serve(_own_pipe(sys.argv[1], "r"), _own_pipe(sys.argv[2], "w"))
+    die_with_parent()
+    serve(own_pipe(sys.argv[1], "r"), own_pipe(sys.argv[2], "w"), Session(), _REQUESTS)

@@ -47,7 +47,8 @@ def classify(program: Path, network: Path, images: Path, labels: Path, classes: 
     """Run `classify`, which writes `classes`; the line that it prints.
 
     Args:
-        network: a TorchScript file. images, labels: plain IDX files. classes: one byte per image.
+        network: a TorchScript file, or an AOTInductor package (.pt2). images, labels: plain IDX files.
+        classes: one byte per image.
     """
     command = [str(part) for part in (program, network, images, labels, classes, batch)]
     result = subprocess.run(command, capture_output=True, text=True)

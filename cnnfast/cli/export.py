@@ -16,7 +16,7 @@ from cnnfast.train import build
 from cnnfast.training import checkpoint
 from cnnfast.training.settings import Settings, TrainingError, image_size, settings_for
 
-SUFFIXES = {"pt2": ".pt2"}  # of other formats: .pt
+SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
         description="Freezes a trained network and writes it to a file that loads without its Python code.",
     )
     parser.add_argument("weights", type=Path, help="checkpoint.pt of a training run, or a state_dict")
-    parser.add_argument("--out", type=Path, help="file to write (default: <network>.pt, beside the weights)")
+    parser.add_argument(
+        "--out", type=Path, help="file to write (default: the network's name, beside the weights)"
+    )
     parser.add_argument("--format", choices=FORMATS, default="torchscript")
     parser.add_argument("--model", choices=cnnfast.models.list_models(), help="needed for a state_dict")
     parser.add_argument("--fused", action="store_true", help="do not freeze: a network that still can train")
@@ -37,8 +39,8 @@ def main(argv: list[str]) -> int:
     images, labels = fashion_mnist("test")
     example, _ = next(batches(images, labels, 2, resize=size))
     exported = cnnfast.fuse(net) if arguments.fused else cnnfast.freeze(net, example)
-    suffix = SUFFIXES.get(arguments.format, ".pt")
-    out = arguments.out or arguments.weights.with_name(f"{settings.model}{suffix}")
+    name = f"{settings.model}{SUFFIXES[arguments.format]}"
+    out = arguments.out or arguments.weights.with_name(name)
     try:
         path = cnnfast.export(exported, out, format=arguments.format, example_inputs=example)
     except ValueError as error:  # a file name that the format does not allow

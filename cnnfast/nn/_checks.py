@@ -2,14 +2,31 @@
 
 import difflib
 
+import torch
 from torch import nn
 
-ACTIVATIONS = ("none", "relu", "sigmoid")
+from cnnfast.reference.activation import activate
+
+ACTIVATIONS = (
+    "none", "relu", "sigmoid", "relu6", "hardtanh", "leaky_relu", "hardsigmoid", "hardswish", "silu", "tanh",
+    "gelu", "gelu_tanh", "elu", "mish",
+)  # fmt: skip
+
+
+def _is_activation(activation: object) -> bool:
+    """Whether this is a name, with numbers or without, as "leaky_relu(0.2)"."""
+    if not isinstance(activation, str):
+        return False
+    try:
+        activate(torch.zeros(1), activation)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def check_activation(owner: str, activation: str) -> None:
     """ValueError unless a fused layer can end with this activation."""
-    if activation in ACTIVATIONS:
+    if _is_activation(activation):
         return
     close = difflib.get_close_matches(str(activation).lower(), ACTIVATIONS, n=1)
     hint = f'; write {owner}(..., activation="{close[0]}")' if close else ""

@@ -62,7 +62,7 @@ def batch_norm2d(
         running_mean, running_var: (C,), or both None.
         residual: the shape of the input, or None; added before the activation.
         training, momentum: see above.
-        activation: "none", "relu" (keeps NaN) or "sigmoid".
+        activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
 
     Returns:
         (N, C, H, W), differentiable once in input, weight, bias and residual.

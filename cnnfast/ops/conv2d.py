@@ -40,7 +40,7 @@ def conv2d(
         residual: the shape of the result, or None; added before the activation.
         stride, padding, dilation: (vertical, horizontal); outside torch.jit.script one int may stand for
             both.
-        activation: "none", "relu" (keeps NaN) or "sigmoid".
+        activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
 
     Returns:
         (N, Co, Ho, Wo) with Ho = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1. With the extension it

@@ -34,7 +34,7 @@ def conv2d_batch_norm(
         residual: the shape of the result, or None; added before the activation.
         stride, padding, dilation: (vertical, horizontal); outside torch.jit.script one int may stand for
             both.
-        activation: "none", "relu" (keeps NaN) or "sigmoid".
+        activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
 
     Returns:
         output (N, Co, Ho, Wo), and the mean (Co,) and biased variance (Co,) of y over N, Ho and Wo. Only the

@@ -125,7 +125,7 @@ def conv2d_bn_act(
         training, momentum: see above.
         stride, padding, dilation: (vertical, horizontal); outside torch.jit.script one int may stand for
             both.
-        activation: "none", "relu" (keeps NaN) or "sigmoid".
+        activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
 
     Returns:
         (N, Co, Ho, Wo), differentiable once.

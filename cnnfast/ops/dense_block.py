@@ -98,7 +98,7 @@ def dense_block(
         biases: (growth,) or None, one entry per layer, like all lists that follow.
         bn_weights, bn_biases, running_means, running_vars: (channels so far,) or None.
         training, momentum, eps: see above.
-        activation: "none", "relu" (keeps NaN) or "sigmoid".
+        activation: "none", "relu" (keeps NaN), "sigmoid" or another whose output determines its gradient.
 
     Returns:
         (N, C + sum of growths, H, W): the input's channels, then every layer's. Differentiable once in input,

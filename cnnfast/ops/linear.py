@@ -18,7 +18,7 @@ def linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activat
         input: (..., in), any strides; float32 runs the kernels, other floating dtypes run ATen.
         weight: (out, in), dtype and device of the input.
         bias: (out,) or None.
-        activation: "none", "relu" (keeps NaN) or "sigmoid".
+        activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
 
     Returns:
         (..., out), contiguous, differentiable once in all three tensors.

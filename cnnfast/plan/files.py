@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from cnnfast.plan.nodes import PlanError
 FORMAT_NAME = "cnnfast.frozen"
 FORMAT_VERSION = 1
 _TENSORS = {"weights": torch.float32, "plan": torch.int64}
+_DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # as safetensors calls them
 _LENGTH = struct.Struct("<Q")  # safetensors: length of the JSON header in front of it
 
 
@@ -50,21 +52,7 @@ def write(
 
 def read(path: str | os.PathLike) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Weights, plan and network of a file, everything checked: FileFormatError, or OSError."""
-    content = Path(path).read_bytes()
-    metadata = _metadata(path, content)
-    _check_format(path, metadata)
-    try:
-        tensors = safetensors.torch.load(content)
-    except (
-        safetensors.SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
-        raise FileFormatError(f"{path} is damaged or cut off ({error}): save the network again") from error
-    _check_tensors(path, tensors)
+    metadata, tensors = _contents(path)
     if metadata.get("sha256") != _digest(tensors, metadata):
         raise FileFormatError(f"{path} is damaged (its SHA-256 does not match): copy or save it again")
     try:
@@ -74,24 +62,46 @@ def read(path: str | os.PathLike) -> tuple[Tensor, Tensor, dict[str, Any]]:
         raise FileFormatError(f"{path}: {error}") from error
     except (ValueError, KeyError) as error:
         raise FileFormatError(f"{path} lacks the description of the network: save it again") from error
-    return tensors["weights"].clone(), tensors["plan"].clone(), network
+    return tensors["weights"], tensors["plan"], network
 
 
-def _metadata(path: object, content: bytes) -> dict[str, str]:
-    """The metadata in a safetensors header."""
-    try:
-        (length,) = _LENGTH.unpack_from(content)
-        header = json.loads(content[_LENGTH.size : _LENGTH.size + length])
-        metadata = header["__metadata__"]
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise TypeError("metadata must be words")
-    except (struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path} is no file that FrozenNet.save wrote, or it is damaged: save the network again "
-            "(TorchScript "
-            "archives are loaded by torch.jit.load)"
-        ) from error
-    return metadata
+def _contents(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors. Safetensors checks the header; the data are read once, to where they stay."""
+    with Path(path).open("rb") as stream:
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                _check_format(path, metadata)
+                slices = {name: file.get_slice(name) for name in file.offset_keys()}
+                shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                dtypes = {name: part.get_dtype() for name, part in slices.items()}
+        except FileFormatError:
+            raise
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise FileFormatError(_not_ours(path, stream.read(4), error)) from error
+        wanted = {name: _DTYPES[dtype] for name, dtype in _TENSORS.items()}
+        if dtypes != wanted or any(len(shape) != 1 for shape in shapes.values()):
+            raise FileFormatError(
+                f"{path} holds other tensors than a frozen network has: save the network again"
+            )
+        (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+        stream.seek(_LENGTH.size + length)
+        tensors = {name: torch.empty(shape, dtype=_TENSORS[name]) for name, shape in shapes.items()}
+        for tensor in tensors.values():
+            content = _bytes(tensor)
+            if stream.readinto(content) != len(content):
+                raise FileFormatError(f"{path} is cut off: copy or save it again")
+    return metadata, tensors
+
+
+def _not_ours(path: object, start: bytes, error: Exception) -> str:
+    if start.startswith(b"PK"):  # a zip archive
+        return (
+            f"{path} is no file that FrozenNet.save wrote, but an archive of torch: torch.jit.load loads "
+            "TorchScript, torch.export.load a program, torch._inductor.aoti_load_package a package of "
+            "AOTInductor; or save the network with FrozenNet.save"
+        )
+    return f"{path} is no file that FrozenNet.save wrote, or it is damaged ({error}): save the network again"
 
 
 def _check_format(path: object, metadata: dict[str, str]) -> None:
@@ -110,17 +120,16 @@ def _check_format(path: object, metadata: dict[str, str]) -> None:
     raise FileFormatError(f"{path} has the unknown format version {version!r}: save the network again")
 
 
-def _check_tensors(path: object, tensors: dict[str, Tensor]) -> None:
-    kinds = {name: (tensor.dtype, tensor.dim()) for name, tensor in tensors.items()}
-    if kinds != {name: (dtype, 1) for name, dtype in _TENSORS.items()}:
-        raise FileFormatError(f"{path} holds other tensors than a frozen network has: save the network again")
-
-
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """SHA-256 of everything but itself."""
     rest = {key: value for key, value in metadata.items() if key != "sha256"}
     sizes = {name: tensors[name].numel() for name in _TENSORS}
     digest = hashlib.sha256(json.dumps([rest, sizes], sort_keys=True).encode())
     for name in _TENSORS:
-        digest.update(memoryview(tensors[name].numpy()).cast("B"))
+        digest.update(_bytes(tensors[name]))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor, to read and to write."""
+    return memoryview(tensor.view(torch.uint8).numpy())

@@ -104,7 +104,10 @@ class FrozenNet(_Reported, _Planned):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
-            return torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)[0]
+            outputs = torch.ops.cnnfast.run_plan([x], self.weights, self.plan, self.signature)
+            if len(outputs) != 1:  # torch shows these lines of a file where it knows no cnnfast::run_plan
+                raise RuntimeError("import cnnfast first")  # longer words would stand elsewhere
+            return outputs[0]
         return self._run(x)
 
     @torch.jit.unused

@@ -74,6 +74,7 @@ at::Tensor conv2d_autograd(const at::Tensor& input, const at::Tensor& weight, co
 
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
   m.impl("conv2d", TORCH_FN(conv2d_autograd));
+  m.impl("conv2d_input_grad", torch::autograd::autogradNotImplementedFallback());
   m.impl("conv2d_weight_grad", torch::autograd::autogradNotImplementedFallback());
   m.impl("conv2d_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -21,13 +21,15 @@ constexpr int64_t kLeastTiles = 32;
 constexpr double kCachedBytes = 16e6;
 // Below this much work a second thread costs more than it saves.
 constexpr double kSerialFlops = 4e5;
+// Groups of fewer channels would leave most lanes of a vector empty.
+constexpr int64_t kLeastGroup = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p) {
   return {grad.size(0),
           weight.size(1),
-          weight.size(0),
+          weight.size(0) / p.groups,
           1,
           weight.size(2),
           weight.size(3),
@@ -151,10 +153,11 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
-  if (!is_plain_float(grad_output) || !is_plain_float(input) || groups != 1)
+  const bool filled = groups == 1 || std::min(weight.size(0) / groups, weight.size(1)) >= kLeastGroup;
+  if (!is_plain_float(grad_output) || !is_plain_float(input) || !filled)
     return conv2d_weight_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   const Conv2dParams p{stride, padding, dilation, groups};
-  check_conv2d_weight_grad(grad_output, input, weight, p);
+  check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
   at::Tensor weight_grad = at::empty_like(weight);
   if (grad_output.numel() == 0) return weight_grad.zero_();
   const ConvGeometry g = geometry_of(grad_output, weight, p);
@@ -166,7 +169,13 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
   at::Tensor input_storage, grad_storage;
   const View in = bring_in(input, p, beyond, input_storage);
   const View grad = with_border(grad_output, {}, grad_storage);
-  (winograd ? run_winograd : run_direct)(g, in, grad, weight_grad);
+  for (int64_t group = 0; group < groups; ++group) {
+    View own_in = in, own_grad = grad;
+    own_in.data += group * g.in_channels;
+    own_grad.data += group * g.out_channels;
+    (winograd ? run_winograd : run_direct)(g, own_in, own_grad,
+                                           weight_grad.narrow(0, group * g.out_channels, g.out_channels));
+  }
   return weight_grad;
 }
 

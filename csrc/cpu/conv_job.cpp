@@ -16,13 +16,17 @@ namespace {
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Weights of one pass over a block of pixels should stay in the first-level cache beside the pixels they
-// meet.
-constexpr int64_t kChunkBytes = 24 * 1024;
+// Weights of one pass over a block of pixels: small enough to stay in the second-level cache, long enough
+// that reading and writing the partial sums between passes costs little.
+constexpr int64_t kChunkBytes = 128 * 1024;
 // Input of a block of pixels should stay in the second-level cache while all panels pass over it.
 constexpr int64_t kBlockBytes = 192 * 1024;
-// A block of Winograd tiles and its products should stay in the second-level cache.
-constexpr int64_t kTileBytes = 600 * 1024;
+// A block of Winograd tiles and its products should stay in the second-level cache beside the weights, where
+// those do.
+constexpr int64_t kTileBytes = 450 * 1024;
+constexpr int64_t kNearWeightBytes = 1 << 20;
+// Where they do not, they are read once per block: so many tiles, in register blocks, pay for that.
+constexpr int64_t kRowBlocks = 3;
 // Fewer weights are packed by one thread.
 constexpr int64_t kSerialFloats = 1 << 16;
 // Transformed weights beyond this are read once per thread rather than by every thread.
@@ -30,35 +34,57 @@ constexpr int64_t kSharedWeightBytes = 4 << 20;
 
 constexpr size_t kHugePage = 2 << 20;
 
-// Panel, point, input channel, channel in the panel; the input channels [begin, end) of every panel.
-void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
-                   int64_t end, float* to) {
-  const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
-  const int64_t lanes = Panels::of(out).lanes(), points = g.algorithm.points * g.algorithm.points;
-  WinogradWeightsCall call{
-      kernel_transform(g.algorithm), g.algorithm.points, g.kernel_h, 0, nullptr, nullptr, 0};
-  for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t first = 0; first < out; first += lanes) {
-      const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
-      std::vector<float> of_lanes(static_cast<size_t>(g.kernel_h * g.kernel_w * stored), 0.0f);
-      call.lanes = stored;
-      call.kernels = of_lanes.data();
-      call.step = in * stored;
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t lane = 0; lane < used; ++lane) {
-          const float* w = weight + (group * out + first + lane) * strides.out + i * strides.in;
-          for (int64_t y = 0; y < g.kernel_h; ++y)
-            for (int64_t x = 0; x < g.kernel_w; ++x)
-              of_lanes[(y * g.kernel_w + x) * stored + lane] = w[y * strides.row + x * strides.column];
-        }
-        call.output = to + i * stored;
-        kernels().winograd_weights(call);
+// Input channels that are moved at once: what is read, side by side in some layouts, stays in the first-level
+// cache until all of it has been used.
+constexpr int64_t kPackBlock = 16;
+
+// Kernels of some input channels and a panel's output channels: to[i * step + tap * tap_step + lane]; lanes
+// beyond `used` become zero.
+void gather_kernels(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t inputs,
+                    int64_t used, int64_t stored, float* to, int64_t step, int64_t tap_step) {
+  for (int64_t y = 0; y < g.kernel_h; ++y)
+    for (int64_t x = 0; x < g.kernel_w; ++x, to += tap_step) {
+      const float* tap = weight + y * strides.row + x * strides.column;
+      if (strides.out == 1) {
+        for (int64_t i = 0; i < inputs; ++i)
+          std::memcpy(to + i * step, tap + i * strides.in, sizeof(float) * static_cast<size_t>(used));
+      } else {
+        for (int64_t lane = 0; lane < used; ++lane)
+          for (int64_t i = 0; i < inputs; ++i) to[i * step + lane] = tap[lane * strides.out + i * strides.in];
       }
-      to += points * in * stored;
+      if (used < stored)
+        for (int64_t i = 0; i < inputs; ++i) std::fill(to + i * step + used, to + i * step + stored, 0.0f);
     }
 }
 
-// Panel, stretch, position in the stretch, channel in the panel; the kernel positions [begin, end) of every
+// Point, panel, input channel, channel in the panel; the input channels [begin, end) of every panel.
+void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
+                   int64_t end, float* to) {
+  const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
+  const int64_t lanes = Panels::of(g).lanes(), points = g.algorithm.points * g.algorithm.points;
+  WinogradWeightsCall call{
+      kernel_transform(g.algorithm), g.algorithm.points, g.kernel_h, 0, nullptr, nullptr, 0};
+  call.step = in * round_up(out, width);
+  const int64_t taps = g.kernel_h * g.kernel_w;
+  std::vector<float> gathered(static_cast<size_t>(kPackBlock * taps * lanes));
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t first = 0; first < out; first += lanes) {
+      const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
+      call.lanes = stored;
+      for (int64_t i0 = begin; i0 < end; i0 += kPackBlock) {
+        const int64_t inputs = std::min(kPackBlock, end - i0);
+        gather_kernels(g, weight + (group * out + first) * strides.out + i0 * strides.in, strides, inputs,
+                       used, stored, gathered.data(), taps * stored, stored);
+        for (int64_t i = 0; i < inputs; ++i) {
+          call.kernels = gathered.data() + i * taps * stored;
+          call.output = to + group * points * call.step + first * in + (i0 + i) * stored;
+          kernels().winograd_weights(call);
+        }
+      }
+    }
+}
+
+// Panel, stretch, position in the stretch, channel in the panel; the input channels [begin, end) of every
 // panel.
 void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
                  int64_t end, float* to) {
@@ -67,13 +93,9 @@ void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides
   for (int64_t group = 0; group < g.groups; ++group)
     for (int64_t first = 0; first < out; first += lanes) {
       const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
-      for (int64_t position = begin; position < end; ++position) {
-        const int64_t tap = position / in, i = position % in;
-        const float* w = weight + (group * out + first) * strides.out + i * strides.in +
-                         tap / g.kernel_w * strides.row + tap % g.kernel_w * strides.column;
-        float* row = to + position * stored;
-        for (int64_t lane = 0; lane < stored; ++lane) row[lane] = lane < used ? w[lane * strides.out] : 0.0f;
-      }
+      for (int64_t i0 = begin; i0 < end; i0 += kPackBlock)
+        gather_kernels(g, weight + (group * out + first) * strides.out + i0 * strides.in, strides,
+                       std::min(kPackBlock, end - i0), used, stored, to + i0 * stored, stored, in * stored);
       to += g.depth() * stored;
     }
 }
@@ -112,34 +134,50 @@ AlignedFloats::AlignedFloats(int64_t count) : size_(count) {
 
 void AlignedFloats::Free::operator()(float* p) const { std::free(p); }
 
-Panels Panels::of(int64_t channels) {
+namespace {
+
+Panels cut_panels(int64_t channels, int64_t most) {
   const int64_t width = kernels().vector_width;
   const int64_t vectors = std::max<int64_t>(1, (channels + width - 1) / width);
-  const int64_t count = (vectors + kernels().max_panel_vectors - 1) / kernels().max_panel_vectors;
+  const int64_t count = (vectors + most - 1) / most;
   return {(vectors + count - 1) / count, count};
 }
 
+}  // namespace
+
+Panels Panels::of(int64_t channels) { return cut_panels(channels, kernels().max_panel_vectors); }
+
+Panels Panels::of(const ConvGeometry& g) {
+  return g.algorithm.direct() ? of(g.group_out()) : cut_panels(g.group_out(), kernels().max_winograd_vectors);
+}
+
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides) {
-  const int64_t in = g.group_in();
+  AlignedFloats packed(packed_floats(g));
+  pack_weight_into(g, weight, strides, packed.data());
+  return packed;
+}
+
+int64_t packed_floats(const ConvGeometry& g) {
+  if (g.depthwise()) return g.out_channels * g.kernel_h * g.kernel_w;
+  return g.packed_bytes() / static_cast<int64_t>(sizeof(float));
+}
+
+void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed) {
   auto at = [&](int64_t o, int64_t y, int64_t x, int64_t i) {
     return weight[o * strides.out + i * strides.in + y * strides.row + x * strides.column];
   };
   if (g.depthwise()) {
-    AlignedFloats packed(g.out_channels * g.kernel_h * g.kernel_w);
-    float* to = packed.data();
+    float* to = packed;
     for (int64_t y = 0; y < g.kernel_h; ++y)
       for (int64_t x = 0; x < g.kernel_w; ++x)
         for (int64_t o = 0; o < g.out_channels; ++o) *to++ = at(o, y, x, 0);
-    return packed;
+    return;
   }
-  AlignedFloats packed(g.packed_bytes() / static_cast<int64_t>(sizeof(float)));
   const auto pack = g.algorithm.direct() ? pack_direct : pack_winograd;
-  const int64_t count = g.algorithm.direct() ? g.depth() : in;
-  parallel_team(packed.size() < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
-    const auto [begin, end] = share(count, 1, thread, team);
-    pack(g, weight, strides, begin, end, packed.data());
+  parallel_team(packed_floats(g) < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(g.group_in(), 1, thread, team);
+    pack(g, weight, strides, begin, end, packed);
   });
-  return packed;
 }
 
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values) {
@@ -159,7 +197,7 @@ ConvJob::ConvJob(const ConvGeometry& geometry, View input, View output, View res
       output_(output),
       residual_(residual),
       prologue_(prologue),
-      panels_(Panels::of(g_.group_out())) {
+      panels_(Panels::of(g_)) {
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in() && !g_.depthwise();
   const int64_t columns = adjacent ? 1 : g_.kernel_w;
   length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
@@ -231,7 +269,7 @@ void ConvJob::run_dense(const PackedConv& packed, const float* input, float* out
     call.output = {output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
                      residual_.row, residual_.pixel};
-    call.weight = packed.weight.data() + group * padded * g_.depth();
+    call.weight = packed.weight + group * padded * g_.depth();
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().conv(call, pixel_begin, pixel_end, first, last);
@@ -246,6 +284,15 @@ bool ConvJob::split_tiles_by_channels(int64_t tiles, int team) const {
   if (tiles < 8 * team) return true;
   const int64_t weights = g_.algorithm.points * g_.algorithm.points * g_.in_channels * g_.group_out() * 4;
   return weights > kSharedWeightBytes && panels % team == 0;
+}
+
+// Tiles worked on at once.
+int64_t ConvJob::winograd_block() const {
+  const int64_t rows = kernels().winograd_rows(panels_.vectors), width = kernels().vector_width;
+  if (g_.packed_bytes() / g_.groups > kNearWeightBytes) return kRowBlocks * rows;
+  const int64_t channels = round_up(g_.group_in(), width) + round_up(g_.group_out(), width);
+  const int64_t tile_bytes = g_.algorithm.points * g_.algorithm.points * channels * 4;
+  return std::clamp<int64_t>(kTileBytes / tile_bytes, rows, 4 * rows);
 }
 
 void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* output, const float* residual,
@@ -265,8 +312,6 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   call.activation = g_.activation;
   call.prologue = prologue_;
   call.far_input = g_.far_input;
-  const int64_t passes = (in * panels_.lanes() * 4 + kChunkBytes - 1) / kChunkBytes;
-  call.chunk = (in + passes - 1) / passes;
   const int64_t tiles = g_.images * call.tile_rows * call.tile_columns;
   const bool by_channels = split_tiles_by_channels(tiles, team);
   const auto [tile_begin, tile_end] =
@@ -275,12 +320,11 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   const auto [unit_begin, unit_end] =
       by_channels ? share(units, 1, thread, team) : std::pair<int64_t, int64_t>{0, units};
   if (tile_begin >= tile_end || unit_begin >= unit_end) return;
-  const int64_t tile_bytes = points * 4 * (round_up(in, width) + panels_.lanes());
-  const int64_t share_tiles = tile_end - tile_begin;
-  const int64_t block = std::clamp<int64_t>(kTileBytes / tile_bytes, 8, 48);
+  const int64_t share_tiles = tile_end - tile_begin, block = winograd_block();
   const int64_t blocks = (share_tiles + block - 1) / block;
   call.block_tiles = (share_tiles + blocks - 1) / blocks;  // equal ones
-  call.scratch = thread_scratch(ScratchSlot::kWinograd, kernels().winograd_scratch(call));
+  const int64_t most_panels = std::min(panels_.count, unit_end - unit_begin);
+  call.scratch = thread_scratch(ScratchSlot::kWinograd, kernels().winograd_scratch(call, most_panels));
   for (int64_t group = 0; group < g_.groups; ++group) {
     const int64_t first = std::max(unit_begin, group * panels_.count) - group * panels_.count;
     const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;
@@ -290,7 +334,7 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
     call.output = {output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
                      residual_.row, residual_.pixel};
-    call.weight = packed.weight.data() + group * padded * in * points;
+    call.weight = packed.weight + group * padded * in * points;
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().winograd(call, tile_begin, tile_end, first, last);
@@ -309,7 +353,7 @@ void ConvJob::run_depthwise(const PackedConv& packed, const float* input, float*
   call.stride_w = g_.stride_w;
   call.tap = tap_.data();
   call.taps = static_cast<int64_t>(tap_.size());
-  call.weight = packed.weight.data();
+  call.weight = packed.weight;
   call.scale = packed.scale.size() ? packed.scale.data() : nullptr;
   call.shift = packed.shift.size() ? packed.shift.data() : nullptr;
   call.channels = g_.out_channels;

@@ -46,7 +46,11 @@ class AlignedFloats {
 // Weights in the order in which the kernels read them, with per-channel scale and shift (empty: none) padded
 // to whole vectors.
 struct PackedConv {
-  const AlignedFloats& weight;
+  PackedConv(const float* weight_, const AlignedFloats& scale_, const AlignedFloats& shift_)
+      : weight(weight_), scale(scale_), shift(shift_) {}
+  PackedConv(const AlignedFloats& weight_, const AlignedFloats& scale_, const AlignedFloats& shift_)
+      : PackedConv(weight_.data(), scale_, shift_) {}
+  const float* weight;
   const AlignedFloats& scale;
   const AlignedFloats& shift;
 };
@@ -56,7 +60,8 @@ struct Panels {
   int64_t vectors;  // per panel; the last panel may have fewer
   int64_t count;
   int64_t lanes() const { return vectors * kernels().vector_width; }
-  static Panels of(int64_t channels);
+  static Panels of(int64_t channels);       // of direct convolutions
+  static Panels of(const ConvGeometry& g);  // of its algorithm
 };
 
 // Where weight (o, i, y, x) of the PyTorch layout lies: element strides, so that a linear layer over a
@@ -66,11 +71,14 @@ struct WeightStrides {
 };
 
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides);
+// The same into memory of packed_floats(g) floats, aligned to 64 bytes.
+int64_t packed_floats(const ConvGeometry& g);
+void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed);
 // Copies `values` (one per output channel, or null) for the kernels; null stays empty.
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 
 // Scratch memory of the calling thread, kept for its next call. Each user has a slot of its own.
-enum class ScratchSlot { kWinograd, kStrip, kSums, kCount };
+enum class ScratchSlot { kWinograd, kStrip, kSums, kPacked, kCount };
 float* thread_scratch(ScratchSlot slot, int64_t floats);
 
 class ConvJob {
@@ -93,6 +101,7 @@ class ConvJob {
   void run_depthwise(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   bool split_by_channels(int team) const;
   bool split_tiles_by_channels(int64_t tiles, int team) const;
+  int64_t winograd_block() const;
 
   ConvGeometry g_;
   View input_, output_, residual_;

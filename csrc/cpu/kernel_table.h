@@ -57,11 +57,10 @@ struct WinogradCall {
   int64_t tile_rows, tile_columns;
   int64_t points, tile;
   int64_t in_channels, channels;
-  const float* weight;  // packed: panel, point, input channel, channel in the panel
+  const float* weight;  // packed: point, panel, input channel, channel in the panel
   const float* scale;   // padded to whole vectors, or null
   const float* shift;   // padded to whole vectors, or null
   int64_t panel_vectors;
-  int64_t chunk;        // input channels per pass
   int64_t block_tiles;  // tiles worked on at once
   float* scratch;       // winograd_scratch floats, aligned to a vector
   Prologue prologue;
@@ -239,7 +238,8 @@ constexpr int64_t kLimitFloats = 256;
 struct KernelTable {
   const char* name;
   int64_t vector_width;                           // floats
-  int64_t max_panel_vectors;                      // widest panel of the convolution kernels
+  int64_t max_panel_vectors;                      // widest panel of the direct convolution kernels
+  int64_t max_winograd_vectors;                   // and of Winograd's
   int64_t (*tile_pixels)(int64_t panel_vectors);  // output pixels of one register block
 
   // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
@@ -248,7 +248,8 @@ struct KernelTable {
   // Tiles [tile_begin, tile_end) over all images.
   void (*winograd)(const WinogradCall&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                    int64_t panel_end);
-  int64_t (*winograd_scratch)(const WinogradCall&);
+  int64_t (*winograd_scratch)(const WinogradCall&, int64_t panels);
+  int64_t (*winograd_rows)(int64_t panel_vectors);  // tiles of one register block
   void (*winograd_weights)(const WinogradWeightsCall&);
   // Units are parts of the weight; every one takes all pixels.
   void (*weight_gradient)(const WeightGradCall&, int64_t unit_begin, int64_t unit_end);

@@ -14,44 +14,53 @@ struct Entry {
   const void* data;
   int64_t groups;
   ConvAlgorithm algorithm;
-  std::shared_ptr<const AlignedFloats> packed;
+  std::shared_ptr<AlignedFloats> packed;
 };
 
 std::mutex mutex;
 // Never destroyed: tensors held by Python may outlive this library's static objects.
 auto& entries = *new std::unordered_map<const c10::TensorImpl*, Entry>;
 
-// At every new entry: turned weights of a backward pass live for one call, and are large.
+// At every new entry: packed weights are large.
 void sweep() {
   for (auto it = entries.begin(); it != entries.end();)
     it = it->second.tensor.expired() ? entries.erase(it) : std::next(it);
 }
 
-std::shared_ptr<const AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry& g) {
-  const at::Tensor dense = weight.contiguous();
-  const WeightStrides strides{dense.stride(0), dense.stride(1), dense.dim() == 4 ? dense.stride(2) : 1,
-                              dense.dim() == 4 ? dense.stride(3) : 1};
-  return std::make_shared<AlignedFloats>(pack_weight(g, dense.const_data_ptr<float>(), strides));
+// Into `memory` where that has the right size and no other owner: weights of a training change at every step.
+std::shared_ptr<AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry& g,
+                                    std::shared_ptr<AlignedFloats> memory) {
+  const int64_t floats = packed_floats(g);
+  if (!memory || memory.use_count() != 1 || memory->size() != floats)
+    memory = std::make_shared<AlignedFloats>(floats);
+  const bool image = weight.dim() == 4;
+  const WeightStrides strides{weight.stride(0), weight.stride(1), image ? weight.stride(2) : 1,
+                              image ? weight.stride(3) : 1};
+  pack_weight_into(g, weight.const_data_ptr<float>(), strides, memory->data());
+  return memory;
 }
 
 }  // namespace
 
 std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& g) {
-  if (weight.is_inference()) return pack(weight, g);
+  if (weight.is_inference()) return pack(weight, g, nullptr);
   const c10::TensorImpl* key = weight.unsafeGetTensorImpl();
   const uint32_t version = weight._version();
+  std::shared_ptr<AlignedFloats> outdated;
   {
     std::lock_guard lock(mutex);
     const auto it = entries.find(key);
     if (it != entries.end()) {
-      const Entry& e = it->second;
+      Entry& e = it->second;
       // A new tensor may live at the address of a dead one: the weak reference tells.
-      if (!e.tensor.expired() && e.version == version && e.data == weight.const_data_ptr() &&
-          e.groups == g.groups && e.algorithm == g.algorithm)
-        return e.packed;
+      const bool same = !e.tensor.expired() && e.data == weight.const_data_ptr() && e.groups == g.groups &&
+                        e.algorithm == g.algorithm;
+      if (same && e.version == version) return e.packed;
+      outdated = std::move(e.packed);
+      entries.erase(it);
     }
   }
-  auto packed = pack(weight, g);
+  auto packed = pack(weight, g, std::move(outdated));
   std::lock_guard lock(mutex);
   sweep();
   entries.insert_or_assign(key, Entry{WeakTensor(weight.getIntrusivePtr()), version, weight.const_data_ptr(),

@@ -75,10 +75,18 @@ BatchNormGradients conv2d_batch_norm_backward_meta(const at::Tensor& grad_output
           gradient_like(mask[5], grad_output)};
 }
 
+at::Tensor conv2d_input_grad_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                                  at::IntArrayRef dilation, int64_t groups) {
+  check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, {stride, padding, dilation, groups});
+  return at::empty_like(input);
+}
+
 at::Tensor conv2d_weight_grad_meta(const at::Tensor& grad_output, const at::Tensor& input,
                                    const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                    at::IntArrayRef dilation, int64_t groups) {
-  check_conv2d_weight_grad(grad_output, input, weight, {stride, padding, dilation, groups});
+  check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight,
+                        {stride, padding, dilation, groups});
   return at::empty_like(weight);
 }
 
@@ -94,6 +102,7 @@ at::Tensor batch_norm_act_meta(const at::Tensor& input, const at::Tensor& mean, 
 TORCH_LIBRARY_IMPL(cnnfast, Meta, m) {
   m.impl("conv2d", TORCH_FN(conv2d_meta));
   m.impl("conv2d_backward", TORCH_FN(conv2d_backward_meta));
+  m.impl("conv2d_input_grad", TORCH_FN(conv2d_input_grad_meta));
   m.impl("conv2d_weight_grad", TORCH_FN(conv2d_weight_grad_meta));
   m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm_meta));
   m.impl("conv2d_batch_norm_backward", TORCH_FN(conv2d_batch_norm_backward_meta));

@@ -87,8 +87,9 @@ Activation parse_activation(const char* op, std::string_view text) {
 }
 
 void check_pre_activation(const char* op, std::string_view name) {
-  TORCH_CHECK(output_determines(parse_activation(op, name)), "cnnfast::", op, ": ", name,
-              " has no gradient by its output alone, which this operator needs: call it by itself in front");
+  TORCH_CHECK(output_determines(parse_activation(op, name)), "cnnfast::", op, ": activation ", name,
+              " has no gradient by its output alone, as none, relu, sigmoid and others have, which this "
+              "operator needs: call it by itself in front");
 }
 
 bool output_determines(const Activation& activation) {

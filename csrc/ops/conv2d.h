@@ -37,9 +37,12 @@ at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, c
                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                             int64_t groups, std::string_view activation);
 
-// The gradient of the weight alone, in the weight's strides.
-void check_conv2d_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,
-                              const at::Tensor& weight, const Conv2dParams& params);
+// Gradients of the input alone and of the weight alone, in the strides of either.
+void check_conv2d_gradient(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                           const at::Tensor& weight, const Conv2dParams& params);
+at::Tensor conv2d_input_grad_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                       const at::Tensor& weight, at::IntArrayRef stride,
+                                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 at::Tensor conv2d_weight_grad_composite(const at::Tensor& grad_output, const at::Tensor& input,
                                         const at::Tensor& weight, at::IntArrayRef stride,
                                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);

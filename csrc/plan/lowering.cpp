@@ -340,7 +340,7 @@ void Lowering::emit_conv(int64_t node) {
 // made.
 void Lowering::emit_linear(int64_t node) {
   const Node& n = graph_.nodes[node];
-  const Value& in = values_[source_of(n.inputs[0])];
+  const Value& in = values_[n.inputs[0]];
   const cpu::ConvGeometry g{in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
                             1,         1,           1,         1, 1,         n.activation};
   add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(n.inputs[0]), place(node), nullptr,

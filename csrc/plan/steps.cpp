@@ -60,7 +60,7 @@ std::string conv_text(const cpu::ConvGeometry& g) {
     out << "direct";
   else
     out << "winograd tiles of " << g.algorithm.tile;
-  out << ", panel of " << cpu::Panels::of(g.group_out()).lanes();
+  out << ", panel of " << cpu::Panels::of(g).lanes();
   return out.str();
 }
 

@@ -1,7 +1,6 @@
 """examples/cpp: built with CMake against our own target, it gives Python's answers without Python."""
 
 import subprocess
-import warnings
 
 import pytest
 import torch
@@ -34,26 +33,39 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    """A frozen LeNet as TorchScript, with wide weights and centred outputs: images get different classes."""
+def frozen():
+    """A LeNet with wide weights and centred outputs: images get different classes."""
     net = cnnfast.models.get_model("lenet").eval()
     fill_weights(net, gain=6.0)
     images, _ = next(data.batches(*data.fashion_mnist("test"), 500))
     with torch.no_grad():
         list(net.parameters())[-1].sub_(net(images).mean(0))
-    example = torch.rand(2, 1, 28, 28)
-    return cnnfast.export(
-        cnnfast.freeze(net, example), tmp_path_factory.mktemp("network") / "lenet.pt", example_inputs=example
-    )
+    return cnnfast.freeze(net, torch.rand(2, 1, 28, 28))
 
 
-def test_classes_are_those_of_python(program, files, network, tmp_path):
+@pytest.fixture(scope="module")
+def networks(frozen, tmp_path_factory):
+    """The network in both formats that the program reads."""
+    folder = tmp_path_factory.mktemp("network")
+    names = {"torchscript": "lenet.pt", "aoti": "lenet.pt2"}
+    example = torch.rand(1, 1, 28, 28)
+    return {
+        format: cnnfast.export(frozen, folder / name, format=format, example_inputs=example)
+        for format, name in names.items()
+    }
+
+
+@pytest.fixture
+def network(networks):
+    return networks["torchscript"]
+
+
+@pytest.mark.parametrize("format", ["torchscript", "aoti"])
+def test_classes_are_those_of_python(format, program, files, networks, frozen, tmp_path):
+    network = networks[format]
     images, labels = data.fashion_mnist("test")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated
-        net = torch.jit.load(network)
     with torch.inference_mode():
-        expected = torch.cat([net(batch).argmax(1) for batch, _ in data.batches(images, labels, BATCH)])
+        expected = torch.cat([frozen(batch).argmax(1) for batch, _ in data.batches(images, labels, BATCH)])
     assert len(expected.unique()) >= 4  # else equal classes say little
     line = cpp_example.classify(program, network, *files, tmp_path / "classes", BATCH)
     assert (tmp_path / "classes").read_bytes() == bytes(expected.tolist())
@@ -76,7 +88,7 @@ def test_wrong_arguments_show_the_usage(program):
     assert result.returncode == 2 and "usage" in result.stderr
 
 
-def test_bad_files_are_errors(program, files, network, tmp_path):
+def test_bad_files_are_errors(program, files, network, networks, tmp_path):
     images, labels = files
     broken = tmp_path / "broken"
     for content, words in (
@@ -91,9 +103,12 @@ def test_bad_files_are_errors(program, files, network, tmp_path):
         assert result.returncode == 1 and words in result.stderr and str(broken) in result.stderr
     assert "same N" in run(program, network, labels, images).stderr
     assert "at least 1" in run(program, network, images, labels, tmp_path / "classes", 0).stderr
-    broken.write_bytes(network.read_bytes()[:1000])
-    result = run(program, broken, images, labels)
-    assert result.returncode == 1 and result.stderr.startswith("classify: ")
+    for name, whole in (("broken.pt", network), ("broken.pt2", networks["aoti"])):
+        cut = tmp_path / name
+        cut.write_bytes(whole.read_bytes()[:1000])
+        result = run(program, cut, images, labels)
+        assert result.returncode == 1 and "classify: " in result.stderr
+    assert "cannot open" in run(program, tmp_path / "nothing.pt2", images, labels).stderr
     assert run(program, network, images, labels, tmp_path / "no" / "folder").returncode == 1
 
 

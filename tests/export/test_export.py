@@ -5,57 +5,56 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from fuse.networks import NETWORKS, images, make
+from fuse.networks import images, make
 from torch import nn
 
 import cnnfast
 from cnnfast import _ext
-from cnnfast.export import FORMATS, ExportError, library_path
+from cnnfast.export import FORMATS, ExportError, fresh_process, library_path
+from cnnfast.plan.nodes import FORMAT
+
+from .support import loaded, name_of, record_of, skip_without_packages
 
 needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def loaded(path):
-    return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
-
-
-def assert_same(path, network, x):
+def assert_same(path, network, x, format="torchscript"):
     with torch.no_grad():
-        torch.testing.assert_close(loaded(path)(x), network(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded(path, format)(x), network(x), rtol=0, atol=1e-5)
 
 
 @needs_extension
 @pytest.mark.parametrize("format", FORMATS)
 def test_export_frozen(format, tmp_path):
+    skip_without_packages(format)
     name = "resnet"
     frozen = cnnfast.freeze(make(name), images(name))
-    path = cnnfast.export(
-        frozen,
-        tmp_path / f"net.{'pt2' if format == 'pt2' else 'pt'}",
-        format=format,
-        example_inputs=images(name, 1),
-    )
-    assert_same(path, frozen, images(name, 6))
+    path = cnnfast.export(frozen, tmp_path / name_of(format), format=format, example_inputs=images(name, 1))
+    assert_same(path, frozen, images(name, 6), format)
     assert os.listdir(tmp_path) == [path.name]
+    facts = record_of(path, format)
+    assert facts["cnnfast"] == cnnfast.__version__ and facts["torch"] == torch.__version__
+    assert facts["format"] == "cnnfast.export" and facts["format_version"] == "1"
+    assert facts["network"] == "frozen" and facts["plan_format"] == str(FORMAT)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_export_fused(format, tmp_path):
+    skip_without_packages(format)
+    if format == "onnx" and not _ext.AVAILABLE:
+        pytest.skip("a network is frozen for ONNX")
     fused = cnnfast.fuse(make("resnet")).train()
     before = {key: value.clone() for key, value in fused.state_dict().items()}
-    path = cnnfast.export(
-        fused,
-        tmp_path / f"net.{'pt2' if format == 'pt2' else 'pt'}",
-        format=format,
-        example_inputs=images("resnet"),
-    )
+    path = cnnfast.export(fused, tmp_path / name_of(format), format=format, example_inputs=images("resnet"))
     assert fused.training and fused.stem[1].training  # the file has evaluation mode, the module keeps its own
     assert all(torch.equal(value, before[key]) for key, value in fused.state_dict().items())
-    assert_same(path, fused.eval(), images("resnet", 5))
+    assert_same(path, fused.eval(), images("resnet", 5), format)
+    assert record_of(path, format)["network"] == "modules"
 
 
 @pytest.mark.parametrize("name", ["lenet", "residual_net"])
@@ -110,16 +109,15 @@ def test_export_refuses_a_file_with_other_results(tmp_path):
         cnnfast.export(
             SizeBound(), tmp_path / "net.pt", example_inputs=torch.randn(2, 3), dynamic_batch=False
         )
-    assert torch.equal(loaded(tmp_path / "net.pt")(torch.ones(2, 3)), SizeBound()(torch.ones(2, 3)))
+    assert torch.equal(
+        loaded(tmp_path / "net.pt", "torchscript")(torch.ones(2, 3)), SizeBound()(torch.ones(2, 3))
+    )
 
 
 def test_export_compares_numbers(tmp_path, monkeypatch):
-    from cnnfast.export import _FRESH_PROCESS
-
-    module = sys.modules["cnnfast.export"]
-    monkeypatch.setattr(
-        module, "_FRESH_PROCESS", _FRESH_PROCESS.replace("network(*args)", "network(*args) * 1.001")
-    )
+    changed = fresh_process._FRESH_PROCESS.replace("network(*args)", "network(*args) * 1.001")
+    assert changed != fresh_process._FRESH_PROCESS
+    monkeypatch.setattr(fresh_process, "_FRESH_PROCESS", changed)
     with pytest.raises(ExportError, match="other results"):
         cnnfast.export(make("lenet"), tmp_path / "net.pt", example_inputs=images("lenet"))
     assert not os.listdir(tmp_path)
@@ -128,10 +126,13 @@ def test_export_compares_numbers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"format": "onnx"}, "writes 'torchscript' and 'pt2', not 'onnx'"),
-        ({"format": "aoti"}, "not 'aoti'"),
+        ({"format": "tflite"}, "one of 'torchscript', 'pt2', 'aoti', 'onnx', not 'tflite'"),
         ({"format": "pt2"}, "needs example_inputs"),
+        ({"format": "aoti"}, "needs example_inputs"),
+        ({"format": "onnx"}, "needs example_inputs"),
         ({"format": "pt2", "example_inputs": images("lenet")}, r"net\.pt2"),
+        ({"format": "aoti", "example_inputs": images("lenet")}, r"net\.pt2"),
+        ({"format": "onnx", "example_inputs": images("lenet")}, r"net\.onnx"),
     ],
 )
 def test_export_refuses_in_words(options, words, tmp_path):
@@ -147,9 +148,61 @@ def test_export_refuses_in_words(options, words, tmp_path):
 def test_export_pt2_with_fixed_batch(tmp_path):
     fused, x = cnnfast.fuse(make("lenet")), images("lenet", 1)
     path = cnnfast.export(fused, tmp_path / "n.pt2", format="pt2", example_inputs=x, dynamic_batch=False)
-    assert_same(path, fused, x)
+    assert_same(path, fused, x, "pt2")
     with pytest.raises((RuntimeError, AssertionError)):
-        loaded(path)(images("lenet", 2))
+        loaded(path, "pt2")(images("lenet", 2))
+
+
+@needs_extension
+def test_export_onnx_of_what_has_no_plan_is_an_error(tmp_path):
+    skip_without_packages("onnx")
+
+    class Shuffled(nn.Module):
+        def forward(self, x):
+            return x.roll(1)
+
+    x = torch.randn(1, 2, 3, 3)
+    with pytest.raises(ExportError, match="written from a plan(?s:.*)roll"):
+        cnnfast.export(Shuffled(), tmp_path / "net.onnx", format="onnx", example_inputs=x)
+    eager = cnnfast.freeze(Shuffled(), x, allow_eager=True)
+    with pytest.raises(ExportError, match="there is none"):
+        cnnfast.export(eager, tmp_path / "net.onnx", format="onnx", example_inputs=x)
+    assert not os.listdir(tmp_path)
+
+
+def test_export_without_the_package_onnx_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ExportError, match="pip install onnx"):
+        cnnfast.export(make("lenet"), tmp_path / "net.onnx", format="onnx", example_inputs=images("lenet"))
+
+
+def test_export_aoti_without_a_compiler_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExportError, match="no compiler was found(?s:.*)pt2"):
+        cnnfast.export(make("lenet"), tmp_path / "net.pt2", format="aoti", example_inputs=images("lenet"))
+
+
+@needs_extension
+@pytest.mark.parametrize("format", ["pt2", "aoti", "onnx"])
+def test_export_killed_while_writing_leaves_the_old_file(format, tmp_path, monkeypatch):
+    """The name appears at the end: what breaks in the middle leaves nothing, and the old file whole."""
+    skip_without_packages(format)
+    path = tmp_path / name_of(format)
+    path.write_bytes(b"old")
+
+    def killed(network, file, *arguments):
+        assert file.parent.parent == tmp_path and file.stat().st_size > 1000  # beside it, whole
+        assert path.read_bytes() == b"old"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fresh_process, "check", killed)
+    write = FORMATS[format].write
+    if format == "aoti":  # compiling takes long and is tested elsewhere
+        write = FORMATS["pt2"].write
+        monkeypatch.setitem(FORMATS, "aoti", replace(FORMATS["aoti"], write=write))
+    with pytest.raises(KeyboardInterrupt):
+        cnnfast.export(make("lenet"), path, format=format, example_inputs=images("lenet"))
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [path.name]
 
 
 @needs_extension
@@ -166,6 +219,7 @@ def test_library_loads_by_itself(tmp_path):
             torch.jit.load(net)
         except RuntimeError as error:
             assert "cnnfast::run_plan" in str(error), error
+            assert "import cnnfast first" in str(error), error
         else:
             raise SystemExit("loaded without the library")
         torch.ops.load_library(library)
@@ -190,21 +244,9 @@ def test_exported_archive_with_a_damaged_plan_is_an_error(tmp_path):
 
 
 @needs_extension
-def test_exported_plans_run_under_another_instruction_set(tmp_path):
-    """A file holds plain weights: they are packed where it is loaded."""
-    wanted = {}
-    for name in NETWORKS:
-        frozen, x = cnnfast.freeze(make(name), images(name)), images(name)
-        cnnfast.export(frozen, tmp_path / f"{name}.pt", verify=False)
-        torch.save(x, tmp_path / f"{name}.x")
-        wanted[name] = frozen(x)
-    code = """
-        import sys, torch
-        torch.ops.load_library(sys.argv[1])
-        for name in sys.argv[2:]:
-            torch.save(torch.jit.load(f"{name}.pt")(torch.load(f"{name}.x")), f"{name}.y")
-    """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(library_path()), *NETWORKS]
-    subprocess.run(command, env={**os.environ, "CNNFAST_CPU_ISA": "portable"}, check=True, cwd=tmp_path)
-    for name in NETWORKS:
-        torch.testing.assert_close(torch.load(tmp_path / f"{name}.y"), wanted[name], rtol=0, atol=2e-5)
+def test_exported_archive_of_a_newer_format_says_what_to_do(tmp_path):
+    script = torch.jit.script(cnnfast.freeze(make("lenet"), images("lenet")))
+    script.plan[1] += 1
+    torch.jit.save(script, tmp_path / "net.pt")
+    with pytest.raises(RuntimeError, match=f"format version {FORMAT + 1}.* reads version {FORMAT}; update"):
+        torch.jit.load(tmp_path / "net.pt")(images("lenet"))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import struct
 import subprocess
@@ -47,6 +46,19 @@ def test_saved_file_is_plain_safetensors_with_json(tmp_path):
     assert json.loads(metadata["network"])["names"] and len(metadata["sha256"]) == 64
 
 
+def test_network_without_constants_is_saved(tmp_path):
+    x = torch.randn(2, 3, 5, 5)
+    frozen = cnnfast.freeze(nn.MaxPool2d(2), x)
+    assert torch.equal(cnnfast.load(frozen.save(tmp_path / "net"))(x), frozen(x))
+
+
+def test_archive_of_torch_is_named(tmp_path):
+    frozen = cnnfast.freeze(make("lenet"), images("lenet"))
+    path = cnnfast.export(frozen, tmp_path / "net.pt", verify=False)
+    with pytest.raises(FileFormatError, match="torch.jit.load loads TorchScript"):
+        cnnfast.load(path)
+
+
 def test_loaded_network_is_independent_of_the_file(tmp_path):
     frozen = cnnfast.freeze(make("lenet"), images("lenet"))
     path = frozen.save(tmp_path / "net")
@@ -70,53 +82,6 @@ def load_bytes(content, tmp_path):
     path = tmp_path / "damaged"
     path.write_bytes(content)
     return cnnfast.load(path)
-
-
-def damaged(content, choice):
-    content = bytearray(content)
-    kind = choice.randrange(4)
-    if kind == 0:
-        for _ in range(choice.choice([1, 1, 2, 5])):
-            content[choice.randrange(len(content))] ^= 1 << choice.randrange(8)
-    elif kind == 1:
-        del content[choice.randrange(len(content)) :]
-    elif kind == 2:
-        at = choice.randrange(len(content))
-        content[at : at + choice.randrange(1, 40)] = bytes(
-            choice.randrange(256) for _ in range(choice.randrange(40))
-        )
-    else:
-        a, b = sorted(choice.randrange(len(content)) for _ in range(2))
-        content[a:b] = content[a:b][::-1]
-    return bytes(content)
-
-
-def test_damaged_file_is_an_error_or_the_right_answer(small_file, tmp_path):
-    content, x, wanted = small_file
-    choice = random.Random(3)
-    errors = 0
-    for _ in range(400):
-        variant = damaged(content, choice)
-        try:
-            network = load_bytes(variant, tmp_path)
-        except FileFormatError as error:
-            errors += 1
-            assert "save" in str(error) or "update" in str(error)
-        else:
-            assert torch.equal(network(x), wanted)
-    assert errors > 350
-
-
-def test_every_byte_of_the_header_counts(small_file, tmp_path):
-    content, x, wanted = small_file
-    (length,) = struct.unpack_from("<Q", content)
-    for at in range(0, 8 + length, 3):
-        variant = bytearray(content)
-        variant[at] ^= 4
-        try:
-            assert torch.equal(load_bytes(bytes(variant), tmp_path)(x), wanted)
-        except FileFormatError:
-            pass
 
 
 def with_metadata(content, change):

@@ -8,7 +8,7 @@ from fuse.networks import NETWORKS, images, make
 
 from cnnfast.plan.build import build
 from cnnfast.plan.codec import Constants, decode, encode
-from cnnfast.plan.nodes import FORMAT, MAGIC, PlanError
+from cnnfast.plan.nodes import FORMAT, MAGIC, OLDEST_FORMAT, PlanError
 from cnnfast.plan.show import lines
 
 
@@ -32,9 +32,10 @@ def test_plan_words_by_hand():
     built = build(model, (torch.randn(1, 2, 4, 4),))
     words = encode(built.plan, built.weights, checksum=lambda data: 7).tolist()
     assert built.weights.numel() == 16 and built.weights[:12].equal(model[0].weight.detach().view(-1))
+    # operation, activation and its two numbers, inputs, attributes
     header = [MAGIC, FORMAT, 7, 7, 16, 2, 1]
-    conv = [1, 1, 1, 0, 17, 0, 3, 2, 1, 2, -1, 2, 1, 1, 0, 1, 0, 1, 1, 1, 6, 0]
-    assert words == [*header, *[0, 0, 0, 2, 4, 2], *conv, 1]
+    conv = [1, 1, 0, 0, 1, 0, 17, 0, 3, 2, 1, 2, -1, 2, 1, 1, 0, 1, 0, 1, 1, 1, 6, 0]
+    assert words == [*header, *[0, 0, 0, 0, 0, 2, 4, 2], *conv, 1]
 
 
 def test_plan_damaged_words_are_an_error_or_a_plan():
@@ -57,9 +58,9 @@ def test_plan_damaged_words_are_an_error_or_a_plan():
         (lambda plan: plan.double(), "1-D int64"),
         (
             lambda plan: torch.cat([plan[:1], plan[1:2] + 1, plan[2:]]),
-            f"format {FORMAT + 1}, this cnnfast reads format {FORMAT}: update",
+            f"format {FORMAT + 1}, this cnnfast reads formats {OLDEST_FORMAT} to {FORMAT}: update",
         ),
-        (lambda plan: torch.cat([plan[:1], plan[1:2] - 1, plan[2:]]), "save the network again"),
+        (lambda plan: torch.cat([plan[:1], plan[1:2] - 2, plan[2:]]), "save the network again"),
         (lambda plan: torch.cat([plan[:1] + 1, plan[1:]]), "no plan of a frozen network"),
         (lambda plan: torch.cat([plan, plan[:1]]), "outputs are damaged"),
         (lambda plan: torch.cat([plan[:7], plan[7:8] + 77, plan[8:]]), "unknown to this version"),

@@ -145,7 +145,7 @@ def test_plan_of_local_response_norm_by_hand():
     built = build(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), norm), (torch.randn(2, 3, 4, 5),))
     words = encode(built.plan, built.weights, checksum=lambda data: 7)
     bits = torch.tensor([3e-4, 0.5, 2.0], dtype=torch.float64).view(torch.int64).tolist()
-    assert words.tolist()[-10:] == [12, 0, 1, 1, 4, 4, *bits, 2]
+    assert words.tolist()[-12:] == [12, 0, 0, 0, 1, 1, 4, 4, *bits, 2]
     assert decode(words) == built.plan
     assert lines(built.plan, built.names)[2].endswith(
         "local_response_norm size 4, alpha 0.0003, beta 0.5, k 2"

@@ -1,5 +1,7 @@
 """Every operation that a plan holds, against eager PyTorch: sizes, batches, odd channels, NaN and Inf."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -197,7 +199,20 @@ EXPANSIONS = {
 }
 for _kind, _expand in EXPANSIONS.items():
     CASES[f"features_{_kind}"] = lambda expand=_expand: Fn(lambda m, x: m.se(x), se=FeatureExcite(12, expand))
+class FeatureParts(nn.Module):
+    """Parts of features, each through a linear layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.a, self.b = nn.Linear(12, 10), nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        a, b = self.all(x.mean((2, 3))).split([4, 6], 1)
+        return torch.cat((x[:, :6] * self.a(a)[:, :, None, None], x[:, 6:] + self.b(b).view(-1, 6, 1, 1)), 1)
+
+
 for _name, _layer in {
+    "feature_parts": FeatureParts,
     "prelu": lambda: nn.PReLU(12),
     "zero_pad": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
     "constant_pad": lambda: nn.ConstantPad2d(1, 0.7),
@@ -290,6 +305,65 @@ def test_plan_operation_results_repeat_bit_for_bit(name):
     first = frozen(x)
     frozen(torch.full_like(x, float("nan")))
     assert torch.equal(frozen(x), first)
+
+
+@EACH
+def test_plan_operation_with_several_threads(name):
+    """Enough work for a plan to wake threads; each step cuts its share by itself."""
+    model, x = made(name), torch.randn(5, 3, 48, 40)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = frozen(x)
+        torch.set_num_threads(3)
+        torch.testing.assert_close(frozen(x), alone, rtol=0, atol=1e-5 * alone.abs().max().item())
+    finally:
+        torch.set_num_threads(before)
+
+
+KEEPS_SHAPE = [
+    "own_silu", "clamp", "product", "product_and_sum", "difference", "scalars", "alpha", "in_place", "chunk",
+    "split", "split_even", "narrow", "slice_sum", "slice_of_slice", "plane", "shuffle", "shuffle_pairs",
+    "shuffle_own", "shuffle_concat", "shuffle_wide_concat", "amax", "mean_sum", "nearest_like",
+    "bilinear_like", "group_norm", "channels_last", "squeeze", "nested_concat",
+]  # fmt: skip
+
+
+class Woven(nn.Module):
+    """Random operations on random earlier values: places, views and overwritten operands meet."""
+
+    def __init__(self, seed):
+        super().__init__()
+        choice = random.Random(seed)
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(12, 12, 3, padding=1) for _ in range(3))
+        self.steps = []
+        for i in range(9):
+            what = choice.choice(["conv", "add", *KEEPS_SHAPE * 3])
+            self.steps.append((what, choice.randrange(3), choice.randint(0, i), choice.randint(0, i)))
+        self.kept = choice.sample(range(10), 2)
+
+    def forward(self, x):
+        values = [self.first(x)]
+        for what, conv, a, b in self.steps:
+            if what == "conv":
+                values.append(F.hardswish(self.convs[conv](values[a]) + values[b]))
+            elif what == "add":
+                values.append(F.relu(values[a] + values[b]))
+            else:
+                values.append(torch.tanh(SIMPLE[what](self, values[a])))
+        return torch.cat([values[-1], *[values[i] for i in self.kept]], 1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_plan_of_woven_operations(seed):
+    torch.manual_seed(seed)
+    model, x = Woven(seed).eval(), torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    assert_near(frozen(x), truth(model, x))
+    larger = torch.randn(1, 3, 18, 40)
+    assert_near(frozen(larger), truth(model, larger))
 
 
 def operations(name, **kwargs):

@@ -330,7 +330,7 @@ def test_cache_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_export_of_a_tuned_network_is_checked_against_the_same_choices(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["cnnfast.export"], "_TOLERANCE", 0.0)
+    monkeypatch.setattr(sys.modules["cnnfast.export.fresh_process"], "_TOLERANCE", 0.0)
     layer, x = conv()
     inject(layer, x, DIRECT)
     frozen = cnnfast.freeze(layer, x, tune=True)

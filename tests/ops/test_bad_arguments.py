@@ -51,7 +51,7 @@ CONVOLUTIONS = {
     "bias_rank": (conv(bias=(8, 1)), ["bias", "8", "[8, 1]"]),
     "residual_shape": (conv(residual=(2, 8, 8, 9)), ["residual", "[2, 8, 8, 9]", "[2, 8, 6, 7]"]),
     "residual_to_broadcast": (conv(residual=(1, 8, 6, 7)), ["residual", "[1, 8, 6, 7]", "[2, 8, 6, 7]"]),
-    "activation": (conv(activation="gelu"), ["activation", "none", "relu", "sigmoid", "gelu"]),
+    "activation": (conv(activation="softplus"), ["activation", "none", "relu", "sigmoid", "softplus"]),
     "weight_dtype": (conv(weight=images(8, 3, 3, 3).double()), ["input", "Float", "weight", "Double"]),
     "input_dtype": (conv(input=images(2, 3, 8, 9).half()), ["Half", "weight", "Float"]),
     "bias_dtype": (conv(bias=images(8).double()), ["bias", "Double", "Float"]),
@@ -92,7 +92,10 @@ BN_ACT_CONV2D = {
         conv(input=torch.ones(2, 3, 8, 9).int(), weight=torch.ones(8, 3, 3, 3).int()),
         ["input", "floating", "Int"],
     ),
-    "pre_activation": (conv(pre_activation="gelu"), ["activation", "none", "relu", "sigmoid", "gelu"]),
+    "pre_activation": (
+        conv(pre_activation="softplus"),
+        ["activation", "none", "relu", "sigmoid", "softplus"],
+    ),
 }
 
 
@@ -108,7 +111,7 @@ LINEAR = {
     "bias_size": (call((2, 6), (4, 6), (6,)), ["bias", "4", "[6]"]),
     "dtype": (call(images(2, 6).double(), (4, 6)), ["Double", "weight", "Float"]),
     "device": (call(images(2, 6, device="meta"), (4, 6)), ["meta", "weight", "cpu"]),
-    "activation": (call((2, 6), (4, 6), activation="tanh"), ["activation", "relu", "tanh"]),
+    "activation": (call((2, 6), (4, 6), activation="tanhh"), ["activation", "relu", "tanhh"]),
 }
 
 BATCH_NORM2D = {
@@ -124,7 +127,7 @@ BATCH_NORM2D = {
     "residual_dtype": (call((2, 3, 8, 9), residual=images(2, 3, 8, 9).half()), ["residual", "Half"]),
     "one_value": (call((1, 3, 1, 1)), ["more than one value per channel", "[1, 3, 1, 1]"]),
     "integers": (call(torch.ones(2, 3, 8, 9).int()), ["input", "floating", "Int"]),
-    "activation": (call((2, 3, 8, 9), activation="tanh"), ["activation", "relu", "tanh"]),
+    "activation": (call((2, 3, 8, 9), activation="tanhh"), ["activation", "relu", "tanhh"]),
 }
 LOCAL_RESPONSE_NORM = {
     "rank": (call((3, 8, 9), 5), ["input", "4", "[3, 8, 9]"]),
@@ -191,8 +194,8 @@ def test_unknown_activation_names_the_choices(operator):
     tensors = (
         (images(1, 2, 3, 3), images(4, 2, 3, 3)) if operator is ops.conv2d else (images(2, 3), images(4, 3))
     )
-    with pytest.raises(RuntimeError, match="none.*relu.*sigmoid.*gelu"):
-        operator(*tensors, activation="gelu")
+    with pytest.raises(RuntimeError, match="none.*relu.*sigmoid.*softplus"):
+        operator(*tensors, activation="softplus")
 
 
 @needs_extension

@@ -63,7 +63,7 @@ def test_batch_norm_act_passes_opcheck():
         ({"mean": torch.randn(4)}, ["mean", "(5)", "[4]"]),
         ({"weight": torch.randn(6)}, ["weight", "(5)", "[6]"]),
         ({"residual": torch.randn(2, 5, 6, 8)}, ["residual", "[2, 5, 6, 8]", "[2, 5, 6, 7]"]),
-        ({"activation": "tanh"}, ["activation", "tanh"]),
+        ({"activation": "tanhh"}, ["activation", "tanhh"]),
     ],
     ids=["rank", "mean", "weight", "residual", "activation"],
 )

@@ -400,7 +400,7 @@ BAD = {
     "mean_size": ({"means": (5,)}, ["layer 1", "mean", "12", "[5]"]),
     "var_size": ({"vars": (5,)}, ["layer 1", "var", "12", "[5]"]),
     "var_missing": ({"vars": None}, ["layer 1", "means", "vars", "every layer"]),
-    "activation": ({"activation": "gelu"}, ["activation", "none", "relu", "sigmoid", "gelu"]),
+    "activation": ({"activation": "softplus"}, ["activation", "none", "relu", "sigmoid", "softplus"]),
     "integers": ({"input": torch.ones(3, 5, 9, 8).int()}, ["input", "floating", "Int"]),
     "no_layer": ({"layers": 0}, ["weights", "at least one layer"]),
     "few_biases": ({"biases_count": 2}, ["biases", "2", "3"]),

@@ -36,6 +36,7 @@ def backward_calls():
         "conv2d_backward",
         [grad, input, weight, None, output, *geometry, "none", [True, False, True, False, False]],
     )
+    yield "conv2d_input_grad", [grad, input, weight, *geometry]
     yield "conv2d_weight_grad", [grad, input, weight, *geometry]
     input, weight, bias, bn_weight, bn_bias, residual = cases["conv2d_batch_norm"].tensors()
     output, conv_output, mean, var = torch.ops.cnnfast.conv2d_batch_norm(

@@ -175,7 +175,7 @@ class Lowering:
         """Whether eager PyTorch returns its argument, or a view of it."""
         if node.op == "placeholder" or node.target in ("clone", torch.clone):
             return False
-        source = node.args[0]
+        source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or source not in self.values:
             return False
         if isinstance(value, list) or isinstance(self.values[source], list):

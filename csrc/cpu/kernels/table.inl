@@ -26,10 +26,12 @@ using namespace cnnfast::cpu;
   {name,                           \
    Vec::kWidth,                    \
    Vec::kPanelVectors,             \
+   kWinogradVectors,               \
    tile_pixels,                    \
    conv,                           \
    winograd,                       \
    winograd_scratch,               \
+   winograd_rows,                  \
    winograd_weights,               \
    weight_gradient,                \
    gradient_units,                 \

@@ -171,14 +171,15 @@ inline void transform_gradient(const Vec* g, Vec* out, int step) {
 // Where the parts of a strip of tiles lie in a thread's scratch memory: inputs of its own channels, gradients
 // of all. Distances of points are kept off multiples of 4 KB.
 struct GradientScratch {
-  int64_t input_row, input_point, grad_row, grad_point, floats;
+  TileRows input;  // all channels of a tile in one block
+  int64_t grad_row, grad_point, floats;
   GradientScratch(const WinogradGradCall& c, int64_t in_channels) {
     const int64_t w = Vec::kWidth;
-    input_row = (in_channels + w - 1) / w * w;
-    input_point = c.strip_tiles * input_row + w;
+    const int64_t row = (in_channels + w - 1) / w * w;
+    input = {row, c.strip_tiles * row + w, 0, 62};
     grad_row = (c.channels + w - 1) / w * w;
     grad_point = c.strip_tiles * grad_row + w;
-    floats = 36 * (input_point + grad_point);
+    floats = 36 * (input.point + grad_point);
   }
 };
 
@@ -220,7 +221,7 @@ void add_tile_products(const WinogradGradCall& c, const GradientScratch& s, cons
   static constexpr int64_t kNext[] = {0, 1, 2, 3, 4, 5, 6, 7};
   PixelRuns runs;
   runs.count = 1;
-  runs.pixel = s.input_row;
+  runs.pixel = s.input.row;
   runs.run[0].length = tiles;
   alignas(64) float own[kStripFloats];
   for (int64_t point = 0; point < 36; ++point)
@@ -234,7 +235,7 @@ void add_tile_products(const WinogradGradCall& c, const GradientScratch& s, cons
       float* sums = c.sums + (point * s.grad_row + panel.channel) * c.in_channels + in_begin * row;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t begin = count * block / blocks, end = count * (block + 1) / blocks;
-        runs.run[0].input = input + point * s.input_point + begin;
+        runs.run[0].input = input + point * s.input.point + begin;
         panel_products(panel.vectors, end - begin, runs, kNext, own, sums + begin * row, first);
       }
     }
@@ -278,17 +279,14 @@ void finish_kernels(const WinogradGradCall& c, int64_t grad_row, int64_t in_begi
 void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_end) {
   const GradientScratch s(c, in_end - in_begin);
   float* input = c.scratch;
-  float* grad = input + 36 * s.input_point;
+  float* grad = input + 36 * s.input.point;
   WinogradCall tiles_of{};
   tiles_of.input = c.input;
   tiles_of.input.data += in_begin;
   tiles_of.in_channels = in_end - in_begin;
   tiles_of.tile = 4;
-  tiles_of.block_tiles = c.strip_tiles;
-  tiles_of.panel_vectors = 1;
   tiles_of.tile_rows = (c.height + 3) / 4;
   tiles_of.tile_columns = (c.width + 3) / 4;
-  const WinogradScratch places(tiles_of, 36);
   const int64_t tiles = c.images * tiles_of.tile_rows * tiles_of.tile_columns;
   const bool far_input = tiles * 16 * tiles_of.in_channels > kNearFloats,
              far_grad = tiles * 16 * c.channels > kNearFloats;
@@ -297,7 +295,7 @@ void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_e
     const int64_t count = tiles - begin < c.strip_tiles ? tiles - begin : c.strip_tiles;
     for (int64_t t = 0; t < count; ++t) {
       const TilePlace next = at.next(tiles_of);
-      winograd_input<6, 4, false>(tiles_of, places, t, at, far_input ? &next : nullptr, input);
+      winograd_input<6, 4, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
       transform_gradient_tile(c, s, at, far_grad ? &next : nullptr, grad + t * s.grad_row);
       at = next;
     }

@@ -114,18 +114,34 @@ inline void transform_output(const Vec* in, int in_step, Vec* out, int out_step)
   transform_output_rows<N, M, 0>(in, in_step, sum, difference, out, out_step);
 }
 
+// Transformed tiles lie in blocks of this many input channels, tile by tile: rows of a product are at a
+// distance that the compiler knows.
+constexpr int64_t kBlockChannels = 32;
+
+// Where transformed tiles are written: channel c of a tile lies in block c >> shift.
+struct TileRows {
+  int64_t row, point, block;  // distances of two tiles, of two points, of two blocks of channels
+  int shift;
+  int64_t offset(int64_t tile, int64_t channel) const {
+    const int64_t number = channel >> shift;
+    return tile * row + number * block + channel - (number << shift);
+  }
+};
+
 // Where the parts of a block of tiles lie in scratch memory. Distances of points are kept off multiples of 4
 // KB, which would put all points into one set of the first-level cache.
 struct WinogradScratch {
-  int64_t input_row, input_point, product_row, product_point;
+  TileRows input;
+  int64_t product_row, product_panel, product_point;
   int64_t floats;
-  WinogradScratch(const WinogradCall& c, int points) {
-    const int64_t w = Vec::kWidth;
-    input_row = (c.in_channels + w - 1) / w * w;
-    input_point = c.block_tiles * input_row + w;
+  WinogradScratch(const WinogradCall& c, int points, int64_t panels) {
+    const int64_t w = Vec::kWidth, blocks = (c.in_channels + kBlockChannels - 1) / kBlockChannels;
+    input = {kBlockChannels, blocks * c.block_tiles * kBlockChannels + w, c.block_tiles * kBlockChannels, 5};
+    static_assert(kBlockChannels == 1 << 5);
     product_row = c.panel_vectors * w;
-    product_point = c.block_tiles * product_row + w;
-    floats = points * (input_point + product_point);
+    product_panel = c.block_tiles * product_row;
+    product_point = panels * product_panel + w;
+    floats = points * (input.point + product_point);
   }
 };
 
@@ -171,7 +187,7 @@ inline void fetch_pixels(const float* p, const View& v, int rows, int column_beg
 // `next`: the tile, (its first columns lie in this one, mostly) whose input is fetched meanwhile, where it is
 // far away (else null).
 template <int N, int M, bool kPrologue>
-void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
+void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, const TilePlace& at,
                     const TilePlace* next, float* to) {
   const float* from = at_place(c.input, at);
   const float* ahead = next ? at_place(c.input, *next) : nullptr;
@@ -200,13 +216,13 @@ void winograd_input(const WinogradCall& c, const WinogradScratch& s, int64_t til
           d[x] = load(p);
       transform_input<N>(d, 1, t + y * N, 1);
     }
-    float* out = to + tile * s.input_row + channel;
+    float* out = to + s.offset(tile, channel);
 #pragma GCC unroll 8
     for (int x = 0; x < N; ++x) {
       Vec v[N];
       transform_input<N>(t + x, N, v, 1);
 #pragma GCC unroll 8
-      for (int y = 0; y < N; ++y) v[y].store(out + (y * N + x) * s.input_point);
+      for (int y = 0; y < N; ++y) v[y].store(out + (y * N + x) * s.point);
     }
   }
 }
@@ -255,26 +271,29 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
     activate_pixels(to + y * c.output.row, c.output.pixel, columns, end, c.activation);
 }
 
-// rows x length times length x (NV vectors), added to what is there unless `first`.
+// R tiles x channels times channels x (NV vectors): `a` begins the first block of channels, `block` is the
+// distance of the next.
 template <int NV, int R>
-inline void winograd_multiply(const float* a, int64_t a_row, const float* b, int64_t length, float* out,
-                              int64_t out_row, bool first, const Stream& stream) {
+void winograd_multiply(const float* a, int64_t block, const float* b, int64_t channels, float* out,
+                       int64_t out_row, const Stream& stream) {
   Vec acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j)
-      acc[r][j] = first ? Vec::zero() : Vec::load(out + r * out_row + j * Vec::kWidth);
-  for (int64_t k = 0; k < length; ++k, b += NV * Vec::kWidth) {
-    stream.fetch(b);
-    Vec w[NV];
+    for (int j = 0; j < NV; ++j) acc[r][j] = Vec::zero();
+  for (; channels > 0; channels -= kBlockChannels, a += block) {
+    const int64_t length = channels < kBlockChannels ? channels : kBlockChannels;
+    for (int64_t k = 0; k < length; ++k, b += NV * Vec::kWidth) {
+      stream.fetch(b);
+      Vec w[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) w[j] = Vec::load(b + j * Vec::kWidth);
+      for (int j = 0; j < NV; ++j) w[j] = Vec::load(b + j * Vec::kWidth);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec x = Vec::set1(a[r * a_row + k]);
+      for (int r = 0; r < R; ++r) {
+        const Vec x = Vec::set1(a[r * kBlockChannels + k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[r][j] = Vec::fma(x, w[j], acc[r][j]);
+        for (int j = 0; j < NV; ++j) acc[r][j] = Vec::fma(x, w[j], acc[r][j]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -283,51 +302,56 @@ inline void winograd_multiply(const float* a, int64_t a_row, const float* b, int
     for (int j = 0; j < NV; ++j) acc[r][j].store(out + r * out_row + j * Vec::kWidth);
 }
 
-template <int NV, int R = kTilePixels[NV - 1]>
-inline void winograd_multiply_rows(int64_t rows, const float* a, int64_t a_row, const float* b,
-                                   int64_t length, float* out, int64_t out_row, bool first,
-                                   const Stream& stream) {
-  if (rows == R) return winograd_multiply<NV, R>(a, a_row, b, length, out, out_row, first, stream);
-  if constexpr (R > 1)
-    winograd_multiply_rows<NV, R - 1>(rows, a, a_row, b, length, out, out_row, first, stream);
+template <int NV, int R = kWinogradRows[NV - 1]>
+inline void winograd_multiply_rows(int64_t rows, const float* a, int64_t block, const float* b,
+                                   int64_t channels, float* out, int64_t out_row, const Stream& stream) {
+  if (rows == R) return winograd_multiply<NV, R>(a, block, b, channels, out, out_row, stream);
+  if constexpr (R > 1) winograd_multiply_rows<NV, R - 1>(rows, a, block, b, channels, out, out_row, stream);
 }
 
-// One point: all tiles of a block, in passes over the channels whose weights stay in the first-level cache.
+// One panel of one point: all tiles of a block, by register blocks of equal size. `ahead`: where the weights
+// of the next panel lie, in floats from these; 0 where they are not fetched.
 template <int NV>
 void winograd_product(const WinogradCall& c, const WinogradScratch& s, const float* input,
-                      const float* weight, float* product, int64_t tiles, bool streams) {
-  const int64_t blocks = (tiles + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
-  for (int64_t k = 0; k < c.in_channels; k += c.chunk) {
-    const int64_t length = c.in_channels - k < c.chunk ? c.in_channels - k : c.chunk;
-    for (int64_t t = 0; t < blocks; ++t) {
-      const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
-      const Stream stream = streams ? Stream::share<NV>(length * NV * Vec::kWidth, t, blocks) : Stream{};
-      winograd_multiply_rows<NV>(end - begin, input + begin * s.input_row + k, s.input_row,
-                                 weight + k * NV * Vec::kWidth, length, product + begin * s.product_row,
-                                 s.product_row, k == 0, stream);
-    }
+                      const float* weight, int64_t ahead, float* product, int64_t tiles) {
+  const int64_t blocks = (tiles + kWinogradRows[NV - 1] - 1) / kWinogradRows[NV - 1];
+  for (int64_t t = 0; t < blocks; ++t) {
+    const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
+    const Stream stream = ahead ? Stream::share<NV>(ahead, t, blocks) : Stream{};
+    winograd_multiply_rows<NV>(end - begin, input + begin * s.input.row, s.input.block, weight, c.in_channels,
+                               product + begin * s.product_row, s.product_row, stream);
   }
 }
 
-void winograd_product_of(int64_t vectors, const WinogradCall& c, const WinogradScratch& s, const float* input,
-                         const float* weight, float* product, int64_t tiles, bool streams) {
-  if (vectors == 1) return winograd_product<1>(c, s, input, weight, product, tiles, streams);
-  if constexpr (Vec::kPanelVectors >= 2)
-    if (vectors == 2) return winograd_product<2>(c, s, input, weight, product, tiles, streams);
-  if constexpr (Vec::kPanelVectors >= 3)
-    if (vectors == 3) return winograd_product<3>(c, s, input, weight, product, tiles, streams);
-  if constexpr (Vec::kPanelVectors >= 4)
-    if (vectors == 4) return winograd_product<4>(c, s, input, weight, product, tiles, streams);
+// Point by point, all panels of a point: its transformed tiles stay in the first-level cache meanwhile, and
+// weights are read in the order in which they lie.
+void winograd_products(const WinogradCall& c, const WinogradScratch& s, int points, const float* input,
+                       float* product, int64_t tiles, int64_t panel_begin, int64_t panel_end) {
+  static_assert(kWinogradVectors == 2, "add cases below");
+  const int64_t w = Vec::kWidth, lanes = c.panel_vectors * w, vectors = (c.channels + w - 1) / w;
+  const int64_t point_floats = vectors * w * c.in_channels, panel_floats = lanes * c.in_channels;
+  const int64_t last = panel_end * c.panel_vectors < vectors ? panel_end * c.panel_vectors : vectors;
+  const bool streams = (last - panel_begin * c.panel_vectors) * w * c.in_channels * points > kResidentFloats;
+  for (int point = 0; point < points; ++point) {
+    const float* weight = c.weight + point * point_floats + panel_begin * panel_floats;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel, weight += panel_floats) {
+      const int64_t next =
+          panel + 1 < panel_end ? panel_floats : point_floats - (panel_end - 1 - panel_begin) * panel_floats;
+      const auto run = vectors - panel * c.panel_vectors == 1 ? winograd_product<1>
+                       : c.panel_vectors == 1                 ? winograd_product<1>
+                                                              : winograd_product<2>;
+      run(c, s, input + point * s.input.point, weight, streams ? next : 0,
+          product + point * s.product_point + (panel - panel_begin) * s.product_panel, tiles);
+    }
+  }
 }
 
 template <int N, int M>
 void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                     int64_t panel_end) {
-  const WinogradScratch s(c, N * N);
+  const WinogradScratch s(c, N * N, panel_end - panel_begin);
   float* input = c.scratch;
-  float* product = c.scratch + N * N * s.input_point;
-  const int64_t lanes = c.panel_vectors * Vec::kWidth;
-  const bool streams = (panel_end - panel_begin) * lanes * c.in_channels * N * N > kResidentFloats;
+  float* product = c.scratch + N * N * s.input.point;
   const int64_t pixels = (tile_end - tile_begin) * M * M;
   const bool far_input = c.far_input || pixels * c.in_channels > kNearFloats;
   const bool far_output = pixels * c.channels > kNearFloats;
@@ -338,26 +362,19 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
     for (int64_t t = 0; t < tiles; ++t) {
       const TilePlace next = at.next(c);
       if (c.prologue.scale)
-        winograd_input<N, M, true>(c, s, t, at, far_input ? &next : nullptr, input);
+        winograd_input<N, M, true>(c, s.input, t, at, far_input ? &next : nullptr, input);
       else
-        winograd_input<N, M, false>(c, s, t, at, far_input ? &next : nullptr, input);
+        winograd_input<N, M, false>(c, s.input, t, at, far_input ? &next : nullptr, input);
       at = next;
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const int64_t channel = panel * lanes;
-      const int64_t left = c.channels - channel < lanes ? c.channels - channel : lanes;
-      const int64_t vectors = (left + Vec::kWidth - 1) / Vec::kWidth;
-      const float* weight = c.weight + N * N * channel * c.in_channels;
-      for (int point = 0; point < N * N; ++point)
-        winograd_product_of(vectors, c, s, input + point * s.input_point,
-                            weight + point * c.in_channels * vectors * Vec::kWidth,
-                            product + point * s.product_point, tiles, streams);
-      at = first;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const TilePlace next = at.next(c);
-        winograd_output<N, M>(c, s, t, at, far_output ? &next : nullptr, product, channel);
-        at = next;
-      }
+    winograd_products(c, s, N * N, input, product, tiles, panel_begin, panel_end);
+    at = first;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const TilePlace next = at.next(c);
+      for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+        winograd_output<N, M>(c, s, t, at, far_output ? &next : nullptr,
+                              product + (panel - panel_begin) * s.product_panel, panel * s.product_row);
+      at = next;
     }
   }
 }
@@ -380,9 +397,11 @@ void winograd(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64
   }
 }
 
-int64_t winograd_scratch(const WinogradCall& c) {
-  return WinogradScratch(c, static_cast<int>(c.points * c.points)).floats;
+int64_t winograd_scratch(const WinogradCall& c, int64_t panels) {
+  return WinogradScratch(c, static_cast<int>(c.points * c.points), panels).floats;
 }
+
+int64_t winograd_rows(int64_t panel_vectors) { return kWinogradRows[panel_vectors - 1]; }
 
 // Plain loops over lanes, which the compiler turns into vectors of doubles.
 void winograd_weights(const WinogradWeightsCall& c) {

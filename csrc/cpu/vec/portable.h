@@ -86,4 +86,8 @@ struct Vec {
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
 
+// The same for Winograd's products.
+constexpr int kWinogradVectors = 2;
+constexpr int kWinogradRows[kWinogradVectors] = {8, 6};
+
 }  // namespace
