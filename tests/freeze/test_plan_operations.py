@@ -199,6 +199,8 @@ EXPANSIONS = {
 }
 for _kind, _expand in EXPANSIONS.items():
     CASES[f"features_{_kind}"] = lambda expand=_expand: Fn(lambda m, x: m.se(x), se=FeatureExcite(12, expand))
+
+
 class FeatureParts(nn.Module):
     """Parts of features, each through a linear layer of its own."""
 
