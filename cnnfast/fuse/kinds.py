@@ -22,6 +22,28 @@ _ACTIVATION_FUNCTIONS = {
 }
 _ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
 ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
+# Those that a convolution, linear layer or batch norm can end with, but that no block or prologue has.
+_MORE_FUNCTIONS = {
+    F.relu6: "relu6",
+    F.hardsigmoid: "hardsigmoid",
+    F.hardswish: "hardswish",
+    F.silu: "silu",
+    F.mish: "mish",
+    F.tanh: "tanh",
+    torch.tanh: "tanh",
+    torch.tanh_: "tanh",
+}
+_MORE_METHODS = {"tanh": "tanh", "tanh_": "tanh"}
+_MORE_MODULES = {
+    nn.ReLU6: "relu6",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Hardswish: "hardswish",
+    nn.SiLU: "silu",
+    nn.Mish: "mish",
+    nn.Tanh: "tanh",
+}
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+PLAIN_ACTIVATIONS = ("none", "relu", "sigmoid")
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
 _ADD_METHODS = ("add", "add_")
 _CONCAT_FUNCTIONS = (torch.cat, torch.concat, torch.concatenate)
@@ -44,6 +66,28 @@ def activation_of(node: fx.Node, root: nn.Module) -> str | None:
     if node.op == "call_method":
         return _ACTIVATION_METHODS.get(node.target)
     return _ACTIVATION_FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+
+def ending_of(node: fx.Node, root: nn.Module) -> str | None:
+    """What a convolution, linear layer or batch norm can end with, where the node is just that."""
+    plain = activation_of(node, root)
+    if plain is not None or node.op == "get_attr":
+        return plain
+    if node.op == "call_module":
+        module = module_of(node, root)
+        if type(module) is nn.GELU:
+            return _GELU.get(module.approximate)
+        return _MORE_MODULES.get(type(module))
+    if node.op == "call_method":
+        return _MORE_METHODS.get(node.target)
+    if node.target is F.gelu and len(node.args) == 1 and not node.kwargs.keys() - {"approximate"}:
+        return _GELU.get(node.kwargs.get("approximate", "none"))
+    return _MORE_FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+
+def is_ending(module: nn.Module) -> bool:
+    """Whether a layer is an activation that others can end with."""
+    return type(module) in (*ACTIVATION_MODULES, *_MORE_MODULES, nn.GELU)
 
 
 def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

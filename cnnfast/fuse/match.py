@@ -8,9 +8,10 @@ from torch import fx, nn
 from cnnfast.fuse.foreign import is_frozen_norm
 from cnnfast.fuse.groups import Group, writes_between
 from cnnfast.fuse.kinds import (
-    ACTIVATION_MODULES,
-    activation_of,
+    PLAIN_ACTIVATIONS,
     addends,
+    ending_of,
+    is_ending,
     layer_name,
     module_of,
     why_not_live,
@@ -97,7 +98,7 @@ class _Matcher:
         """Batch norm and activation go into the convolution behind them; else a sum may be in between."""
         group.batch_norm = group.first
         self.take_activation(group)
-        if self.take_conv(group):
+        if group.activation in PLAIN_ACTIVATIONS and self.take_conv(group):
             group.kind = "bn_conv"
             self.take_add(group)
         elif group.activation == "none":
@@ -156,7 +157,7 @@ class _Matcher:
 
     def take_activation(self, group: Group) -> None:
         node = self.follower(group)
-        activation = activation_of(node, self.root) if node is not None else None
+        activation = ending_of(node, self.root) if node is not None else None
         if activation is None:
             return
         if node.op == "call_module":
@@ -174,7 +175,7 @@ class _Matcher:
         if own is not None:
             return own
         source = node.args[0]
-        if isinstance(module, nn.BatchNorm1d) or type(module) in ACTIVATION_MODULES:
+        if isinstance(module, nn.BatchNorm1d) or is_ending(module):
             if len(source.users) > 1:
                 return f"the value in front of it ('{source.name}') is used elsewhere too"
             if source in self.taken or source.op == "call_module":

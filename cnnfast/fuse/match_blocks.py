@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from cnnfast.fuse.groups import Group, writes_between
-from cnnfast.fuse.kinds import concatenated, module_of
+from cnnfast.fuse.kinds import PLAIN_ACTIVATIONS, concatenated, module_of
 from cnnfast.fuse.pool_arguments import is_plain_pool
 from cnnfast.nn._holders import split_padding
 
@@ -95,7 +95,7 @@ class _Joiner:
     def is_stage(self, group: Group | None) -> bool:
         if group is None or group.batch_norm is not None or group.add is not None:
             return False
-        if group.kind == "conv":
+        if group.kind == "conv" and group.activation in PLAIN_ACTIVATIONS:
             conv = module_of(group.layer, self.root)
             return conv.dilation == (1, 1) and not split_padding(conv)[0]
         return group.kind in ("max_pool", "avg_pool") and is_plain_pool(group, self.root)

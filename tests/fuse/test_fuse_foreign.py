@@ -125,6 +125,33 @@ def test_auxiliary_outputs_in_training():
     assert relative_error(fused(x), model.eval()(x)) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        (nn.ReLU6, F.relu6), (nn.Hardsigmoid, F.hardsigmoid), (nn.Hardswish, F.hardswish), (nn.SiLU, F.silu),
+        (nn.Mish, F.mish), (nn.Tanh, torch.tanh), (nn.GELU, F.gelu),
+        (partial(nn.GELU, "tanh"), partial(F.gelu, approximate="tanh")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_activations(activation, function):
+    layers = [nn.Conv2d(3, 6, 3), activation(), nn.BatchNorm2d(6), activation(), nn.Conv2d(6, 6, 1)]
+    layers += [nn.BatchNorm2d(6), activation(), nn.Flatten(), nn.Linear(252, 7), activation()]
+    fused = check(nn.Sequential(*layers))
+    kinds = {"0": "conv2d", "2": "batch_norm2d", "4": "conv2d_bn_act", "8": "linear"}
+    assert operators(fused) == kinds and not fused.report().left_out
+
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return torch.cat([function(self.a(x)), function(self.b(x) + self.a.bias.view(1, -1, 1, 1))], 1)
+
+    assert operators(check(Called())) == {"a": "conv2d", "b": "conv2d"}
+
+
 def test_stochastic_depth_and_dropout():
     class Block(nn.Module):
         def __init__(self):
