@@ -22,6 +22,7 @@ class Row:
     status: "ok"; "parity" = wrong answers, not timed; "failed" = error, death or silence of its process;
     "missing" = cannot run here. `detail` says it in words. Times are seconds per call: rounds_s holds one per
     round, each the mean over as many calls as the round needed. `peak_rss_bytes`: peak of the timed part.
+    `peak_allocated_bytes`: of a training step, tensors that lived at once (see allocations.py).
     `flops`: operations of one call by direct convolution (see parity.prepare).
     """
 
@@ -38,6 +39,7 @@ class Row:
     setup_s: float | None = None
     parity: dict[str, Any] | None = None
     peak_rss_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
     flops: int | None = None
 
     @property

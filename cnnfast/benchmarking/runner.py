@@ -162,6 +162,10 @@ class _Lane:
         if reply is not None:
             self.row.setup_s = reply["setup_seconds"]
             self._check("check", "")
+        if self._worker is not None and self._case.mode == "training":
+            reply = self._ask("allocated")
+            if reply is not None:
+                self.row.peak_allocated_bytes = reply["peak_allocated_bytes"]
         if self._worker is not None:
             self._worker.pause()
 

@@ -43,7 +43,7 @@ def _table(result: Result) -> Table:
     table.add_column("batch", justify="right")
     table.add_column("contender", no_wrap=True)
     titles = ("median", "min", "images/s", "speed-up", "% of peak", "difference")
-    for title in (*titles, *(["peak MiB"] if training else [])):
+    for title in (*titles, *(["peak MiB", "allocated MiB"] if training else [])):
         table.add_column(title, justify="right", no_wrap=True)
     for _, rows in result.groups():
         base = baseline(rows)
@@ -51,7 +51,7 @@ def _table(result: Result) -> Table:
             mark = " (=1)" if row is base else ""
             network = f"{row.model} {row.mode}" if training else row.model
             cells = [network, str(row.batch), row.contender + mark, *_figures(result, row)]
-            table.add_row(*cells, *([_peak(row)] if training else []), style=_STYLES.get(row.status))
+            table.add_row(*cells, *(_memory(row) if training else []), style=_STYLES.get(row.status))
         table.add_section()
     return table
 
@@ -72,8 +72,10 @@ def _figures(result: Result, row: Row) -> list[str]:
     ]
 
 
-def _peak(row: Row) -> str:
-    return f"{row.peak_rss_bytes / 2**20:.0f}" if row.timed and row.peak_rss_bytes else ""
+def _memory(row: Row) -> list[str]:
+    """Peaks of resident memory and of tensors alive during a step."""
+    sizes = (row.peak_rss_bytes, row.peak_allocated_bytes)
+    return [f"{size / 2**20:.0f}" if row.timed and size else "" for size in sizes]
 
 
 def _notes(result: Result) -> list[Text]:

@@ -1,8 +1,8 @@
 """The process that holds one contender: python -m cnnfast.benchmarking.worker REQUESTS REPLIES.
 
 It reads one JSON request a line from file descriptor REQUESTS and answers each with one JSON line on REPLIES,
-{"value": ...} or {"error": ...}. Requests: limits, prepare, setup, check, measure, finish. Standard output is
-left to libraries that print.
+{"value": ...} or {"error": ...}. Requests: limits, prepare, setup, check, allocated, measure, finish. What
+libraries print goes to standard output.
 """
 
 import ctypes
@@ -20,12 +20,13 @@ import torch
 from cnnfast.limits import measure_limits
 
 from . import parity
+from .allocations import peak_allocated
 from .case import Case
 from .clock import time_round
 from .contenders import find
 from .fill import load_state_dict
 
-_REQUESTS = ("limits", "prepare", "setup", "check", "measure", "finish")
+_REQUESTS = ("limits", "prepare", "setup", "check", "allocated", "measure", "finish")
 
 
 class Session:
@@ -70,6 +71,12 @@ class Session:
             return parity.compare_outputs(self.case, self.reference, outputs)
         loss = self.contender.backward(self.batches[0])
         return parity.compare_training(self.reference, loss, parity.gradient_norms(self.model))
+
+    def allocated(self) -> dict[str, Any]:
+        """Of the second step: gradients are there then, as in every later one."""
+        with self.contender.context():
+            self.contender.step(self.batches[0])
+            return {"peak_allocated_bytes": peak_allocated(lambda: self.contender.step(self.batches[0]))}
 
     def measure(self, min_time: float) -> dict[str, Any]:
         counted = _reset_peak_memory()

@@ -43,6 +43,7 @@ class Linear : public torch::autograd::Function<Linear> {
 
 at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                            std::string_view activation) {
+  const Recording recording;
   if (keeps_pre_activation("linear", activation, {input, weight, bias}))
     return activate(Linear::apply(input, weight, bias, "none"), parse_activation("linear", activation));
   return Linear::apply(input, weight, bias, activation);

@@ -17,9 +17,8 @@ namespace {
 constexpr double kSerialFlops = 4e5;
 
 // Weights of a training change at every step, and are transformed anew: the largest tiles would cost more
-// than they gain. Where a gradient is recorded, errors are to be those of direct convolution
-// (docs/performance.md): they decide which side of zero a ReLU takes.
-int64_t largest_tile() { return records_gradient() ? 2 : 4; }
+// than they gain, and their errors are ten times those of these (docs/performance.md).
+constexpr int64_t kLargestOperatorTile = 4;
 // Below this much work the transform of the weights is no small part of the whole.
 constexpr double kWinogradFlops = 2e7;
 
@@ -58,7 +57,7 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& siz
 void conv2d_into(const Conv2dArgs& a, const at::Tensor& output, const BringIn& bring_in) {
   if (output.numel() == 0) return;
   ConvGeometry g = geometry_of(a, output.sizes());
-  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, largest_tile());
+  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, kLargestOperatorTile);
   const Overreach beyond = overreach(g);
   at::Tensor padded, dense_residual;
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];

@@ -12,7 +12,9 @@
 namespace cnnfast::cpu {
 namespace {
 
-constexpr int64_t kTile = 4, kPoints = 6;
+constexpr int64_t kPoints = 6;
+// Gradients of a tile; 0: this kernel has none.
+int64_t tile_of(int64_t kernel) { return kernel == 3 ? 4 : kernel == 5 ? 2 : 0; }
 // Transformed tiles of one strip should stay in the second-level cache.
 constexpr int64_t kStripBytes = 640 * 1024;
 // With fewer tiles in a strip, reading and writing the sums would take longer than the products.
@@ -45,19 +47,21 @@ ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const
 // Winograd's algorithm where tiles are well filled and products outweigh the transforms, in cycles of
 // multiply-adds (docs/performance.md).
 bool takes_winograd(const ConvGeometry& g) {
-  if (g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 1 || g.stride_w != 1 || g.dilation_h != 1 ||
+  const int64_t tile = tile_of(g.kernel_h);
+  if (tile == 0 || g.kernel_w != g.kernel_h || g.stride_h != 1 || g.stride_w != 1 || g.dilation_h != 1 ||
       g.dilation_w != 1)
     return false;
   const auto width = static_cast<double>(kernels().vector_width);
   const auto in = static_cast<double>(g.in_channels), out = static_cast<double>(g.out_channels) / width;
   const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
   const auto tiles =
-      static_cast<double>(g.images * divide_up(g.out_height, kTile) * divide_up(g.out_width, kTile));
+      static_cast<double>(g.images * divide_up(g.out_height, tile) * divide_up(g.out_width, tile));
   const double transforms = tiles * (450.0 * in / width + 800.0 * out) + 300.0 * in * out;
   // Sums are read and written once per strip.
   const double sum_bytes = kPoints * kPoints * in * out * width * 4;
   const double traffic = (2 * tiles / kLeastTiles + 1) * sum_bytes * (sum_bytes < kCachedBytes ? 0.05 : 0.3);
-  return 1.2 * tiles * 36 * in * out + transforms + traffic < 1.15 * pixels * 9 * in * out;
+  return 1.2 * tiles * 36 * in * out + transforms + traffic <
+         1.15 * pixels * static_cast<double>(g.kernel_h * g.kernel_w) * in * out;
 }
 
 // The input in memory with what tiles or taps read around it, as a view of the first tap.
@@ -133,6 +137,7 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
     call.images = g.images;
     call.height = g.out_height;
     call.width = g.out_width;
+    call.kernel = g.kernel_h;
     call.in_channels = g.in_channels;
     call.channels = g.out_channels;
     call.panel_vectors = Panels::of(g.out_channels).vectors;
@@ -163,9 +168,9 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
   const ConvGeometry g = geometry_of(grad_output, weight, p);
   const bool winograd = takes_winograd(g);
   Overreach beyond;
-  if (winograd)
-    beyond = {divide_up(g.out_height, kTile) * kTile - g.out_height,
-              divide_up(g.out_width, kTile) * kTile - g.out_width};
+  if (const int64_t tile = winograd ? tile_of(g.kernel_h) : 0)
+    beyond = {divide_up(g.out_height, tile) * tile - g.out_height,
+              divide_up(g.out_width, tile) * tile - g.out_width};
   at::Tensor input_storage, grad_storage;
   const View in = bring_in(input, p, beyond, input_storage);
   const View grad = with_border(grad_output, {}, grad_storage);

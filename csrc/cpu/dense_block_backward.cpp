@@ -71,67 +71,100 @@ struct ChannelSums {
   std::vector<double> sum, product;
 };
 
+// Images worked on at once: what is normalised again, and its gradient, take a part of the block's memory.
+constexpr int64_t kImageParts = 4;
+constexpr int64_t kSmallElements = 1 << 16;
+
 class Backward {
  public:
   Backward(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& mean,
-           const std::vector<DenseLayer>& layers, Activation activation)
+           Activation activation)
       : values_(output),
         grad_(fresh_channels_last(grad_output)),
-        activated_(at::empty({output.numel() / output.size(1) * layers.back().inputs}, output.options())),
         terms_(mean, values_),
         activation_(activation) {}
 
   const at::Tensor& grad() const { return grad_; }
   void finish_channels(int64_t channel, int64_t count) const { terms_.add_to(Pixels(grad_), channel, count); }
 
-  // The layer's activated input, in memory that all layers share.
-  at::Tensor activated(const DenseLayer& layer, const Normalisation& norm) const {
+  int64_t images_at_once(const DenseLayer& layer) const {
+    const int64_t images = values_.size(0), all = values_.numel() / values_.size(1) * layer.inputs;
+    return all <= kSmallElements ? images : (images + kImageParts - 1) / kImageParts;
+  }
+
+  // The layer's activated input, of some images.
+  at::Tensor activated(const DenseLayer& layer, const Normalisation& norm, int64_t first,
+                       int64_t count) const {
+    const at::Tensor images = at::empty({count, layer.inputs, values_.size(2), values_.size(3)},
+                                        values_.options(), at::MemoryFormat::ChannelsLast);
     const Pixels x(values_);
-    const at::Tensor images = activated_.narrow(0, 0, x.count * layer.inputs)
-                                  .view({values_.size(0), values_.size(2), values_.size(3), layer.inputs})
-                                  .permute({0, 3, 1, 2});
+    const float* source = x.data + first * pixels_per_image() * x.channels;
     float* target = images.data_ptr<float>();
     const AffinePrologue p = norm.prologue(activation_);
     parallel_team(threads_for(images.numel()), [&](int thread, int team, Barrier&) {
-      const auto [begin, end] = share(x.count, 1, thread, team);
-      kernels().affine({x.data + begin * x.channels, nullptr, target + begin * layer.inputs, p.scale, p.shift,
+      const auto [begin, end] = share(count * pixels_per_image(), 1, thread, team);
+      kernels().affine({source + begin * x.channels, nullptr, target + begin * layer.inputs, p.scale, p.shift,
                         x.channels, 0, layer.inputs, layer.inputs, p.activation},
                        end - begin);
     });
     return images;
   }
 
-  // From the gradient of the activated input to that of the layer's input, which adds up in the buffer.
+  // From the gradient of the activated input of some images, the first of them `image`, to that of the
+  // layer's input, which adds up in the buffer.
   ChannelSums add_input_gradient(const DenseLayer& layer, const Normalisation& norm,
-                                 const at::Tensor& activated, const at::Tensor& grad_activated) {
-    const Pixels a(activated), x(values_), grad(grad_),
-        da(grad_activated.contiguous(at::MemoryFormat::ChannelsLast));
-    const int64_t channels = layer.inputs, parts = (x.count + kRowsPerPart - 1) / kRowsPerPart;
+                                 const at::Tensor& grad_activated, int64_t image) {
+    const Pixels x(values_), grad(grad_), da(grad_activated.contiguous(at::MemoryFormat::ChannelsLast));
+    const int64_t channels = layer.inputs, parts = (da.count + kRowsPerPart - 1) / kRowsPerPart;
+    const int64_t before = image * pixels_per_image();
     std::vector<float> sum(static_cast<size_t>(parts * channels), 0.0f), product(sum);
     const float* mean = norm.mean.const_data_ptr<float>();
-    parallel_team(threads_for(x.count * channels), [&](int thread, int team, Barrier&) {
+    parallel_team(threads_for(da.count * channels), [&](int thread, int team, Barrier&) {
       const auto [begin, end] = share(parts, 1, thread, team);
       for (int64_t part = begin; part < end; ++part) {
         const int64_t row = part * kRowsPerPart;
         kernels().bn_act_backward(
-            {a.data + row * channels, da.data + row * channels, x.data + row * x.channels,
-             grad.data + row * grad.channels, norm.scale.data(), mean, sum.data() + part * channels,
-             product.data() + part * channels, channels, channels, x.channels, grad.channels, channels,
-             activation_},
-            std::min(kRowsPerPart, x.count - row));
+            {da.data + row * channels, x.data + (before + row) * x.channels,
+             grad.data + (before + row) * grad.channels, norm.scale.data(), norm.shift.data(), mean,
+             sum.data() + part * channels, product.data() + part * channels, channels, x.channels,
+             grad.channels, channels, activation_},
+            std::min(kRowsPerPart, da.count - row));
       }
     });
-    const ChannelSums sums{sum_of_parts(sum, channels), sum_of_parts(product, channels)};
+    return {sum_of_parts(sum, channels), sum_of_parts(product, channels)};
+  }
+
+  void collect(const Normalisation& norm, const ChannelSums& sums) {
     terms_.collect(norm, sums.sum, sums.product);
-    return sums;
   }
 
  private:
+  int64_t pixels_per_image() const { return values_.size(2) * values_.size(3); }
+
   const at::Tensor values_;
-  const at::Tensor grad_, activated_;
+  const at::Tensor grad_;
   StatisticsTerms terms_;
   Activation activation_;
 };
+
+// Takes over the first of several terms.
+void add_to(at::Tensor& sum, const at::Tensor& term) {
+  if (sum.defined() && sum.numel() > 0)
+    sum.add_(term);
+  else
+    sum = term;
+}
+
+void add_to(ChannelSums& sum, const ChannelSums& term) {
+  if (sum.sum.empty()) {
+    sum = term;
+    return;
+  }
+  for (size_t c = 0; c < sum.sum.size(); ++c) {
+    sum.sum[c] += term.sum[c];
+    sum.product[c] += term.product[c];
+  }
+}
 
 at::Tensor as_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
   const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
@@ -154,20 +187,27 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
   const DenseBlockMask mask(output_mask, layers.size());
   const at::Tensor output = given_output.contiguous(at::MemoryFormat::ChannelsLast);
   DenseBlockGradientLists found(layers.size(), output);
-  Backward backward(grad_output, output, mean, layers, parse_activation("dense_block_backward", activation));
+  Backward backward(grad_output, output, mean, parse_activation("dense_block_backward", activation));
   for (size_t i = layers.size(); i-- > 0;) {
     const DenseLayer& layer = layers[i];
     if (!mask.conv(i).any()) continue;
     backward.finish_channels(layer.inputs, layer.growth);
     const Normalisation norm(layer_statistic(means, mean, i, layer), layer_statistic(vars, var, i, layer),
                              bn_weights.get(i), bn_biases.get(i), eps);
-    const at::Tensor activated = backward.activated(layer, norm);
-    const auto conv =
-        conv_gradients(layer.own(backward.grad()), activated, weights[i], layer.params(), mask.conv(i));
-    if (mask.weight(i)) found.weights[i] = conv.weight;
-    if (mask.bias(i)) found.biases[i] = conv.bias;
+    ChannelSums sums;
+    const int64_t images = output.size(0), step = backward.images_at_once(layer);
+    for (int64_t first = 0; first < images; first += step) {
+      const int64_t count = std::min(step, images - first);
+      at::Tensor activated = backward.activated(layer, norm, first, count);
+      auto conv = conv_gradients(layer.own(backward.grad()).narrow(0, first, count), activated, weights[i],
+                                 layer.params(), mask.conv(i));
+      activated.reset();
+      if (mask.weight(i)) add_to(found.weights[i], conv.weight);
+      if (mask.bias(i)) add_to(found.biases[i], conv.bias);
+      if (mask.below(i)) add_to(sums, backward.add_input_gradient(layer, norm, conv.input, first));
+    }
     if (!mask.below(i)) continue;
-    auto sums = backward.add_input_gradient(layer, norm, activated, conv.input);
+    backward.collect(norm, sums);
     if (mask.bn_bias(i)) found.bn_biases[i] = as_tensor(sums.sum, output.options());
     for (int64_t c = 0; c < layer.inputs; ++c) sums.product[c] *= norm.inverse_std[c];
     if (mask.bn_weight(i)) found.bn_weights[i] = as_tensor(sums.product, output.options());

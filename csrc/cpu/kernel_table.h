@@ -104,11 +104,12 @@ struct WeightGradCall {
   float* sums;  // as packed weights lie: panel, position, channel in the panel
 };
 
-// The same for 3x3 kernels, stride 1, dilation 1, by Winograd's algorithm, tile by tile of 4x4 output pixels.
-// Every input pixel of every tile must lie in memory.
+// The same for 3x3 and 5x5 kernels, stride 1, dilation 1, by Winograd's algorithm, tile by tile of 4x4 and
+// 2x2 output pixels. Every input pixel of every tile must lie in memory.
 struct WinogradGradCall {
   View input, grad;
   int64_t images, height, width;  // of the output
+  int64_t kernel;                 // 3 or 5
   int64_t in_channels, channels;
   int64_t panel_vectors;
   int64_t strip_tiles;  // tiles worked on at once, 64 at most
@@ -185,18 +186,18 @@ struct NormBackwardCall {
   Activation activation;
 };
 
-// Backward of a = act((x - mean) * scale + ...) per channel: with dz = grad_activated * act'(a),
+// Backward of a = act(x * scale + shift) per channel, a computed again: with dz = grad_activated * act'(a),
 // grad_input += dz * scale, sum += dz, product += dz * (x - mean). Strides are those of pixels.
 struct BnActBackwardCall {
-  const float* activated;
   const float* grad_activated;
   const float* input;
   float* grad_input;
   const float* scale;
+  const float* shift;
   const float* mean;
   float* sum;
   float* product;
-  int64_t activated_stride, grad_activated_stride, input_stride, grad_input_stride;
+  int64_t grad_activated_stride, input_stride, grad_input_stride;
   int64_t channels;
   Activation activation;
 };

@@ -13,6 +13,9 @@ namespace cnnfast::cpu {
 namespace {
 
 constexpr double kSerialFlops = 4e5;
+// Weights of a training change at every step. Packing many of them for few rows moves three times the memory
+// that the product reads.
+constexpr int64_t kManyWeights = 1 << 18, kFewRows = 256;
 
 at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                       std::string_view activation) {
@@ -23,6 +26,8 @@ at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const O
   const at::Tensor output = at::empty(sizes, input.options());
   if (output.numel() == 0) return output;
   const int64_t in = weight.size(1), out = weight.size(0), rows = output.numel() / out;
+  if (records_gradient() && weight.numel() > kManyWeights && rows < kFewRows)
+    return linear_composite(input, weight, bias, activation);
   const at::Tensor dense = input.contiguous();
   const ConvGeometry g{1, in, out, 1, 1, 1, 1, 1, 1, 1, 1, rows, parse_activation("linear", activation)};
   const auto packed = packed_weight(weight, g);

@@ -32,18 +32,6 @@ std::vector<double> sums_by_parts(int64_t rows, int64_t channels, int64_t width,
   return sums;
 }
 
-// The mean per channel of x, or of (x - mean)^2.
-at::Tensor channel_means(const PixelRows& x, const float* mean) {
-  const auto sums =
-      sums_by_parts(x.rows, x.channels, x.channels, [&](int64_t first, int64_t rows, float* partial) {
-        kernels().column_sum(x.data + first * x.stride, x.stride, rows, x.channels, mean, partial);
-      });
-  const at::Tensor t = at::empty({x.channels}, x.storage.options());
-  float* p = t.data_ptr<float>();
-  for (int64_t c = 0; c < x.channels; ++c) p[c] = static_cast<float>(sums[c] / static_cast<double>(x.rows));
-  return t;
-}
-
 at::Tensor dense(const OptionalTensor& t) { return present(t) ? t->contiguous() : at::Tensor(); }
 
 // Value c of a dense tensor, or `otherwise` where there is none.
@@ -79,9 +67,36 @@ PixelRows pixel_rows(const at::Tensor& t) {
   return {copy.const_data_ptr<float>(), channels, rows, channels, copy};
 }
 
+// One pass over memory: every part's own mean, and the squares around it while the part is in cache; then
+// the parts are put together (Chan, Golub and LeVeque 1983).
 Statistics batch_statistics(const PixelRows& x) {
-  const at::Tensor mean = channel_means(x, nullptr);
-  return {mean, channel_means(x, mean.const_data_ptr<float>())};
+  const int64_t channels = x.channels, parts = (x.rows + kRowsPerPart - 1) / kRowsPerPart;
+  std::vector<float> means(static_cast<size_t>(parts * channels), 0.0f), squares(means);
+  const auto rows_of = [&](int64_t part) { return std::min(kRowsPerPart, x.rows - part * kRowsPerPart); };
+  parallel_team(threads_for(x.rows * channels), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(parts, 1, thread, team);
+    for (int64_t part = begin; part < end; ++part) {
+      const float* rows = x.data + part * kRowsPerPart * x.stride;
+      float* mean = means.data() + part * channels;
+      kernels().column_sum(rows, x.stride, rows_of(part), channels, nullptr, mean);
+      const float scale = 1.0f / static_cast<float>(rows_of(part));
+      for (int64_t c = 0; c < channels; ++c) mean[c] *= scale;
+      kernels().column_sum(rows, x.stride, rows_of(part), channels, mean, squares.data() + part * channels);
+    }
+  });
+  const auto count = static_cast<double>(x.rows);
+  std::vector<double> mean(static_cast<size_t>(channels), 0.0), var(mean);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t c = 0; c < channels; ++c)
+      mean[c] += means[part * channels + c] * static_cast<double>(rows_of(part));
+  for (double& m : mean) m /= count;
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t c = 0; c < channels; ++c) {
+      const double distance = means[part * channels + c] - mean[c];
+      var[c] += squares[part * channels + c] + static_cast<double>(rows_of(part)) * distance * distance;
+    }
+  for (double& v : var) v /= count;
+  return {channel_tensor(mean, x.storage.options()), channel_tensor(var, x.storage.options())};
 }
 
 ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
@@ -171,17 +186,35 @@ ChannelSums backward_sums(const NormBackwardCall& call, int64_t rows) {
   return {{both.begin(), both.begin() + channels}, {both.begin() + channels, both.end()}};
 }
 
-void backward_values(const NormBackwardCall& call, int64_t rows) {
+// Pixels from `first` on: results go to grad_input and, of all pixels, to grad_residual.
+void backward_rows(NormBackwardCall call, int64_t first, int64_t rows, float* grad_input) {
+  call.grad += first * call.grad_stride;
+  call.output += first * call.output_stride;
+  call.input += first * call.input_stride;
+  call.grad_input = grad_input;
+  if (call.grad_residual) call.grad_residual += first * call.channels;
+  kernels().norm_backward(call, rows);
+}
+
+void backward_values(const NormBackwardCall& call, int64_t rows, float* grad_input) {
   parallel_team(threads_for(rows * call.channels), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(rows, 1, thread, team);
-    NormBackwardCall part = call;
-    part.grad += begin * call.grad_stride;
-    part.output += begin * call.output_stride;
-    part.input += begin * call.input_stride;
-    if (part.grad_input) part.grad_input += begin * call.channels;
-    if (part.grad_residual) part.grad_residual += begin * call.channels;
-    kernels().norm_backward(part, end - begin);
+    backward_rows(call, begin, end - begin, grad_input ? grad_input + begin * call.channels : nullptr);
   });
+}
+
+void backward_values(const NormBackwardCall& call, ImageSize size, const View& grad_input,
+                     const Border& border) {
+  parallel_team(threads_for(size.images * size.height * size.width * size.channels),
+                [&](int thread, int team, Barrier&) {
+                  const auto [begin, end] = share(size.images * size.height, 1, thread, team);
+                  for (int64_t row = begin; row < end; ++row)
+                    backward_rows(call, row * size.width, size.width,
+                                  grad_input.data + row / size.height * grad_input.image +
+                                      row % size.height * grad_input.row);
+                  const auto [first, last] = share(size.images, 1, thread, team);
+                  zero_border(grad_input, size, border, first, last);
+                });
 }
 
 // The normalisation's derivatives per channel, in float64.
@@ -218,19 +251,27 @@ struct Coefficients {
 
 }  // namespace
 
-BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
-                                               const at::Tensor& mean, const at::Tensor& var,
-                                               const OptionalTensor& weight, const at::Tensor& output,
-                                               double eps, std::string_view activation, bool batch_statistics,
-                                               std::array<bool, 6> output_mask) {
+namespace {
+
+// Where the gradient of the input goes: pixels side by side, or with a border around every image.
+struct InputTarget {
+  float* dense = nullptr;
+  const Bordered* bordered = nullptr;
+  Border border{};
+  bool wanted() const { return dense || bordered; }
+};
+
+BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& grad_output,
+                                 const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                 const OptionalTensor& weight, const at::Tensor& output, double eps,
+                                 std::string_view activation, bool batch_statistics,
+                                 std::array<bool, 6> output_mask) {
   const auto [need_input, need_mean, need_var, need_weight, need_bias, need_residual] = output_mask;
   const PixelRows grad = pixel_rows(grad_output), x = pixel_rows(input), y = pixel_rows(output);
   const at::Tensor center = mean.contiguous();
-  auto images = [&](bool wanted) {
-    return wanted ? at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
-                  : no_gradient(input);
-  };
-  const at::Tensor grad_input = images(need_input), grad_residual = images(need_residual);
+  const at::Tensor grad_residual =
+      need_residual ? at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
+                    : no_gradient(input);
   NormBackwardCall call{};
   call.grad = grad.data;
   call.output = y.data;
@@ -250,21 +291,54 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
   call.slope = coefficients.slope.data();
   call.tilt = through_statistics ? coefficients.tilt.data() : nullptr;
   call.offset = coefficients.offset.data();
-  call.grad_input = need_input ? grad_input.data_ptr<float>() : nullptr;
   call.grad_residual = need_residual ? grad_residual.data_ptr<float>() : nullptr;
-  if (x.rows > 0 && (need_input || need_residual)) backward_values(call, x.rows);
+  if (x.rows > 0 && target.bordered)
+    backward_values(call, image_size(input), target.bordered->view, target.border);
+  else if (x.rows > 0 && (target.wanted() || need_residual))
+    backward_values(call, x.rows, target.dense);
   auto per_channel = [&](bool wanted, auto&& value) {
     if (!wanted) return no_gradient(input);
     std::vector<double> values(static_cast<size_t>(x.channels));
     for (size_t c = 0; c < values.size(); ++c) values[c] = value(c);
     return channel_tensor(values, input.options());
   };
-  return {grad_input,
+  return {no_gradient(input),
           per_channel(need_mean, [&](size_t c) { return -slopes.slope[c] * sums.grad[c]; }),
           per_channel(need_var, [&](size_t c) { return slopes.of_variance(c) * sums.product[c]; }),
           per_channel(need_weight, [&](size_t c) { return sums.product[c] * slopes.inverse_std[c]; }),
           per_channel(need_bias, [&](size_t c) { return sums.grad[c]; }),
           grad_residual};
+}
+
+}  // namespace
+
+BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
+                                               const at::Tensor& mean, const at::Tensor& var,
+                                               const OptionalTensor& weight, const at::Tensor& output,
+                                               double eps, std::string_view activation, bool batch_statistics,
+                                               std::array<bool, 6> output_mask) {
+  const at::Tensor grad_input =
+      output_mask[0] ? at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
+                     : no_gradient(input);
+  InputTarget target;
+  if (output_mask[0]) target.dense = grad_input.data_ptr<float>();
+  auto found = norm_backward(target, grad_output, input, mean, var, weight, output, eps, activation,
+                             batch_statistics, output_mask);
+  std::get<0>(found) = grad_input;
+  return found;
+}
+
+BatchNormGradients batch_norm2d_backward_into(const Bordered* grad_input, const Border& border,
+                                              const at::Tensor& grad_output, const at::Tensor& input,
+                                              const at::Tensor& mean, const at::Tensor& var,
+                                              const OptionalTensor& weight, const at::Tensor& output,
+                                              double eps, std::string_view activation,
+                                              std::array<bool, 6> output_mask) {
+  InputTarget target;
+  target.bordered = grad_input;
+  target.border = border;
+  return norm_backward(target, grad_output, input, mean, var, weight, output, eps, activation,
+                       /*batch_statistics=*/true, output_mask);
 }
 
 }  // namespace cnnfast::cpu

@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include "cpu/bordered.h"
 #include "cpu/conv_job.h"
 #include "cpu/tensor_view.h"
 #include "ops/batch_norm2d.h"
@@ -52,6 +53,15 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
                                                const OptionalTensor& weight, const at::Tensor& output,
                                                double eps, std::string_view activation, bool batch_statistics,
                                                std::array<bool, 6> output_mask);
+
+// The same where the statistics are the batch's own, with the input's gradient (if wanted) and a border of
+// zeros written to `grad_input`; the first of the results is empty.
+BatchNormGradients batch_norm2d_backward_into(const Bordered* grad_input, const Border& border,
+                                              const at::Tensor& grad_output, const at::Tensor& input,
+                                              const at::Tensor& mean, const at::Tensor& var,
+                                              const OptionalTensor& weight, const at::Tensor& output,
+                                              double eps, std::string_view activation,
+                                              std::array<bool, 6> output_mask);
 
 // Whether the float32 kernels take these tensors.
 bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> others);

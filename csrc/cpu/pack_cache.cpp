@@ -3,6 +3,8 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "ops/common.h"
+
 namespace cnnfast::cpu {
 namespace {
 
@@ -10,6 +12,7 @@ using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensor
 
 struct Entry {
   WeakTensor tensor;
+  bool current;  // false: only the memory is kept
   uint32_t version;
   const void* data;
   int64_t groups;
@@ -46,6 +49,9 @@ std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, con
   if (weight.is_inference()) return pack(weight, g, nullptr);
   const c10::TensorImpl* key = weight.unsafeGetTensorImpl();
   const uint32_t version = weight._version();
+  // Fused optimisers write weights without a new version: while training they are packed at every call, and
+  // what was packed before is forgotten.
+  const bool trained = records_gradient() && weight.requires_grad();
   std::shared_ptr<AlignedFloats> outdated;
   {
     std::lock_guard lock(mutex);
@@ -53,8 +59,8 @@ std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, con
     if (it != entries.end()) {
       Entry& e = it->second;
       // A new tensor may live at the address of a dead one: the weak reference tells.
-      const bool same = !e.tensor.expired() && e.data == weight.const_data_ptr() && e.groups == g.groups &&
-                        e.algorithm == g.algorithm;
+      const bool same = e.current && !trained && !e.tensor.expired() && e.data == weight.const_data_ptr() &&
+                        e.groups == g.groups && e.algorithm == g.algorithm;
       if (same && e.version == version) return e.packed;
       outdated = std::move(e.packed);
       entries.erase(it);
@@ -63,8 +69,8 @@ std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, con
   auto packed = pack(weight, g, std::move(outdated));
   std::lock_guard lock(mutex);
   sweep();
-  entries.insert_or_assign(key, Entry{WeakTensor(weight.getIntrusivePtr()), version, weight.const_data_ptr(),
-                                      g.groups, g.algorithm, packed});
+  entries.insert_or_assign(key, Entry{WeakTensor(weight.getIntrusivePtr()), !trained, version,
+                                      weight.const_data_ptr(), g.groups, g.algorithm, packed});
   return packed;
 }
 

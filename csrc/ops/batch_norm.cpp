@@ -108,17 +108,14 @@ BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::
   return {output, conv, mean, var};
 }
 
-namespace {
-
 // d/dy of act(bn(conv(x)) + residual): normalisation by the batch's own statistics, which depend on every
 // value.
-BatchNormGradients conv2d_batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                              const at::Tensor& weight, const OptionalTensor& bn_weight,
-                                              const at::Tensor& conv_output, const at::Tensor& conv_mean,
-                                              const at::Tensor& var, const at::Tensor& output,
-                                              at::IntArrayRef stride, at::IntArrayRef padding,
-                                              at::IntArrayRef dilation, int64_t groups, double eps,
-                                              std::string_view activation, std::array<bool, 6> output_mask) {
+BatchNormGradients conv2d_batch_norm_backward_composite(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+    const OptionalTensor& bn_weight, const at::Tensor& conv_output, const at::Tensor& conv_mean,
+    const at::Tensor& var, const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, double eps, std::string_view activation,
+    std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   const at::Tensor grad =
@@ -149,11 +146,9 @@ BatchNormGradients conv2d_batch_norm_backward(const at::Tensor& grad_output, con
           need_residual ? (grad.is_same(grad_output) ? grad.clone() : grad) : none()};
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm_composite));
-  m.impl("conv2d_batch_norm_backward", TORCH_FN(conv2d_batch_norm_backward));
+  m.impl("conv2d_batch_norm_backward", TORCH_FN(conv2d_batch_norm_backward_composite));
   m.impl("batch_norm_act", TORCH_FN(batch_norm_act_composite));
 }
 

@@ -37,6 +37,12 @@ BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::
                                              at::IntArrayRef stride, at::IntArrayRef padding,
                                              at::IntArrayRef dilation, int64_t groups, double eps,
                                              std::string_view activation);
+BatchNormGradients conv2d_batch_norm_backward_composite(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+    const OptionalTensor& bn_weight, const at::Tensor& conv_output, const at::Tensor& conv_mean,
+    const at::Tensor& var, const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, double eps, std::string_view activation,
+    std::array<bool, 6> output_mask);
 at::Tensor batch_norm_act_composite(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                     const OptionalTensor& weight, const OptionalTensor& bias,
                                     const OptionalTensor& residual, double eps, std::string_view activation);

@@ -2,7 +2,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include "ops/conv_gradients.h"
+#include "ops/conv2d.h"
 #include "ops/inception.h"
 
 namespace cnnfast {
@@ -14,13 +14,13 @@ using AvgPoolBackward = at::Tensor(const at::Tensor&, const at::Tensor&, at::Int
                                    at::IntArrayRef, bool, bool, std::optional<int64_t>);
 
 template <class Signature>
-auto pool_backward(const char* name) {
+auto typed_backward(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
 at::Tensor pool_gradient(const Stage& stage, const at::Tensor& grad, const at::Tensor& input) {
-  static auto max = pool_backward<MaxPoolBackward>("cnnfast::max_pool2d_backward");
-  static auto avg = pool_backward<AvgPoolBackward>("cnnfast::avg_pool2d_backward");
+  static auto max = typed_backward<MaxPoolBackward>("cnnfast::max_pool2d_backward");
+  static auto avg = typed_backward<AvgPoolBackward>("cnnfast::avg_pool2d_backward");
   const Pool2dParams p = stage.pool_params();
   if (stage.kind == StageKind::kMaxPool)
     return max.call(grad, input, p.kernel_size, p.stride, p.padding, p.dilation, false);
@@ -51,19 +51,15 @@ class Backward {
   void run(const Branch& branch, const std::vector<at::Tensor>& values, at::Tensor grad) {
     for (size_t s = branch.size(); s-- > 0;) {
       const Stage& stage = branch[s];
-      grad = activation_backward(grad, values[s + 1], stage.activation);
       const bool above = wanted_above(branch, s);
       if (stage.conv < 0) {
         if (!above) return;
+        grad = activation_backward(grad, values[s + 1], stage.activation);
         grad = pool_gradient(stage, grad, values[s]);
         continue;
       }
-      auto found = conv_gradients(grad, values[s], weights_[stage.conv], stage.conv_params(),
-                                  {above, wants_weight(stage), wants_bias(stage)});
-      grad_weights_[stage.conv] = found.weight;
-      grad_biases_[stage.conv] = found.bias;
+      grad = conv_gradient(stage, grad, values[s], values[s + 1], above);
       if (!above) return;
-      grad = found.input;
     }
     if (mask_.get(0)) accumulate(grad, !branch.empty());
   }
@@ -77,6 +73,18 @@ class Backward {
   }
 
  private:
+  // Of a convolution and its activation: keeps those of weight and bias, gives that of the input.
+  at::Tensor conv_gradient(const Stage& stage, const at::Tensor& grad, const at::Tensor& input,
+                           const at::Tensor& output, bool need_input) {
+    static auto op = typed_backward<decltype(conv2d_backward)>("cnnfast::conv2d_backward");
+    const Conv2dParams p = stage.conv_params();
+    const std::array<bool, 5> mask{need_input, wants_weight(stage), wants_bias(stage), false, false};
+    const auto found = op.call(grad, input, weights_[stage.conv], std::nullopt, output, p.stride, p.padding,
+                               p.dilation, p.groups, activation_name(stage.activation), mask);
+    if (mask[1]) grad_weights_[stage.conv] = std::get<1>(found);
+    if (mask[2]) grad_biases_[stage.conv] = std::get<2>(found);
+    return std::get<0>(found);
+  }
   bool wants_weight(const Stage& stage) const { return mask_.get(1 + stage.conv); }
   bool wants_bias(const Stage& stage) const { return mask_.get(1 + weights_.size() + stage.conv); }
 

@@ -213,6 +213,7 @@ def test_training_step_with_a_wrong_gradient_is_reported():
     right, wrong = result.rows
     assert right.status == "ok", right.detail
     assert right.peak_rss_bytes > 10e6
+    assert right.peak_allocated_bytes > 2 * 6 * 28 * 28 * 4  # the first layer's output at least
     assert wrong.status == "parity"
     assert "gradient norm (relative) differs by 0.01" in wrong.detail
 
@@ -236,7 +237,8 @@ def test_bad_argument_is_named_before_any_process_starts(arguments, words, monke
 
 def test_default_contenders_are_eager_and_cnnfast_and_with_peers_all():
     assert default_contenders() == ["eager", "eager_channels_last", "cnnfast_fused", "cnnfast_frozen"]
-    assert default_contenders("training") == ["eager", "eager_channels_last", "cnnfast_fused"]
+    trained = ["eager", "eager_channels_last", "cnnfast_fused"]
+    assert default_contenders("training") == trained + [f"{name}_kept" for name in trained]
     assert {"openvino", "onnxruntime", "compile"} <= set(default_contenders(peers=True))
 
 

@@ -13,7 +13,11 @@ from cnnfast.benchmarking.plain import BUILDERS
 
 WANTED = {
     "inference": {"eager", "eager_channels_last", "compile", "cnnfast_fused", "cnnfast_frozen"},
-    "training": {"eager", "eager_channels_last", "compile", "cnnfast_fused"},
+    "training": {
+        f"{name}{memory}"
+        for name in ("eager", "eager_channels_last", "compile", "cnnfast_fused")
+        for memory in ("", "_kept")
+    },
 }
 # Filling and running them in float64 takes too long for every test run.
 LARGE = {"alexnet", "alexnet_paper", "vgg11", "nin", "nin_single_1x1"}

@@ -11,6 +11,8 @@ constexpr int kPositions[] = {8, 8, 8, 6};
 // Gradients of one panel of a strip of pixels, copied to lie side by side, stay in the first-level cache.
 constexpr int64_t kStripFloats = 4096;
 constexpr int64_t kStripRuns = kStripFloats / Vec::kWidth;
+// Sums that stay in the second-level cache beside the pixels that pass.
+constexpr int64_t kResidentSums = 128 * 1024;
 
 // Pixels of a strip: runs inside rows.
 struct PixelRuns {
@@ -114,30 +116,60 @@ void copy_gradients(const WeightGradCall& c, int64_t begin, int64_t end, const G
   }
 }
 
+// The next strip's inputs, where they are adjacent and far away: part `block` out of `blocks`.
+void fetch_strip(const WeightGradCall& c, int64_t begin, int64_t end, int64_t block, int64_t blocks) {
+  const int64_t first = begin + (end - begin) * block / blocks,
+                last = begin + (end - begin) * (block + 1) / blocks;
+  for (int64_t pixel = first; pixel < last; ++pixel) {
+    const int64_t row = pixel / c.width, x = pixel % c.width, y = row % c.height, n = row / c.height;
+    const float* in =
+        c.input.data + n * c.input.image + y * c.stride_h * c.input.row + x * c.stride_w * c.input.pixel;
+    const float* grad = c.grad.data + n * c.grad.image + y * c.grad.row + x * c.grad.pixel;
+    for (int64_t i = 0; i < c.positions; i += kLineFloats) __builtin_prefetch(in + i, 0, 2);
+    for (int64_t i = 0; i < c.channels; i += kLineFloats) __builtin_prefetch(grad + i, 0, 2);
+  }
+}
+
+// Sums of so many panels stay in the second-level cache while all pixels pass.
+int64_t panels_at_once(const WeightGradCall& c) {
+  const int64_t panel = c.positions * c.panel_vectors * Vec::kWidth;
+  return panel < kResidentSums ? kResidentSums / panel : 1;
+}
+
 void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_end) {
   const int64_t blocks = position_blocks(c.positions, c.panel_vectors);
   const int64_t pixels = c.images * c.height * c.width;
   const int64_t strip = kStripFloats / (c.panel_vectors * Vec::kWidth);
+  const bool fetches =
+      c.offset[c.positions - 1] + 1 == c.positions && pixels * (c.positions + c.channels) > kNearFloats;
+  const int64_t at_once = panels_at_once(c) * blocks;
   PixelRuns runs;
   alignas(64) float grad[kStripFloats];
-  for (int64_t begin = 0; begin < pixels; begin += strip) {
-    const int64_t end = begin + strip < pixels ? begin + strip : pixels;
-    find_runs(c, begin, end, runs);
-    for (int64_t unit = unit_begin; unit < unit_end;) {
-      const GradientPanel panel(c.channels, c.panel_vectors, unit / blocks);
-      copy_gradients(c, begin, end, panel, grad);
-      float* sums = c.sums + panel.channel * c.positions;
-      const int64_t panel_end = (unit / blocks + 1) * blocks;
-      for (int64_t block = unit % blocks; unit < unit_end && unit < panel_end; ++unit, ++block) {
-        const int64_t first = c.positions * block / blocks, last = c.positions * (block + 1) / blocks;
-        panel_products(panel.vectors, last - first, runs, c.offset + first, grad,
-                       sums + first * panel.vectors * Vec::kWidth, begin == 0);
+  for (int64_t from = unit_begin, to; from < unit_end; from = to) {
+    to = from - from % blocks + at_once;
+    if (to > unit_end) to = unit_end;
+    for (int64_t begin = 0; begin < pixels; begin += strip) {
+      const int64_t end = begin + strip < pixels ? begin + strip : pixels;
+      const int64_t next = end + strip < pixels ? end + strip : pixels;
+      find_runs(c, begin, end, runs);
+      for (int64_t unit = from; unit < to;) {
+        const GradientPanel panel(c.channels, c.panel_vectors, unit / blocks);
+        copy_gradients(c, begin, end, panel, grad);
+        float* sums = c.sums + panel.channel * c.positions;
+        const int64_t panel_end = (unit / blocks + 1) * blocks;
+        for (int64_t block = unit % blocks; unit < to && unit < panel_end; ++unit, ++block) {
+          if (fetches) fetch_strip(c, end, next, unit - from, to - from);
+          const int64_t first = c.positions * block / blocks, last = c.positions * (block + 1) / blocks;
+          panel_products(panel.vectors, last - first, runs, c.offset + first, grad,
+                         sums + first * panel.vectors * Vec::kWidth, begin == 0);
+        }
       }
     }
   }
 }
 
-// --- F(3x3, 4x4): the gradient of a 3x3 kernel, tiles of 4x4 gradients playing the kernel's part. ---
+// --- F(K x K, T x T), 6 points: the gradient of a K x K kernel, tiles of T x T gradients playing the
+// kernel's part; 3x3 kernels by tiles of 4x4, 5x5 ones by tiles of 2x2. ---
 
 template <int Q>
 constexpr double pair_distance() {
@@ -146,26 +178,31 @@ constexpr double pair_distance() {
   return 2.0 * p * (p - q);
 }
 
-template <int Q>
+template <int Q, int T>
 inline void transform_gradient_pair(const Vec* g, Vec* out, int step) {
   constexpr double p = WinogradPoints<6>::kPair[Q], f = pair_distance<Q>();
   constexpr float c0 = static_cast<float>(1.0 / f), c1 = static_cast<float>(p / f),
                   c2 = static_cast<float>(p * p / f), c3 = static_cast<float>(p * p * p / f);
-  const Vec even = Vec::fma(g[2], Vec::set1(c2), g[0] * Vec::set1(c0));
-  const Vec odd = Vec::fma(g[3], Vec::set1(c3), g[1] * Vec::set1(c1));
+  Vec even = g[0] * Vec::set1(c0), odd = g[1] * Vec::set1(c1);
+  if constexpr (T == 4) {
+    even = Vec::fma(g[2], Vec::set1(c2), even);
+    odd = Vec::fma(g[3], Vec::set1(c3), odd);
+  }
   out[(1 + 2 * Q) * step] = even + odd;
   out[(2 + 2 * Q) * step] = even - odd;
 }
 
-// One dimension: 4 gradients -> 6 values; row i of the matrix holds the powers of point i over the product of
+// One dimension: T gradients -> 6 values; row i of the matrix holds the powers of point i over the product of
 // its distances to the other points.
+template <int T>
 inline void transform_gradient(const Vec* g, Vec* out, int step) {
+  static_assert(T == 2 || T == 4);
   using P = WinogradPoints<6>;
   constexpr float zero = static_cast<float>(1.0 / (P::kPair[0] * P::kPair[0] * P::kPair[1] * P::kPair[1]));
   out[0] = g[0] * Vec::set1(zero);
-  transform_gradient_pair<0>(g, out, step);
-  transform_gradient_pair<1>(g, out, step);
-  out[5 * step] = g[3];
+  transform_gradient_pair<0, T>(g, out, step);
+  transform_gradient_pair<1, T>(g, out, step);
+  out[5 * step] = g[T - 1];
 }
 
 // Where the parts of a strip of tiles lie in a thread's scratch memory: inputs of its own channels, gradients
@@ -183,30 +220,31 @@ struct GradientScratch {
   }
 };
 
+template <int T>
 void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s, const TilePlace& at,
                              const TilePlace* next, float* to) {
-  const int64_t rows = c.height - at.y < 4 ? c.height - at.y : 4;
-  const int64_t columns = c.width - at.x < 4 ? c.width - at.x : 4;
+  const int64_t rows = c.height - at.y < T ? c.height - at.y : T;
+  const int64_t columns = c.width - at.x < T ? c.width - at.x : T;
   const float* from = at_place(c.grad, at);
   const float* ahead = next ? at_place(c.grad, *next) : nullptr;
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
     const int64_t left = c.channels - channel, lanes = left < Vec::kWidth ? left : Vec::kWidth;
-    if (ahead) fetch_pixels<0>(ahead + channel, c.grad, 4, 0, 4);
-    Vec t[6 * 4];
+    if (ahead) fetch_pixels<0>(ahead + channel, c.grad, T, 0, T);
+    Vec t[6 * T];
 #pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) {
-      Vec g[4];
+    for (int x = 0; x < T; ++x) {
+      Vec g[T];
 #pragma GCC unroll 4
-      for (int y = 0; y < 4; ++y)
+      for (int y = 0; y < T; ++y)
         g[y] = y < rows && x < columns
                    ? Vec::load_first(from + y * c.grad.row + x * c.grad.pixel + channel, lanes)
                    : Vec::zero();
-      transform_gradient(g, t + x, 4);
+      transform_gradient<T>(g, t + x, T);
     }
 #pragma GCC unroll 6
     for (int y = 0; y < 6; ++y) {
       Vec u[6];
-      transform_gradient(t + y * 4, u, 1);
+      transform_gradient<T>(t + y * T, u, 1);
 #pragma GCC unroll 6
       for (int x = 0; x < 6; ++x) u[x].store(to + (y * 6 + x) * s.grad_point + channel);
     }
@@ -241,7 +279,8 @@ void add_tile_products(const WinogradGradCall& c, const GradientScratch& s, cons
     }
 }
 
-// Back to 3x3 kernels, for the thread's input channels.
+// Back to K x K kernels, for the thread's input channels.
+template <int K>
 void finish_kernels(const WinogradGradCall& c, int64_t grad_row, int64_t in_begin, int64_t in_end) {
   const int64_t panel_lanes = c.panel_vectors * Vec::kWidth;
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
@@ -250,33 +289,35 @@ void finish_kernels(const WinogradGradCall& c, int64_t grad_row, int64_t in_begi
     for (int64_t i = in_begin; i < in_end; ++i) {
       const float* from =
           c.sums + panel.channel * c.in_channels + i * panel.vectors * Vec::kWidth + channel - panel.channel;
-      Vec t[3 * 6];
+      Vec t[K * 6];
 #pragma GCC unroll 6
       for (int x = 0; x < 6; ++x) {
         Vec m[6];
 #pragma GCC unroll 6
         for (int y = 0; y < 6; ++y) m[y] = Vec::load(from + (y * 6 + x) * grad_row * c.in_channels);
-        transform_output<6, 3>(m, 1, t + x, 6);
+        transform_output<6, K>(m, 1, t + x, 6);
       }
-      float kernel[9 * Vec::kWidth];
-#pragma GCC unroll 3
-      for (int y = 0; y < 3; ++y) {
-        Vec v[3];
-        transform_output<6, 3>(t + y * 6, 1, v, 1);
-#pragma GCC unroll 3
-        for (int x = 0; x < 3; ++x) v[x].store(kernel + (y * 3 + x) * Vec::kWidth);
+      float kernel[K * K * Vec::kWidth];
+#pragma GCC unroll 5
+      for (int y = 0; y < K; ++y) {
+        Vec v[K];
+        transform_output<6, K>(t + y * 6, 1, v, 1);
+#pragma GCC unroll 5
+        for (int x = 0; x < K; ++x) v[x].store(kernel + (y * K + x) * Vec::kWidth);
       }
       for (int64_t lane = 0; lane < lanes; ++lane) {
         float* to = c.weight_grad + (channel + lane) * c.weight_out + i * c.weight_in;
-        for (int64_t y = 0; y < 3; ++y)
-          for (int64_t x = 0; x < 3; ++x)
-            to[y * c.weight_row + x * c.weight_column] = kernel[(y * 3 + x) * Vec::kWidth + lane];
+        for (int64_t y = 0; y < K; ++y)
+          for (int64_t x = 0; x < K; ++x)
+            to[y * c.weight_row + x * c.weight_column] = kernel[(y * K + x) * Vec::kWidth + lane];
       }
     }
   }
 }
 
-void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_end) {
+template <int K>
+void winograd_gradient_of(const WinogradGradCall& c, int64_t in_begin, int64_t in_end) {
+  constexpr int T = 7 - K;
   const GradientScratch s(c, in_end - in_begin);
   float* input = c.scratch;
   float* grad = input + 36 * s.input.point;
@@ -284,24 +325,28 @@ void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_e
   tiles_of.input = c.input;
   tiles_of.input.data += in_begin;
   tiles_of.in_channels = in_end - in_begin;
-  tiles_of.tile = 4;
-  tiles_of.tile_rows = (c.height + 3) / 4;
-  tiles_of.tile_columns = (c.width + 3) / 4;
+  tiles_of.tile = T;
+  tiles_of.tile_rows = (c.height + T - 1) / T;
+  tiles_of.tile_columns = (c.width + T - 1) / T;
   const int64_t tiles = c.images * tiles_of.tile_rows * tiles_of.tile_columns;
-  const bool far_input = tiles * 16 * tiles_of.in_channels > kNearFloats,
-             far_grad = tiles * 16 * c.channels > kNearFloats;
+  const bool far_input = tiles * T * T * tiles_of.in_channels > kNearFloats,
+             far_grad = tiles * T * T * c.channels > kNearFloats;
   TilePlace at(tiles_of, 0);
   for (int64_t begin = 0; begin < tiles; begin += c.strip_tiles) {
     const int64_t count = tiles - begin < c.strip_tiles ? tiles - begin : c.strip_tiles;
     for (int64_t t = 0; t < count; ++t) {
       const TilePlace next = at.next(tiles_of);
-      winograd_input<6, 4, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
-      transform_gradient_tile(c, s, at, far_grad ? &next : nullptr, grad + t * s.grad_row);
+      winograd_input<6, T, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
+      transform_gradient_tile<T>(c, s, at, far_grad ? &next : nullptr, grad + t * s.grad_row);
       at = next;
     }
     add_tile_products(c, s, input, grad, count, in_begin, in_end, begin == 0);
   }
-  finish_kernels(c, s.grad_row, in_begin, in_end);
+  finish_kernels<K>(c, s.grad_row, in_begin, in_end);
+}
+
+void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_end) {
+  c.kernel == 3 ? winograd_gradient_of<3>(c, in_begin, in_end) : winograd_gradient_of<5>(c, in_begin, in_end);
 }
 
 int64_t winograd_gradient_scratch(const WinogradGradCall& c, int64_t in_channels) {

@@ -1,0 +1,75 @@
+#include "cpu/bordered.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+
+#include "cpu/channel_sums.h"
+#include "cpu/normalise.h"
+#include "cpu/parallel.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+constexpr int64_t kSerialElements = 1 << 14;
+
+bool none(const Border& b) { return !b.top && !b.left && !b.bottom && !b.right; }
+
+}  // namespace
+
+Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const Border& b) {
+  const int64_t channels = sizes[1], height = sizes[2] + b.top + b.bottom,
+                width = sizes[3] + b.left + b.right;
+  Bordered t;
+  t.storage = at::empty({sizes[0], height, width, channels}, options);
+  t.view = {t.storage.data_ptr<float>(), height * width * channels, width * channels, channels};
+  const int64_t first = b.top * t.view.row + b.left * t.view.pixel;
+  t.view.data += first;
+  t.tensor = t.storage.as_strided(sizes, {t.view.image, 1, t.view.row, t.view.pixel}, first);
+  return t;
+}
+
+Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
+                             const Border& border, std::vector<double>* sums) {
+  const PixelRows grad = pixel_rows(grad_output);
+  if (activation == Activation::kNone) {
+    if (sums) *sums = channel_sums(grad.data, grad.stride, grad.rows, grad.channels, nullptr);
+    Bordered t{grad.storage, grad.storage, {}};
+    t.view = with_border(grad.storage, border, t.storage);
+    return t;
+  }
+  const PixelRows y = pixel_rows(output);
+  const ImageSize size = image_size(grad_output);
+  Bordered to = bordered(grad_output.sizes(), grad_output.options(), border);
+  const int64_t image_rows = size.images * size.height,
+                part_rows = std::max<int64_t>(1, kRowsPerPart / size.width),
+                parts = (image_rows + part_rows - 1) / part_rows;
+  std::vector<float> partial(sums ? static_cast<size_t>(parts * size.channels) : 0, 0.0f);
+  const auto rows_of_part = [&](int64_t part) {
+    for (int64_t row = part * part_rows; row < std::min(image_rows, (part + 1) * part_rows); ++row) {
+      NormBackwardCall call{};
+      call.grad = grad.data + row * size.width * grad.stride;
+      call.output = y.data + row * size.width * y.stride;
+      call.grad_residual = to.view.data + row / size.height * to.view.image + row % size.height * to.view.row;
+      call.grad_stride = grad.stride;
+      call.output_stride = y.stride;
+      call.channels = size.channels;
+      call.activation = activation;
+      kernels().norm_backward(call, size.width);
+      if (sums)
+        kernels().column_sum(call.grad_residual, size.channels, size.width, size.channels, nullptr,
+                             partial.data() + part * size.channels);
+    }
+  };
+  parallel_team(grad_output.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(parts, 1, thread, team);
+    for (int64_t part = begin; part < end; ++part) rows_of_part(part);
+    if (none(border)) return;
+    const auto [first, last] = share(size.images, 1, thread, team);
+    zero_border(to.view, size, border, first, last);
+  });
+  if (sums) *sums = sum_of_parts(partial, size.channels);
+  return to;
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,24 @@
+// Gradients in channels_last memory with zeros around every image, as convolutions from outputs to inputs
+// read them.
+#pragma once
+#include <vector>
+
+#include "cpu/tensor_view.h"
+
+namespace cnnfast::cpu {
+
+struct Bordered {
+  at::Tensor storage;
+  at::Tensor tensor;  // what lies inside the border
+  View view;          // the same; its first pixel
+};
+
+// Memory of its own, of which nothing is set yet.
+Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const Border& border);
+
+// The gradient before an activation, from its output; where `sums` is given also its sums over pixels. May
+// be grad_output's own memory where nothing has to be done.
+Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
+                             const Border& border, std::vector<double>* sums);
+
+}  // namespace cnnfast::cpu

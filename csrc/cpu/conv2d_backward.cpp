@@ -1,0 +1,120 @@
+// conv2d_backward and conv2d_batch_norm_backward on the CPU: the gradient of the convolution's output is
+// written once, with the border that the input's gradient needs; that of the weight reads the same memory.
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "cpu/bordered.h"
+#include "cpu/conv_input_grad.h"
+#include "cpu/normalise.h"
+#include "ops/batch_norm.h"
+#include "ops/conv_gradients.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Gradients of input and weight from that of the output.
+class ConvBackward {
+ public:
+  ConvBackward(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
+               at::IntArrayRef output_sizes, bool need_input, bool need_weight)
+      : input_(input), weight_(weight), params_(params), need_input_(need_input), need_weight_(need_weight) {
+    if (need_input && InputGradient::serves(input, weight, params))
+      input_gradient_.emplace(input, weight, params, output_sizes);
+  }
+  Border border() const { return input_gradient_ ? input_gradient_->border() : Border{}; }
+  ConvGradients run(const Bordered& grad) const {
+    const bool ours = input_gradient_.has_value();
+    ConvGradients g =
+        conv_gradients(grad.tensor, input_, weight_, params_, {need_input_ && !ours, need_weight_, false});
+    if (ours) g.input = input_gradient_->run(grad.view);
+    return g;
+  }
+
+ private:
+  const at::Tensor& input_;
+  const at::Tensor& weight_;
+  Conv2dParams params_;
+  bool need_input_, need_weight_;
+  std::optional<InputGradient> input_gradient_;
+};
+
+at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
+  const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
+  std::copy(values.begin(), values.end(), t.data_ptr<float>());
+  return t;
+}
+
+Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                    const at::Tensor& weight, const OptionalTensor& scale,
+                                    const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
+                                    at::IntArrayRef dilation, int64_t groups, std::string_view activation,
+                                    std::array<bool, 5> output_mask) {
+  const bool ours = all_float(input, {grad_output, weight, output}) && is_plain_float(grad_output) &&
+                    !present(scale) && grad_output.numel() > 0;
+  if (!ours)
+    return conv2d_backward(grad_output, input, weight, scale, output, stride, padding, dilation, groups,
+                           activation, output_mask);
+  const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
+  const Activation act = parse_activation("conv2d_backward", activation);
+  const ConvBackward conv(input, weight, {stride, padding, dilation, groups}, grad_output.sizes(), need_input,
+                          need_weight);
+  std::vector<double> sums;
+  at::Tensor residual;
+  // The residual's gradient is a tensor of its own, from which the convolution's is copied.
+  if (need_residual)
+    residual = act == Activation::kNone ? grad_output.clone()
+                                        : activation_gradient(grad_output, output, act, {}, nullptr).tensor;
+  ConvGradients found;
+  if (need_input || need_weight || need_bias)
+    found = conv.run(activation_gradient(need_residual ? residual : grad_output, output,
+                                         need_residual ? Activation::kNone : act, conv.border(),
+                                         need_bias ? &sums : nullptr));
+  const auto none = [&] { return no_gradient(input); };
+  return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+          need_bias ? channel_tensor(sums, input.options()) : none(), none(),
+          need_residual ? residual : none()};
+}
+
+BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                                  const at::Tensor& weight, const OptionalTensor& bn_weight,
+                                                  const at::Tensor& conv_output, const at::Tensor& conv_mean,
+                                                  const at::Tensor& var, const at::Tensor& output,
+                                                  at::IntArrayRef stride, at::IntArrayRef padding,
+                                                  at::IntArrayRef dilation, int64_t groups, double eps,
+                                                  std::string_view activation,
+                                                  std::array<bool, 6> output_mask) {
+  const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, output}) &&
+                    is_plain_float(grad_output) && grad_output.numel() > 0;
+  if (!ours)
+    return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,
+                                                var, output, stride, padding, dilation, groups, eps,
+                                                activation, output_mask);
+  const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
+  const bool need_conv = need_input || need_weight;
+  const ConvBackward conv(input, weight, {stride, padding, dilation, groups}, grad_output.sizes(), need_input,
+                          need_weight);
+  std::optional<Bordered> grad_conv;
+  if (need_conv) grad_conv = bordered(grad_output.sizes(), input.options(), conv.border());
+  const auto norm = batch_norm2d_backward_into(
+      grad_conv ? &*grad_conv : nullptr, conv.border(), grad_output, conv_output, conv_mean, var, bn_weight,
+      output, eps, activation, {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
+  ConvGradients found;
+  if (need_conv) found = conv.run(*grad_conv);
+  const auto none = [&] { return no_gradient(input); };
+  return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+          // The mean takes any bias away again: its gradient is zero, not merely small.
+          need_bias ? at::zeros_like(conv_mean, input.options()) : none(), std::get<3>(norm),
+          std::get<4>(norm), std::get<5>(norm)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("conv2d_backward", TORCH_FN(conv2d_backward_cpu));
+  m.impl("conv2d_batch_norm_backward", TORCH_FN(conv2d_batch_norm_backward_cpu));
+}
+
+}  // namespace cnnfast::cpu
