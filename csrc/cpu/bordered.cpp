@@ -32,7 +32,7 @@ Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const
 Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
                              const Border& border, std::vector<double>* sums) {
   const PixelRows grad = pixel_rows(grad_output);
-  if (activation == Activation::kNone) {
+  if (activation.kind == Activation::kNone) {
     if (sums) *sums = channel_sums(grad.data, grad.stride, grad.rows, grad.channels, nullptr);
     Bordered t{grad.storage, grad.storage, {}};
     t.view = with_border(grad.storage, border, t.storage);

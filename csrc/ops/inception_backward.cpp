@@ -80,7 +80,7 @@ class Backward {
     const Conv2dParams p = stage.conv_params();
     const std::array<bool, 5> mask{need_input, wants_weight(stage), wants_bias(stage), false, false};
     const auto found = op.call(grad, input, weights_[stage.conv], std::nullopt, output, p.stride, p.padding,
-                               p.dilation, p.groups, activation_name(stage.activation), mask);
+                               p.dilation, p.groups, plain_activation_name(stage.activation.kind), mask);
     if (mask[1]) grad_weights_[stage.conv] = std::get<1>(found);
     if (mask[2]) grad_biases_[stage.conv] = std::get<2>(found);
     return std::get<0>(found);
