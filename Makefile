@@ -104,8 +104,7 @@ oldest-torch: ## tests with the oldest torch that is supported (CPU builds: set 
 	$(OLDEST)/venv/bin/python -m pip install --quiet --upgrade $(OLDEST_TORCH) numpy safetensors "setuptools>=77" \
 	  wheel ninja pybind11 pytest hypothesis onnx onnxruntime
 	@cp -a --update setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests $(OLDEST)/source
-	@# tests/triton would pass for the package triton, which a CPU build lacks
-	@rm -rf $(OLDEST)/source/tests/triton $(OLDEST)/source/cnnfast/lib $(OLDEST)/source/cnnfast/_build_info.json
+	@rm -rf $(OLDEST)/source/cnnfast/lib $(OLDEST)/source/cnnfast/_build_info.json
 	cd $(OLDEST)/source && ../venv/bin/python setup.py --quiet build_ext --inplace
 	cd $(OLDEST)/source && PYTHONPATH=. ../venv/bin/python -m pytest -q tests/ops tests/freeze tests/export tests/fuse tests/nn
 

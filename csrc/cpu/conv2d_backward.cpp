@@ -65,8 +65,9 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   at::Tensor residual;
   // The residual's gradient is a tensor of its own, from which the convolution's is copied.
   if (need_residual)
-    residual = act.kind == Activation::kNone ? grad_output.clone()
-                                        : activation_gradient(grad_output, output, act, {}, nullptr).tensor;
+    residual = act.kind == Activation::kNone
+                   ? grad_output.clone()
+                   : activation_gradient(grad_output, output, act, {}, nullptr).tensor;
   ConvGradients found;
   if (need_input || need_weight || need_bias)
     found = conv.run(activation_gradient(need_residual ? residual : grad_output, output,
