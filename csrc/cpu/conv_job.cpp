@@ -232,10 +232,9 @@ bool ConvJob::split_by_channels(int team) const {
   return weight_floats > pixel_floats && uneven < 0.1;
 }
 
-void ConvJob::run_dense(const PackedConv& packed, const float* input, float* output, const float* residual,
-                        int thread, int team) const {
-  const int64_t in = g_.group_in(), out = g_.group_out(), width = kernels().vector_width;
-  ConvCall call;
+// All but the memory.
+ConvCall ConvJob::dense_call() const {
+  ConvCall call{};
   call.images = g_.images;
   call.height = g_.out_height;
   call.width = g_.out_width;
@@ -244,15 +243,34 @@ void ConvJob::run_dense(const PackedConv& packed, const float* input, float* out
   call.tap = tap_.data();
   call.taps = static_cast<int64_t>(tap_.size());
   call.length = length_;
-  call.channels = out;
+  call.channels = g_.group_out();
   call.panel_vectors = panels_.vectors;
   call.activation = g_.activation;
   call.far_input = g_.far_input;
   call.chunk = std::max<int64_t>(16, kChunkBytes / (panels_.lanes() * static_cast<int64_t>(sizeof(float))));
   const int64_t tile = kernels().tile_pixels(panels_.vectors);
-  const int64_t pixel_bytes = in * g_.stride_h * g_.stride_w * static_cast<int64_t>(sizeof(float));
+  const int64_t pixel_bytes = g_.group_in() * g_.stride_h * g_.stride_w * static_cast<int64_t>(sizeof(float));
   call.block_pixels = round_up(std::clamp<int64_t>(kBlockBytes / pixel_bytes, 2 * tile, 4096), tile);
+  return call;
+}
 
+void ConvJob::run_pixels(const PackedConv& packed, const float* input, float* output, int64_t begin,
+                         int64_t end, bool far_input) const {
+  ConvCall call = dense_call();
+  call.input = {const_cast<float*>(input), input_.image, input_.row, input_.pixel};
+  call.output = {output, output_.image, output_.row, output_.pixel};
+  call.weight = packed.weight;
+  call.scale = packed.scale.size() ? packed.scale.data() : nullptr;
+  call.shift = packed.shift.size() ? packed.shift.data() : nullptr;
+  call.far_input = far_input;
+  kernels().conv(call, begin, end, 0, panels_.count);
+}
+
+void ConvJob::run_dense(const PackedConv& packed, const float* input, float* output, const float* residual,
+                        int thread, int team) const {
+  const int64_t in = g_.group_in(), out = g_.group_out(), width = kernels().vector_width;
+  ConvCall call = dense_call();
+  const int64_t tile = kernels().tile_pixels(panels_.vectors);
   const int64_t pixels = g_.images * g_.out_height * g_.out_width;
   const bool by_channels = split_by_channels(team);
   const auto [pixel_begin, pixel_end] =

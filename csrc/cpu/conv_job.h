@@ -93,13 +93,19 @@ class ConvJob {
   // The same on other memory of the same strides.
   void run_at(const PackedConv& packed, const float* input, float* output, const float* residual, int thread,
               int team) const;
+  // Output pixels [begin, end) over all images, by the calling thread alone; direct convolutions of one
+  // group. far_input: the input does not come from the second-level cache, however few the pixels.
+  void run_pixels(const PackedConv& packed, const float* input, float* output, int64_t begin, int64_t end,
+                  bool far_input) const;
+  // Whether each thread of a team takes its own output channels of a direct convolution, not its own pixels.
+  bool split_by_channels(int team) const;
   const ConvGeometry& geometry() const { return g_; }
 
  private:
   void run_dense(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   void run_winograd(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   void run_depthwise(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
-  bool split_by_channels(int team) const;
+  ConvCall dense_call() const;
   bool split_tiles_by_channels(int64_t tiles, int team) const;
   int64_t winograd_block() const;
 

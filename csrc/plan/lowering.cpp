@@ -28,6 +28,8 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       program_(program),
       algorithm_(graph.nodes.size()),
       prologue_(graph.nodes.size(), false),
+      siblings_(graph.nodes.size()),
+      joined_(graph.nodes.size(), false),
       gathered_(graph.nodes.size(), false),
       pooled_by_(graph.nodes.size(), -1),
       strips_(graph.nodes.size()),
@@ -39,6 +41,7 @@ void Lowering::run() {
   find_prologues();
   find_conv_pools();
   find_gathers();
+  find_siblings();
   place_outputs();
   place_concats();
   place_rest();
@@ -275,7 +278,8 @@ Place Lowering::place(int64_t node) const {
 
 void Lowering::emit(int64_t node) {
   const Node& n = graph_.nodes[node];
-  if (is_view(n.op) || prologue_[node] || gathered_[node] || pooled_by_[node] >= 0) return;
+  if (is_view(n.op) || prologue_[node] || gathered_[node] || joined_[node] || pooled_by_[node] >= 0) return;
+  if (!siblings_[node].empty()) return emit_siblings(node);
   const auto from = [&](size_t i) { return place(n.inputs[i]); };
   switch (n.op) {
     case Op::kInput:

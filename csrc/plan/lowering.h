@@ -37,6 +37,10 @@ class Lowering {
   void find_conv_pools();
   std::vector<int64_t> only_readers() const;
   void find_gathers();
+  // In siblings.cpp.
+  bool may_be_sibling(int64_t node) const;
+  void find_siblings();
+  void emit_siblings(int64_t node);
   bool takes_slice(int64_t node) const;
   cpu::PoolCall pool_of(int64_t node) const;
   int64_t read_by(int64_t node) const;
@@ -69,14 +73,16 @@ class Lowering {
   ConstantStore& constants_;
   Program& program_;
   std::vector<Buffer> buffers_;
-  std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
-  std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
-  std::vector<bool> gathered_;                 // per node: a concatenation whose reader takes its parts
-  std::vector<int64_t> pooled_by_;             // per node: the pooling done with this convolution, -1: none
-  std::vector<std::vector<Strip>> strips_;     // per node, for those convolutions
-  std::vector<int> buffer_of_;                 // per node, -1: not placed
-  std::vector<int64_t> channel_of_;            // per node
-  std::vector<int> output_buffer_;             // per output
+  std::vector<cpu::ConvAlgorithm> algorithm_;   // per node
+  std::vector<bool> prologue_;                  // per node: an affine node that its reader does on the way in
+  std::vector<std::vector<int64_t>> siblings_;  // per node: convolutions computed with it, itself the first
+  std::vector<bool> joined_;                    // per node: computed with an earlier sibling
+  std::vector<bool> gathered_;                  // per node: a concatenation whose reader takes its parts
+  std::vector<int64_t> pooled_by_;              // per node: the pooling done with this convolution, -1: none
+  std::vector<std::vector<Strip>> strips_;      // per node, for those convolutions
+  std::vector<int> buffer_of_;                  // per node, -1: not placed
+  std::vector<int64_t> channel_of_;             // per node
+  std::vector<int> output_buffer_;              // per output
 };
 
 }  // namespace cnnfast::plan

@@ -15,9 +15,13 @@ bool overlap(const std::vector<Place>& many, const Place& one) {
   return std::any_of(many.begin(), many.end(), [&](const Place& p) { return overlap(p, one); });
 }
 
+bool overlap(const std::vector<Place>& some, const std::vector<Place>& others) {
+  return std::any_of(others.begin(), others.end(), [&](const Place& p) { return overlap(some, p); });
+}
+
 bool depends(const Step& later, const Step& earlier) {
-  return overlap(later.reads(), earlier.writes()) || overlap(earlier.reads(), later.writes()) ||
-         overlap(earlier.writes(), later.writes());
+  const std::vector<Place> last = later.all_writes(), first = earlier.all_writes();
+  return overlap(later.reads(), first) || overlap(earlier.reads(), last) || overlap(first, last);
 }
 
 }  // namespace

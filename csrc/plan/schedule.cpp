@@ -26,7 +26,7 @@ void Lowering::order_steps(const std::vector<int64_t>& phase) {
   for (Buffer& b : buffers_) b.first = b.last = -1;
   for (const size_t i : order) {
     for (const Place& p : steps[i]->reads()) touch(p.buffer, phase[i]);
-    touch(steps[i]->writes().buffer, phase[i]);
+    for (const Place& p : steps[i]->all_writes()) touch(p.buffer, phase[i]);
     program_.phase_.push_back(phase[i]);
     sorted.push_back(std::move(steps[i]));
   }

@@ -51,6 +51,8 @@ class CopyOut : public Step {
   bool flatten_;
 };
 
+}  // namespace
+
 std::string conv_text(const cpu::ConvGeometry& g) {
   std::ostringstream out;
   out << "conv " << g.kernel_h << "x" << g.kernel_w;
@@ -64,6 +66,8 @@ std::string conv_text(const cpu::ConvGeometry& g) {
   out << ", panel of " << cpu::Panels::of(g).lanes();
   return out.str();
 }
+
+namespace {
 
 class Conv : public Step {
  public:
@@ -299,11 +303,25 @@ std::pair<int64_t, int64_t> Step::rows(int thread, int team) const {
   return cpu::share(writes_.size.images * writes_.size.height, 1, thread, team);
 }
 
+std::vector<Place> Step::all_writes() const {
+  std::vector<Place> places{writes_};
+  places.insert(places.end(), also_writes_.begin(), also_writes_.end());
+  return places;
+}
+
+namespace {
+
+void fill_border(const Place& place, const Memory& memory, int thread, int team) {
+  if (!place.fills_border) return;
+  const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
+  cpu::zero_border(place.view(memory), place.size, place.border, begin, end);
+}
+
+}  // namespace
+
 void Step::run(const Memory& memory, int thread, int team) const {
-  if (writes_.fills_border) {
-    const auto [begin, end] = cpu::share(writes_.size.images, 1, thread, team);
-    cpu::zero_border(writes_.view(memory), writes_.size, writes_.border, begin, end);
-  }
+  fill_border(writes_, memory, thread, team);
+  for (const Place& place : also_writes_) fill_border(place, memory, thread, team);
   compute(memory, thread, team);
 }
 

@@ -53,6 +53,9 @@ class Step {
   int64_t node() const { return node_; }
   const std::vector<Place>& reads() const { return reads_; }
   const Place& writes() const { return writes_; }
+  // Where a step computes several values, the others.
+  const std::vector<Place>& also_writes() const { return also_writes_; }
+  std::vector<Place> all_writes() const;
   virtual double flops() const { return 0; }
   virtual std::string text() const = 0;
 
@@ -64,6 +67,7 @@ class Step {
   int64_t node_;
   std::vector<Place> reads_;
   Place writes_;
+  std::vector<Place> also_writes_;
 };
 
 // Constants of a convolution, packed for this CPU.
@@ -76,6 +80,14 @@ std::unique_ptr<Step> copy_out_step(int64_t node, Place from, Place to, bool fla
 std::unique_ptr<Step> conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                 int64_t pad_left, std::shared_ptr<const ConvConstants> constants, Place from,
                                 Place to, const Place* residual, const cpu::Prologue& prologue);
+// Convolutions of the same pixels, direct, of one group and kernel size 1: a block of pixels passes through
+// all of them while it is in cache.
+struct Sibling {
+  cpu::ConvGeometry geometry;
+  std::shared_ptr<const ConvConstants> constants;
+  Place to;
+};
+std::unique_ptr<Step> sibling_step(int64_t node, Place from, std::vector<Sibling> siblings);
 std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Place from, Place to);
 // size, alpha, beta, k of local response normalisation.
 struct LrnParams {
@@ -89,6 +101,7 @@ std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geom
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                      std::vector<Strip> strips, const LrnParams* norm, bool max,
                                      const cpu::PoolCall& pool, Place from, Place to);
+std::string conv_text(const cpu::ConvGeometry& g);
 // A convolution's numbers, for direct computation.
 cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& input, const Value& output);
 // The window of a pooling as the kernels take it, without memory.
