@@ -232,6 +232,13 @@ bool ConvJob::split_by_channels(int team) const {
   return weight_floats > pixel_floats && uneven < 0.1;
 }
 
+int64_t ConvJob::first_weight(int thread, int team) const {
+  if (g_.depthwise() || !g_.algorithm.direct() || !split_by_channels(team)) return 0;
+  const int64_t unit = share(panels_.count * g_.groups, 1, thread, team).first;
+  const int64_t padded = round_up(g_.group_out(), kernels().vector_width);
+  return (unit / panels_.count * padded + unit % panels_.count * panels_.lanes()) * g_.depth();
+}
+
 // All but the memory.
 ConvCall ConvJob::dense_call() const {
   ConvCall call{};

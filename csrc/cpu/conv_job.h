@@ -99,6 +99,8 @@ class ConvJob {
                   bool far_input) const;
   // Whether each thread of a team takes its own output channels of a direct convolution, not its own pixels.
   bool split_by_channels(int team) const;
+  // Where the weights begin that a thread reads first.
+  int64_t first_weight(int thread, int team) const;
   const ConvGeometry& geometry() const { return g_; }
 
  private:

@@ -26,6 +26,11 @@ class Barrier {
  public:
   explicit Barrier(int team) : team_(team) {}
   void wait() {
+    wait([] { return false; });
+  }
+  // meanwhile(): a little work for a thread that has to wait; called again until it gives false.
+  template <class Meanwhile>
+  void wait(Meanwhile&& meanwhile) {
     if (team_ == 1) return;
     const int phase = phase_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team_) {
@@ -36,8 +41,11 @@ class Barrier {
 #endif
       return;
     }
+    bool more = true;
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins < kSpins)
+      if (more)
+        more = meanwhile();
+      else if (spins < kSpins)
         pause();
       else
         give_way(phase);

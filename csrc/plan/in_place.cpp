@@ -11,7 +11,7 @@ int64_t Lowering::last_step_of(int64_t reader) const {
   if (pooled_by_[reader] >= 0) return pooled_by_[reader];
   // A concatenation's inputs lie in its memory: who reads it, reads them.
   if (graph_.nodes[reader].op == Op::kConcat) return std::max(reader, last_reader(reader));
-  const bool has_step = !is_view(graph_.nodes[reader].op) && !prologue_[reader];
+  const bool has_step = !is_view(graph_.nodes[reader].op) && !prologue_[reader] && !projected_[reader];
   return has_step ? reader : last_reader(reader);
 }
 

@@ -28,6 +28,7 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       program_(program),
       algorithm_(graph.nodes.size()),
       prologue_(graph.nodes.size(), false),
+      projected_(graph.nodes.size(), false),
       siblings_(graph.nodes.size()),
       joined_(graph.nodes.size(), false),
       gathered_(graph.nodes.size(), false),
@@ -42,6 +43,7 @@ void Lowering::run() {
   find_conv_pools();
   find_gathers();
   find_siblings();
+  find_pool_convs();
   place_outputs();
   place_concats();
   place_rest();
@@ -236,7 +238,8 @@ void Lowering::place_concats() {
 void Lowering::place_rest() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
     const Op op = graph_.nodes[node].op;
-    if (is_view(op) || prologue_[node] || gathered_[node] || pooled_by_[node] >= 0 || buffer_of_[node] != -1)
+    if (is_view(op) || prologue_[node] || gathered_[node] || projected_[node] || pooled_by_[node] >= 0 ||
+        buffer_of_[node] != -1)
       continue;
     const bool reshaped =
         op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
@@ -258,7 +261,8 @@ void Lowering::demand_border(int64_t node, const Border& border) {
 
 void Lowering::demand_borders() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
-    if (graph_.nodes[node].op == Op::kConv2d) demand_border(read_by(node), border_of(node));
+    if (graph_.nodes[node].op == Op::kConv2d && !projected_[read_by(node)])
+      demand_border(read_by(node), border_of(node));
 }
 
 Place Lowering::place(int64_t node) const {
@@ -279,6 +283,8 @@ Place Lowering::place(int64_t node) const {
 void Lowering::emit(int64_t node) {
   const Node& n = graph_.nodes[node];
   if (is_view(n.op) || prologue_[node] || gathered_[node] || joined_[node] || pooled_by_[node] >= 0) return;
+  if (projected_[node]) return;
+  if (n.op == Op::kConv2d && projected_[n.inputs[0]]) return emit_pool_conv(node);
   if (!siblings_[node].empty()) return emit_siblings(node);
   const auto from = [&](size_t i) { return place(n.inputs[i]); };
   switch (n.op) {

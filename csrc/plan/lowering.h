@@ -38,9 +38,13 @@ class Lowering {
   std::vector<int64_t> only_readers() const;
   void find_gathers();
   // In siblings.cpp.
+  bool is_far_1x1(int64_t node) const;
   bool may_be_sibling(int64_t node) const;
   void find_siblings();
   void emit_siblings(int64_t node);
+  // In pool_conv.cpp.
+  void find_pool_convs();
+  void emit_pool_conv(int64_t node);
   bool takes_slice(int64_t node) const;
   cpu::PoolCall pool_of(int64_t node) const;
   int64_t read_by(int64_t node) const;
@@ -73,8 +77,9 @@ class Lowering {
   ConstantStore& constants_;
   Program& program_;
   std::vector<Buffer> buffers_;
-  std::vector<cpu::ConvAlgorithm> algorithm_;   // per node
-  std::vector<bool> prologue_;                  // per node: an affine node that its reader does on the way in
+  std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
+  std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
+  std::vector<bool> projected_;                // per node: a pooling done on the way into its 1x1 convolution
   std::vector<std::vector<int64_t>> siblings_;  // per node: convolutions computed with it, itself the first
   std::vector<bool> joined_;                    // per node: computed with an earlier sibling
   std::vector<bool> gathered_;                  // per node: a concatenation whose reader takes its parts

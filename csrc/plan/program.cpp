@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <chrono>
 #include <sstream>
 
@@ -20,6 +21,23 @@ constexpr double kBriefFlops = 1e7;
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+// Brings the first constants of the next step near while a thread waits for the others.
+class Fetch {
+ public:
+  explicit Fetch(const Constants& constants)
+      : at_(constants.data), end_(constants.data + std::min(constants.floats, kFloats)) {}
+  bool operator()() {
+    for (int i = 0; i < kLines && at_ < end_; ++i, at_ += kLineFloats) __builtin_prefetch(at_, 0, 2);
+    return at_ < end_;
+  }
+
+ private:
+  static constexpr int64_t kFloats = 32 * 1024, kLineFloats = 16;
+  static constexpr int kLines = 8;  // between two looks at the barrier
+  const float* at_;
+  const float* end_;
+};
 
 cpu::TensorStrides input_strides(const at::Tensor& t, const Value& v, bool reshaped) {
   if (reshaped) {
@@ -100,8 +118,8 @@ void Program::run_steps(const Memory& memory, int thread, int team, cpu::Barrier
   int rank = thread;
   for (size_t i = 0; i < steps_.size(); ++i) {
     if (waits(i)) {
-      barrier.wait();
       rank = thread;
+      barrier.wait(Fetch(steps_[i]->first_constants(rank, team)));
     }
     steps_[i]->run(memory, rank, team);
     rank = rank + 1 < team ? rank + 1 : 0;

@@ -80,16 +80,21 @@ std::unique_ptr<Step> sibling_step(int64_t node, Place from, std::vector<Sibling
   return std::make_unique<Siblings>(node, std::move(from), std::move(siblings));
 }
 
-bool Lowering::may_be_sibling(int64_t node) const {
+// A direct 1x1 convolution of stride 1 and one group without a residual, whose input leaves the second-level
+// cache.
+bool Lowering::is_far_1x1(int64_t node) const {
   const Node& n = graph_.nodes[node];
-  if (n.op != Op::kConv2d || n.inputs.size() != 1 || pooled_by_[node] >= 0 || prologue_[n.inputs[0]])
-    return false;
+  if (n.op != Op::kConv2d || n.inputs.size() != 1) return false;
   using A = Conv2dAttr;
   const cpu::ConvGeometry g = conv_geometry(node);
   const auto& a = n.attr;
   const bool padded = a[A::kPadTop] || a[A::kPadLeft] || a[A::kPadBottom] || a[A::kPadRight];
   return g.algorithm.direct() && g.groups == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 &&
          g.stride_w == 1 && !padded && g.images * g.out_height * g.out_width * g.in_channels > kFarFloats;
+}
+
+bool Lowering::may_be_sibling(int64_t node) const {
+  return is_far_1x1(node) && pooled_by_[node] < 0 && !prologue_[graph_.nodes[node].inputs[0]];
 }
 
 void Lowering::find_siblings() {

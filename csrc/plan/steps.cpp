@@ -85,6 +85,10 @@ class Conv : public Step {
   std::string text() const override {
     return (has_prologue_ ? "affine, " : "") + conv_text(job_.geometry()) + " to " + size_text(writes_.size);
   }
+  Constants first_constants(int thread, int team) const override {
+    const int64_t first = job_.first_weight(thread, team);
+    return {constants_->weight.data() + first, constants_->weight.size() - first};
+  }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override {

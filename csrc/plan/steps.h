@@ -43,6 +43,11 @@ struct Place {
 
 std::string size_text(const cpu::ImageSize& size);
 
+struct Constants {
+  const float* data = nullptr;
+  int64_t floats = 0;
+};
+
 class Step {
  public:
   Step(int64_t node, std::vector<Place> reads, Place writes)
@@ -58,6 +63,11 @@ class Step {
   std::vector<Place> all_writes() const;
   virtual double flops() const { return 0; }
   virtual std::string text() const = 0;
+  // The constants that a thread reads first.
+  virtual Constants first_constants(int thread, int team) const {
+    (void)thread, (void)team;
+    return {};
+  }
 
  protected:
   virtual void compute(const Memory& memory, int thread, int team) const = 0;
@@ -88,6 +98,10 @@ struct Sibling {
   Place to;
 };
 std::unique_ptr<Step> sibling_step(int64_t node, Place from, std::vector<Sibling> siblings);
+// A pooling and the 1x1 convolution behind it, strip by strip of the pooled rows.
+std::unique_ptr<Step> pool_conv_step(int64_t node, bool max, cpu::PoolCall pool,
+                                     const cpu::ConvGeometry& geometry,
+                                     std::shared_ptr<const ConvConstants> constants, Place from, Place to);
 std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Place from, Place to);
 // size, alpha, beta, k of local response normalisation.
 struct LrnParams {
