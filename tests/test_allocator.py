@@ -34,7 +34,8 @@ def _pages(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_freed_memory_is_used_again():
     # A page of 4 KB is asked for at its first touch: 16384 of them a tensor, or 32 of 2 MB.
-    assert _pages("keep") < 16
+    # A system short of memory may take pages away meanwhile, so the least of a few runs counts.
+    assert min(_pages("keep") for _ in range(3)) < 16
     assert _pages("plain") >= 4 * 32
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cnnfast.fuse.convert import Unit
 from cnnfast.fuse.shells import shell_copy, unfused
@@ -49,6 +48,8 @@ class _Counts:
     """Gives what the counter sees to the innermost module that is being called."""
 
     def __init__(self):
+        from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
         self.counter = FlopCounterMode(display=False)
         self.by_name: dict[str, int] = {}
         self.by_shapes: set[str] = set()  # modules that call our own operators

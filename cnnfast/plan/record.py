@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.flop_counter import FlopCounterMode
 
 from cnnfast.fuse.kinds import writes_in_place
 from cnnfast.fuse.tracing import NotTraceable
@@ -49,6 +48,8 @@ def tensors_in(value: object) -> list[Tensor]:
 
 class _Recorder(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
+        from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
         super().__init__(network, graph=graph)
         self.made = Record()
         self.kept = kept
