@@ -21,3 +21,18 @@ def assert_near(actual, wanted, relative=2e-5):
     assert actual.dtype == torch.float32 and actual.shape == wanted.shape
     largest = wanted.abs().max().item() if wanted.numel() else 0.0
     torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=relative * max(largest, 1e-3))
+
+
+def steps_of(frozen, x):
+    """What describe_plan says of the steps for x."""
+    return torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
+
+
+def assert_independent_of_threads(frozen, x):
+    wanted, threads = frozen(x), torch.get_num_threads()
+    try:
+        for team in (1, 2, 3):
+            torch.set_num_threads(team)
+            assert torch.equal(frozen(x), wanted)
+    finally:
+        torch.set_num_threads(threads)

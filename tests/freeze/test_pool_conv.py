@@ -7,13 +7,9 @@ from torch import nn
 import cnnfast
 from cnnfast.nn import Inception
 
-from .support import assert_near, needs_extension, truth
+from .support import assert_independent_of_threads, assert_near, needs_extension, steps_of, truth
 
 pytestmark = needs_extension
-
-
-def steps_of(frozen, x):
-    return torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +30,7 @@ def test_pooling_and_convolution_share_a_step(pool, channels, width):
     text = steps_of(frozen, x)
     assert "pool" in text and ", conv 1x1" in text and text.count("pool") == 1
     assert_near(frozen(x), truth(model, x))
-    wanted, threads = frozen(x), torch.get_num_threads()
-    try:
-        for team in (1, 2, 3):
-            torch.set_num_threads(team)
-            assert torch.equal(frozen(x), wanted)
-    finally:
-        torch.set_num_threads(threads)
+    assert_independent_of_threads(frozen, x)
 
 
 def test_inception_pools_on_the_way_into_its_projection():

@@ -7,7 +7,7 @@ from torch import nn
 import cnnfast
 from cnnfast.nn import Inception
 
-from .support import assert_near, needs_extension, truth
+from .support import assert_independent_of_threads, assert_near, needs_extension, steps_of, truth
 
 pytestmark = needs_extension
 
@@ -32,10 +32,6 @@ class Branches(nn.Module):
         )
 
 
-def steps_of(frozen, x):
-    return torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
-
-
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("channels, widths", [(48, (64, 17, 96)), (33, (5, 16)), (64, (1, 40, 130, 8))])
 def test_siblings_values(channels, widths, joined):
@@ -43,13 +39,7 @@ def test_siblings_values(channels, widths, joined):
     frozen = cnnfast.freeze(model, x)
     assert f"{len(widths)} siblings" in steps_of(frozen, x)
     assert_near(frozen(x), truth(model, x))
-    wanted, threads = frozen(x), torch.get_num_threads()
-    try:
-        for team in (1, 2, 3):
-            torch.set_num_threads(team)
-            assert torch.equal(frozen(x), wanted)
-    finally:
-        torch.set_num_threads(threads)
+    assert_independent_of_threads(frozen, x)
 
 
 def test_siblings_of_few_pixels_run_on_their_own():
