@@ -121,6 +121,11 @@ TORCH_LIBRARY(cnnfast, m) {
       "dense_block_backward(Tensor grad_output, Tensor output, Tensor[] weights, Tensor?[] bn_weights, "
       "Tensor?[] bn_biases, Tensor?[] means, Tensor?[] vars, Tensor mean, Tensor var, float eps, "
       "str activation, bool[] output_mask) -> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[])");
+  // The same; grad_output's memory may be used up.
+  m.def(
+      "dense_block_backward_(Tensor(a!) grad_output, Tensor output, Tensor[] weights, Tensor?[] bn_weights, "
+      "Tensor?[] bn_biases, Tensor?[] means, Tensor?[] vars, Tensor mean, Tensor var, float eps, "
+      "str activation, bool[] output_mask) -> (Tensor, Tensor[], Tensor[], Tensor[], Tensor[])");
 
   // A frozen network: plan (int64 words, see plan/graph.h) and its constants (float32). Meta tensors have no
   // words to read: output shapes then follow from `signature`, which plan_signature derives from the plan.

@@ -91,5 +91,8 @@ def joined(device: str = "auto") -> Iterator[str]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield f"cuda:{local}" if on_gpu else device
+        # A thread of the group may still hold a tensor of the last exchange, and to free one it needs the
+        # interpreter: where that has ended in the meantime, the whole process is aborted.
+        dist.barrier()
     finally:
         dist.destroy_process_group()

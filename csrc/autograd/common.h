@@ -50,6 +50,14 @@ inline bool keeps_pre_activation(const char* op, std::string_view activation,
   return std::any_of(tensors.begin(), tensors.end(), wants_gradient);
 }
 
+// Whether a backward function that was given this gradient may write into it: no hook, no other node and no
+// view can still read it, and nothing records or traces what is done.
+inline bool held_here_alone(const at::Tensor& grad) {
+  const auto tracing = c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize});
+  return !at::GradMode::is_enabled() && !grad.key_set().has_any(tracing) && grad.use_count() == 1 &&
+         grad.has_storage() && grad.storage().use_count() == 1;
+}
+
 // Undefined where no gradient was asked for.
 inline at::Tensor gradient_or_none(bool wanted, const at::Tensor& gradient) {
   return wanted ? gradient : at::Tensor();

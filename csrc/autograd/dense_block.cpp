@@ -45,7 +45,8 @@ class DenseBlock : public torch::autograd::Function<DenseBlock> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    static auto op = typed_operator<Backward>("cnnfast::dense_block_backward");
+    static auto keeping = typed_operator<Backward>("cnnfast::dense_block_backward");
+    static auto using_up = typed_operator<Backward>("cnnfast::dense_block_backward_");
     const auto presence = ctx->saved_data["presence"].toBoolList(),
                needs = ctx->saved_data["needs"].toBoolList();
     constexpr size_t others = 2;
@@ -56,6 +57,7 @@ class DenseBlock : public torch::autograd::Function<DenseBlock> {
       return 3 + i * layers < saved.size() ? at::TensorList(saved).slice(3 + i * layers, layers)
                                            : at::TensorList();
     };
+    const auto& op = held_here_alone(grads[0]) ? using_up : keeping;
     const auto [input, weights, biases, bn_weights, bn_biases] =
         op.call(grads[0], saved[0], list(0), optionals(list(1)), optionals(list(2)), optionals(list(3)),
                 optionals(list(4)), saved[1], saved[2], ctx->saved_data["eps"].toDouble(),
@@ -91,6 +93,7 @@ DenseBlockOutputs dense_block_autograd(const at::Tensor& input, at::TensorList w
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
   m.impl("dense_block", TORCH_FN(dense_block_autograd));
   m.impl("dense_block_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("dense_block_backward_", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace cnnfast

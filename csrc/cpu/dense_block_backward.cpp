@@ -77,10 +77,10 @@ constexpr int64_t kSmallElements = 1 << 16;
 
 class Backward {
  public:
-  Backward(const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& mean,
-           Activation activation)
+  // `grad`: in channels_last memory; written over.
+  Backward(const at::Tensor& grad, const at::Tensor& output, const at::Tensor& mean, Activation activation)
       : values_(output),
-        grad_(fresh_channels_last(grad_output)),
+        grad_(grad),
         terms_(mean, values_),
         activation_(activation) {}
 
@@ -172,6 +172,7 @@ at::Tensor as_tensor(const std::vector<double>& values, const at::TensorOptions&
   return t;
 }
 
+template <bool kUsesUpGradient>
 DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, const at::Tensor& given_output,
                                              at::TensorList weights, const OptionalTensors& bn_weights,
                                              const OptionalTensors& bn_biases, const OptionalTensors& means,
@@ -187,7 +188,9 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
   const DenseBlockMask mask(output_mask, layers.size());
   const at::Tensor output = given_output.contiguous(at::MemoryFormat::ChannelsLast);
   DenseBlockGradientLists found(layers.size(), output);
-  Backward backward(grad_output, output, mean, parse_activation("dense_block_backward", activation));
+  const bool in_place = kUsesUpGradient && grad_output.is_contiguous(at::MemoryFormat::ChannelsLast);
+  Backward backward(in_place ? grad_output : fresh_channels_last(grad_output), output, mean,
+                    parse_activation("dense_block_backward", activation));
   for (size_t i = layers.size(); i-- > 0;) {
     const DenseLayer& layer = layers[i];
     if (!mask.conv(i).any()) continue;
@@ -219,6 +222,9 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("dense_block_backward", TORCH_FN(dense_block_backward_cpu)); }
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("dense_block_backward", TORCH_FN(dense_block_backward_cpu<false>));
+  m.impl("dense_block_backward_", TORCH_FN(dense_block_backward_cpu<true>));
+}
 
 }  // namespace cnnfast::cpu

@@ -49,6 +49,7 @@ DenseBlockGradients dense_block_backward_meta(const at::Tensor&, const at::Tenso
 TORCH_LIBRARY_IMPL(cnnfast, Meta, m) {
   m.impl("dense_block", TORCH_FN(dense_block_meta));
   m.impl("dense_block_backward", TORCH_FN(dense_block_backward_meta));
+  m.impl("dense_block_backward_", TORCH_FN(dense_block_backward_meta));
 }
 
 }  // namespace cnnfast

@@ -220,6 +220,7 @@ DenseBlockGradients dense_block_backward_composite(const at::Tensor& grad_output
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("dense_block", TORCH_FN(dense_block_composite));
   m.impl("dense_block_backward", TORCH_FN(dense_block_backward_composite));
+  m.impl("dense_block_backward_", TORCH_FN(dense_block_backward_composite));
 }
 
 }  // namespace cnnfast
