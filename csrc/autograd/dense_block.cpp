@@ -44,7 +44,8 @@ class DenseBlock : public torch::autograd::Function<DenseBlock> {
     return {output, mean, var};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  // A reference to the list: a copy of it would hold the gradient as well.
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     static auto keeping = typed_operator<Backward>("cnnfast::dense_block_backward");
     static auto using_up = typed_operator<Backward>("cnnfast::dense_block_backward_");
     const auto presence = ctx->saved_data["presence"].toBoolList(),

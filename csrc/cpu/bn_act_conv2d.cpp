@@ -47,7 +47,7 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
                                               bool batch_statistics, std::array<bool, 6> output_mask) {
   const bool ours = all_float(input, {grad_output, bn_weight, bn_bias, mean, var});
   const BnActConv2dSteps steps =
-      ours ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_float}
+      ours ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_over}
            : BnActConv2dSteps{batch_norm_act_composite, batch_norm2d_backward_composite};
   return bn_act_conv2d_backward(steps, grad_output, input, weight, bn_weight, bn_bias, mean, var,
                                 {stride, padding, dilation, groups}, eps, pre_activation, batch_statistics,

@@ -79,10 +79,7 @@ class Backward {
  public:
   // `grad`: in channels_last memory; written over.
   Backward(const at::Tensor& grad, const at::Tensor& output, const at::Tensor& mean, Activation activation)
-      : values_(output),
-        grad_(grad),
-        terms_(mean, values_),
-        activation_(activation) {}
+      : values_(output), grad_(grad), terms_(mean, values_), activation_(activation) {}
 
   const at::Tensor& grad() const { return grad_; }
   void finish_channels(int64_t channel, int64_t count) const { terms_.add_to(Pixels(grad_), channel, count); }

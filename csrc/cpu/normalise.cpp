@@ -328,6 +328,22 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
   return found;
 }
 
+BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, const at::Tensor& input,
+                                              const at::Tensor& mean, const at::Tensor& var,
+                                              const OptionalTensor& weight, const at::Tensor& output,
+                                              double eps, std::string_view activation, bool batch_statistics,
+                                              std::array<bool, 6> output_mask) {
+  if (!output_mask[0] || !grad_output.is_contiguous(at::MemoryFormat::ChannelsLast))
+    return batch_norm2d_backward_float(grad_output, input, mean, var, weight, output, eps, activation,
+                                       batch_statistics, output_mask);
+  InputTarget target;
+  target.dense = grad_output.data_ptr<float>();  // every value is read before its place is written
+  auto found = norm_backward(target, grad_output, input, mean, var, weight, output, eps, activation,
+                             batch_statistics, output_mask);
+  std::get<0>(found) = grad_output;
+  return found;
+}
+
 BatchNormGradients batch_norm2d_backward_into(const Bordered* grad_input, const Border& border,
                                               const at::Tensor& grad_output, const at::Tensor& input,
                                               const at::Tensor& mean, const at::Tensor& var,

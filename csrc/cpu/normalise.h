@@ -54,6 +54,13 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
                                                double eps, std::string_view activation, bool batch_statistics,
                                                std::array<bool, 6> output_mask);
 
+// The same, over the memory of grad_output where that lies in channels_last memory.
+BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, const at::Tensor& input,
+                                              const at::Tensor& mean, const at::Tensor& var,
+                                              const OptionalTensor& weight, const at::Tensor& output,
+                                              double eps, std::string_view activation, bool batch_statistics,
+                                              std::array<bool, 6> output_mask);
+
 // The same where the statistics are the batch's own, with the input's gradient (if wanted) and a border of
 // zeros written to `grad_input`; the first of the results is empty.
 BatchNormGradients batch_norm2d_backward_into(const Bordered* grad_input, const Border& border,

@@ -30,6 +30,7 @@ BatchNorm2dOutputs bn_act_conv2d_composite(const at::Tensor& input, const at::Te
 // The steps of the backward that have kernels of their own on some devices.
 struct BnActConv2dSteps {
   decltype(batch_norm_act_composite)* normalise;
+  // It may write over the gradient that it is given.
   decltype(batch_norm2d_backward_composite)* normalise_backward;
 };
 

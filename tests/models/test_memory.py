@@ -25,11 +25,11 @@ def _peak(net, images):
     return peak_allocated(step)
 
 
-def test_densenet_takes_little_more_than_half_of_eager_memory():
-    """A dense block keeps its output and the gradient of it; what is normalised is computed again, a part of
-    the batch at a time. 0.522 was measured; 0.615 before parts."""
+def test_densenet_takes_less_than_half_of_eager_memory():
+    """A dense block keeps its output and the gradient of it, in the memory that the gradient came in; what is
+    normalised is computed again, a part of the batch at a time. 0.45 was measured."""
     torch.manual_seed(0)
     plain = get_plain("densenet").train()
     fused = cnnfast.fuse(copy.deepcopy(plain)).train()
     images = torch.rand(8, 1, 64, 64)
-    assert _peak(fused, images) <= 0.53 * _peak(plain, images)
+    assert _peak(fused, images) <= 0.47 * _peak(plain, images)

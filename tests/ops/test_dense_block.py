@@ -386,6 +386,48 @@ def test_dense_block_has_one_buffer_and_one_gradient_buffer(training):
     assert [size for size in backward.sizes if size >= output_bytes] == [output_bytes]
 
 
+def doubled_output_of(block):
+    """A function of the block whose gradient at the block's output is made by the backward pass alone."""
+    output = ops.dense_block(*block.arguments(block.tensors), *no_averages(block))
+    return output, (output * 2).square().sum()
+
+
+def channels_last_block():
+    block = Block(16, (8, 8, 32), size=(16, 16), batch=4)
+    block.input = block.input.contiguous(memory_format=torch.channels_last)
+    return block.require_gradients()
+
+
+@needs_extension
+def test_dense_block_uses_up_a_gradient_that_nobody_else_holds():
+    output, loss = doubled_output_of(channels_last_block())
+    with allocations() as backward:
+        loss.backward()
+    assert [name for name in backward.operators if "dense_block" in name] == [
+        "cnnfast::dense_block_backward_"
+    ]
+
+
+@needs_extension
+@pytest.mark.parametrize("keep", ["hook", "retain_grad", "view"])
+def test_dense_block_leaves_a_gradient_that_is_kept(keep):
+    """A hook's list, a view in it and .grad still hold the gradient when the block adds to its own."""
+    block = channels_last_block()
+    expected = torch.autograd.grad(doubled_output_of(block)[1], block.tensors)
+    output, loss = doubled_output_of(block)
+    kept = []
+    if keep == "hook":
+        output.register_hook(kept.append)
+    elif keep == "view":
+        output.register_hook(lambda grad: kept.append(grad[:2]))
+    else:
+        output.retain_grad()
+    loss.backward()
+    gradient = output.grad if keep == "retain_grad" else kept[0]
+    assert torch.equal(gradient, 8 * output.detach()[: len(gradient)])
+    assert all(torch.equal(t.grad, e) for t, e in zip(block.tensors, expected, strict=True))
+
+
 BAD = {
     "input_rank": ({"input": (3, 8, 9)}, ["input", "4", "[3, 8, 9]"]),
     "channels": ({"weights": (7, 6, 3, 3)}, ["layer 1", "12 channels", "[7, 6, 3, 3]", "6"]),
