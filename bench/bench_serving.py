@@ -22,8 +22,10 @@ def loads() -> list[serving.Load]:
 def rows(request):
     found = []
     yield found
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line(f"\n{serving.table(found)}\n{machine.cpu_name()}, {os.cpu_count()} cores")
+    plugins = request.config.pluginmanager
+    reporter, capture = (plugins.get_plugin(name) for name in ("terminalreporter", "capturemanager"))
+    with capture.global_and_fixture_disabled():  # else it goes to the last test's captured output
+        reporter.write_line(f"\n{serving.table(found)}\n{machine.cpu_name()}, {os.cpu_count()} cores")
 
 
 @pytest.mark.parametrize("contender", serving.CONTENDERS)

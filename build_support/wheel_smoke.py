@@ -15,6 +15,7 @@ from cnnfast import _ext
 assert _ext.AVAILABLE, _ext.REASON
 place = Path(cnnfast.__file__).resolve()
 assert place.is_relative_to(Path(sys.prefix).resolve()), f"{place} is not the installed wheel"
+assert (place.parent / "py.typed").is_file(), "type checkers would not read the package's annotations"
 found = [
     name for name in ("cc", "c++", "gcc", "g++", "clang", "clang++", "ninja", "nvcc") if shutil.which(name)
 ]

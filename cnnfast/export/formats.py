@@ -83,7 +83,7 @@ def write_aoti(job: Job) -> nn.Module:
         )
     program = _program(job)
     options: dict[str, object] = {"aot_inductor.metadata": record(job.network)}
-    if isinstance(job.network, FrozenNet) and hasattr(config.cpp, "march"):
+    if isinstance(job.network, FrozenNet):
         # all work is in run_plan, which chooses its kernels where it runs: the rest need not be of this CPU
         options |= {"cpp.march": "", "cpp.simdlen": 1}
     try:

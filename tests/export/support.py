@@ -1,6 +1,8 @@
 """How a process that has the library loads each format."""
 
 import json
+import re
+import subprocess
 import zipfile
 
 import pytest
@@ -43,3 +45,14 @@ def record_of(path, format):
     with zipfile.ZipFile(path) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("cnnfast.json")]
         return json.loads(archive.read(name))
+
+
+def avx_instructions(package, folder):
+    """How many instructions of an AOTInductor package name registers that not every x86-64 CPU has."""
+    with zipfile.ZipFile(package) as archive:
+        libraries = [archive.extract(name, folder) for name in archive.namelist() if name.endswith(".so")]
+    assert libraries
+    command = ["objdump", "--disassemble", *libraries]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert code.count("\n") > 1000
+    return len(re.findall("%[yz]mm[0-9]", code))

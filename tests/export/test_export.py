@@ -17,7 +17,7 @@ from cnnfast import _ext
 from cnnfast.export import FORMATS, ExportError, fresh_process, library_path
 from cnnfast.plan.nodes import FORMAT
 
-from .support import loaded, name_of, record_of, skip_without_packages
+from .support import avx_instructions, loaded, name_of, record_of, skip_without_packages
 
 needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -41,6 +41,8 @@ def test_export_frozen(format, tmp_path):
     assert facts["cnnfast"] == cnnfast.__version__ and facts["torch"] == torch.__version__
     assert facts["format"] == "cnnfast.export" and facts["format_version"] == "1"
     assert facts["network"] == "frozen" and facts["plan_format"] == str(FORMAT)
+    if format == "aoti":  # other CPUs run it: run_plan chooses its kernels there, the rest is plain code
+        assert avx_instructions(path, tmp_path / "package") == 0
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -55,6 +57,8 @@ def test_export_fused(format, tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in fused.state_dict().items())
     assert_same(path, fused.eval(), images("resnet", 5), format)
     assert record_of(path, format)["network"] == "modules"
+    if format == "aoti" and _ext.AVAILABLE and _ext.active_isa() != "portable":
+        assert avx_instructions(path, tmp_path / "package") > 0  # so that they are found where there are any
 
 
 @pytest.mark.parametrize("name", ["lenet", "residual_net"])
@@ -73,6 +77,25 @@ def test_export_warns_nothing_about_torch_jit(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cnnfast.export(cnnfast.fuse(make("lenet")), tmp_path / "net.pt", verify=False)
+
+
+class Speaking(nn.Module):
+    """Cannot be scripted, and has a deprecation of its own to tell."""
+
+    def forward(self, x, *rest):
+        warnings.warn("of the user's code", DeprecationWarning, stacklevel=1)
+        return x + 1
+
+
+def test_export_silences_deprecations_of_torch_alone_and_in_its_own_calls_alone(tmp_path):
+    before, x = list(warnings.filters), torch.randn(2, 3)
+    with pytest.warns(RuntimeWarning, match="a trace"), pytest.warns(DeprecationWarning, match="user's code"):
+        cnnfast.export(Speaking(), tmp_path / "net.pt", example_inputs=x)
+    with pytest.warns(DeprecationWarning, match="user's code"):
+        cnnfast.export(Speaking(), tmp_path / "net.pt2", format="pt2", example_inputs=x, verify=False)
+    assert warnings.filters == before
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit"):
+        torch.jit.script(nn.ReLU())
 
 
 class Unscriptable(nn.Module):
@@ -252,3 +275,14 @@ def test_exported_archive_of_a_newer_format_says_what_to_do(tmp_path):
     torch.jit.save(script, tmp_path / "net.pt")
     with pytest.raises(RuntimeError, match=f"has format version {FORMAT + 1}, .*; update"):
         torch.jit.load(tmp_path / "net.pt")(images("lenet"))
+
+
+@needs_extension
+def test_exported_program_of_a_newer_format_says_what_to_do(tmp_path):
+    frozen = cnnfast.freeze(make("lenet"), images("lenet"))
+    options = {"format": "pt2", "example_inputs": images("lenet"), "verify": False}
+    program = torch.export.load(cnnfast.export(frozen, tmp_path / "net.pt2", **options))
+    program.state_dict["plan"][1] += 1
+    torch.export.save(program, tmp_path / "newer.pt2")
+    with pytest.raises(RuntimeError, match=f"has format version {FORMAT + 1}, .*; update"):
+        loaded(tmp_path / "newer.pt2", "pt2")(images("lenet"))

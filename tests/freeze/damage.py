@@ -124,7 +124,8 @@ def record_flipped(content, choice):
     return bytes(content)
 
 
-DAMAGED = [bits_flipped, truncated, spliced, reversed_in_part, field_changed, length_changed]
+ANYWHERE = [bits_flipped, truncated, spliced, reversed_in_part]
+DAMAGED = [*ANYWHERE, field_changed, length_changed]
 MADE = [plan_changed, metadata_changed]
 
 
@@ -141,6 +142,8 @@ KINDS = {
     "damaged": (load_frozen, DAMAGED, (FileFormatError,), False),
     "made": (load_frozen, MADE, (FileFormatError, RuntimeError), True),
     "torchscript": (load_script, [record_flipped], (RuntimeError,), False),
+    # whatever torch's reader meets in a broken archive
+    "archive": (load_script, ANYWHERE, (Exception,), False),
 }
 
 

@@ -67,3 +67,9 @@ def test_damaged_torchscript_archives_never_run_a_wrong_plan(folder):
     """torch checks nothing in its archives; weights and plan carry checksums of their own."""
     counts = outcome("torchscript", folder, "net.pt", 200)
     assert counts["errors"] > 100 and counts["other"] == 0
+
+
+def test_torchscript_archives_damaged_anywhere_are_errors_or_right(folder):
+    """In torch's own records too: code, sizes of tensors, the archive's table of contents."""
+    counts = outcome("archive", folder, "net.pt", 1000)
+    assert counts["errors"] > 700 and counts["other"] == 0
