@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import libraries
+
 MODES = ("inference", "training")
 # Largest difference from the float64 reference, as a part of its largest value. Wide enough for Winograd.
 TOLERANCE = {"float32": 1e-4}
@@ -18,9 +20,10 @@ _GAIN = {"lenet": 6.0}
 class ModelSpec:
     """A network to measure.
 
-    `build` names a plain network (`cnnfast.benchmarking.plain.BUILDERS`) or is "package.module:callable" for
-    one that returns an nn.Module; `input_shape` is (C, H, W), optional for plain networks. `state_dict_path`
-    names a .safetensors or torch.save file with the network's own keys; without one, weights are random.
+    `build` names a plain network (`cnnfast.benchmarking.plain.BUILDERS`), or is "torchvision:network",
+    "timm:network", or "package.module:callable" for one that returns an nn.Module; `input_shape` is
+    (C, H, W), optional for all but the last. `state_dict_path` names a .safetensors or torch.save file with
+    the network's own keys; without one, weights are random.
     `gain` widens random weights.
     """
 
@@ -41,9 +44,13 @@ class ModelSpec:
                 known = ", ".join(INPUT_SHAPES)
                 raise ValueError(
                     f"no network named {self.build!r}; known: {known}, "
+                    "torchvision:NETWORK, timm:NETWORK, "
                     "or ModelSpec('package.module:callable', input_shape=(C, H, W))"
                 )
             shape = shape or INPUT_SHAPES[self.build]
+        elif libraries.is_library_name(self.build):
+            libraries.check(self.build)
+            shape = shape or libraries.input_shape(self.build)
         if shape is None:
             raise ValueError(f"ModelSpec({self.build!r}) needs input_shape=(C, H, W)")
         if self.state_dict_path is not None and not Path(self.state_dict_path).is_file():
@@ -59,6 +66,8 @@ class ModelSpec:
 
     def module(self):
         """Builds the network in plain torch.nn (its own initial weights)."""
+        if libraries.is_library_name(self.build):
+            return libraries.build_network(self.build, **self.kwargs)
         if ":" in self.build:
             return import_name(self.build)(**self.kwargs)
         from .plain import get_plain

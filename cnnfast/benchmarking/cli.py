@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         type=networks,
         default=["lenet", "residual_net"],
-        help=f"all, or some of {','.join(BUILDERS)} (default lenet,residual_net)",
+        help=f"all, or some of {','.join(BUILDERS)}, torchvision:NETWORK, timm:NETWORK "
+        "(default lenet,residual_net)",
     )
     words.add_argument("--batch", type=integers, default=[1, 16], help="batch sizes (default 1,16)")
     words.add_argument("--mode", choices=MODES, default="inference")

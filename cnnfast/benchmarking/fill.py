@@ -23,6 +23,25 @@ def fill_weights(model: nn.Module, gain: float = 1.0, seed: int = 0) -> None:
                 value.uniform_(centre - width / 2, centre + width / 2, generator=generator)
 
 
+def take_statistics(model: nn.Module, batch: Tensor) -> None:
+    """Sets the running statistics of every batch norm to those of a batch, as training would.
+
+    Under statistics that are not its own a network of fifty layers gives all images the same answer.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches, here one
+        norm.train()
+    with torch.no_grad():
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
 def _centre_and_width(kind: str, value: Tensor, gain: float) -> tuple[float, float]:
     if kind == "weight" and value.ndim > 1:
         return 0.0, gain * 2.0 * math.sqrt(6.0 / max(1, value[0].numel()))

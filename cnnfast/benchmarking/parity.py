@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .case import TOLERANCE, Case
-from .fill import fill_weights, images, load_state_dict
+from .fill import fill_weights, images, load_state_dict, take_statistics
+from .libraries import is_library_name
 
 # Batches that a round cycles through, so that no timing is of one cached input.
 BATCHES = 4
+# Images whose statistics the batch norms of other packages' networks are given.
+_STATISTICS = 8
 # Rounding turns single ReLUs of deep networks on or off: eager channels_last itself is up to 2e-3 off.
 _GRADIENT_TOLERANCE = 5e-3
 _LOSS_TOLERANCE = 1e-4
@@ -67,6 +70,8 @@ def _operations(case: Case, model: nn.Module, image: Tensor) -> int:
 def _initial_weights(case: Case, model: nn.Module) -> None:
     if case.spec.state_dict_path is None:
         fill_weights(model, case.spec.gain)
+        if is_library_name(case.spec.build):
+            take_statistics(model, images(_STATISTICS, case.spec.input_shape, seed=0))
     else:
         model.load_state_dict(load_state_dict(case.spec.state_dict_path))
 

@@ -18,7 +18,7 @@ constexpr std::array<ConvAlgorithm, 6> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}
 bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
   const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
   const int64_t kernel = a.points - a.tile + 1;
-  return plain && !g.depthwise() && g.kernel_h == kernel && g.kernel_w == kernel;
+  return plain && !g.narrow_groups() && g.kernel_h == kernel && g.kernel_w == kernel;
 }
 
 // Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with kernels/winograd.inl alone, see

@@ -32,6 +32,9 @@ constexpr int64_t kSerialFloats = 1 << 16;
 // Transformed weights beyond this are read once per thread rather than by every thread.
 constexpr int64_t kSharedWeightBytes = 4 << 20;
 
+// Rows per thread of a depthwise convolution from which on an uneven share matters little.
+constexpr int64_t kManyRows = 16;
+
 constexpr size_t kHugePage = 2 << 20;
 
 // Input channels that are moved at once: what is read, side by side in some layouts, stays in the first-level
@@ -100,6 +103,19 @@ void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides
     }
 }
 
+// Vector of channels, position, input channel of the group, lane.
+void pack_narrow(const ConvGeometry& g, const float* weight, const WeightStrides& strides, float* to) {
+  const int64_t width = kernels().vector_width;
+  for (int64_t first = 0; first < g.out_channels; first += width)
+    for (int64_t y = 0; y < g.kernel_h; ++y)
+      for (int64_t x = 0; x < g.kernel_w; ++x)
+        for (int64_t i = 0; i < g.group_in(); ++i)
+          for (int64_t o = first; o < first + width; ++o)
+            *to++ = o < g.out_channels
+                        ? weight[o * strides.out + i * strides.in + y * strides.row + x * strides.column]
+                        : 0.0f;
+}
+
 }  // namespace
 
 float* thread_scratch(ScratchSlot slot, int64_t floats) {
@@ -108,6 +124,14 @@ float* thread_scratch(ScratchSlot slot, int64_t floats) {
   AlignedFloats& own = memory[static_cast<size_t>(slot)];
   if (own.size() < floats) own = AlignedFloats(floats);
   return own.data();
+}
+
+bool ConvGeometry::narrow_groups() const {
+  const int64_t channels = group_in();
+  if (groups == 1 || channels != group_out()) return false;
+  if (channels == 1) return true;
+  return (channels == 4 || channels == 8) && channels < kernels().vector_width && kernel_w == 3 &&
+         dilation_w == 1 && stride_w <= 2;
 }
 
 double ConvGeometry::flops() const {
@@ -158,21 +182,12 @@ AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStri
 }
 
 int64_t packed_floats(const ConvGeometry& g) {
-  if (g.depthwise()) return g.out_channels * g.kernel_h * g.kernel_w;
+  if (g.narrow_groups()) return round_up(g.out_channels, kernels().vector_width) * g.depth();
   return g.packed_bytes() / static_cast<int64_t>(sizeof(float));
 }
 
 void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed) {
-  auto at = [&](int64_t o, int64_t y, int64_t x, int64_t i) {
-    return weight[o * strides.out + i * strides.in + y * strides.row + x * strides.column];
-  };
-  if (g.depthwise()) {
-    float* to = packed;
-    for (int64_t y = 0; y < g.kernel_h; ++y)
-      for (int64_t x = 0; x < g.kernel_w; ++x)
-        for (int64_t o = 0; o < g.out_channels; ++o) *to++ = at(o, y, x, 0);
-    return;
-  }
+  if (g.narrow_groups()) return pack_narrow(g, weight, strides, packed);
   const auto pack = g.algorithm.direct() ? pack_direct : pack_winograd;
   parallel_team(packed_floats(g) < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(g.group_in(), 1, thread, team);
@@ -182,7 +197,7 @@ void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides 
 
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values) {
   if (!values) return AlignedFloats(0);
-  const int64_t groups = g.depthwise() ? 1 : g.groups;
+  const int64_t groups = g.narrow_groups() ? 1 : g.groups;
   const int64_t out = g.out_channels / groups, padded = round_up(out, kernels().vector_width);
   AlignedFloats packed(groups * padded);
   std::memset(packed.data(), 0, sizeof(float) * static_cast<size_t>(packed.size()));
@@ -198,7 +213,7 @@ ConvJob::ConvJob(const ConvGeometry& geometry, View input, View output, View res
       residual_(residual),
       prologue_(prologue),
       panels_(Panels::of(g_)) {
-  const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in() && !g_.depthwise();
+  const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in() && !g_.narrow_groups();
   const int64_t columns = adjacent ? 1 : g_.kernel_w;
   length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
   for (int64_t y = 0; y < g_.kernel_h; ++y)
@@ -212,7 +227,7 @@ void ConvJob::run(const PackedConv& packed, int thread, int team) const {
 
 void ConvJob::run_at(const PackedConv& packed, const float* input, float* output, const float* residual,
                      int thread, int team) const {
-  if (g_.depthwise())
+  if (g_.narrow_groups())
     run_depthwise(packed, input, output, residual, thread, team);
   else if (!g_.algorithm.direct())
     run_winograd(packed, input, output, residual, thread, team);
@@ -233,7 +248,7 @@ bool ConvJob::split_by_channels(int team) const {
 }
 
 int64_t ConvJob::first_weight(int thread, int team) const {
-  if (g_.depthwise() || !g_.algorithm.direct() || !split_by_channels(team)) return 0;
+  if (g_.narrow_groups() || !g_.algorithm.direct() || !split_by_channels(team)) return 0;
   const int64_t unit = share(panels_.count * g_.groups, 1, thread, team).first;
   const int64_t padded = round_up(g_.group_out(), kernels().vector_width);
   return (unit / panels_.count * padded + unit % panels_.count * panels_.lanes()) * g_.depth();
@@ -263,14 +278,20 @@ ConvCall ConvJob::dense_call() const {
 
 void ConvJob::run_pixels(const PackedConv& packed, const float* input, float* output, int64_t begin,
                          int64_t end, bool far_input) const {
+  run_part(packed, input, output, nullptr, {begin, end, 0, panels_.count, far_input});
+}
+
+void ConvJob::run_part(const PackedConv& packed, const float* input, float* output, const float* residual,
+                       const ConvPart& part) const {
   ConvCall call = dense_call();
   call.input = {const_cast<float*>(input), input_.image, input_.row, input_.pixel};
   call.output = {output, output_.image, output_.row, output_.pixel};
+  call.residual = {const_cast<float*>(residual), residual_.image, residual_.row, residual_.pixel};
   call.weight = packed.weight;
   call.scale = packed.scale.size() ? packed.scale.data() : nullptr;
   call.shift = packed.shift.size() ? packed.shift.data() : nullptr;
-  call.far_input = far_input;
-  kernels().conv(call, begin, end, 0, panels_.count);
+  call.far_input = part.far_input;
+  kernels().conv(call, part.pixel_begin, part.pixel_end, part.panel_begin, part.panel_end);
 }
 
 void ConvJob::run_dense(const PackedConv& packed, const float* input, float* output, const float* residual,
@@ -366,25 +387,47 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   }
 }
 
-void ConvJob::run_depthwise(const PackedConv& packed, const float* input, float* output,
-                            const float* residual, int thread, int team) const {
-  DepthwiseCall call;
-  call.input = {const_cast<float*>(input), input_.image, input_.row, input_.pixel};
-  call.output = {output, output_.image, output_.row, output_.pixel};
-  call.residual = {const_cast<float*>(residual), residual_.image, residual_.row, residual_.pixel};
+// All but the memory.
+DepthwiseCall ConvJob::depthwise_call() const {
+  DepthwiseCall call{};
   call.height = g_.out_height;
   call.width = g_.out_width;
   call.stride_h = g_.stride_h;
   call.stride_w = g_.stride_w;
   call.tap = tap_.data();
   call.taps = static_cast<int64_t>(tap_.size());
-  call.weight = packed.weight;
-  call.scale = packed.scale.size() ? packed.scale.data() : nullptr;
-  call.shift = packed.shift.size() ? packed.shift.data() : nullptr;
+  call.row_taps = g_.dilation_w == 1 ? g_.kernel_w : 0;
+  call.group = g_.group_in();
   call.channels = g_.out_channels;
   call.activation = g_.activation;
-  const auto [begin, end] = share(g_.images * g_.out_height, 1, thread, team);
-  kernels().depthwise(call, begin, end);
+  return call;
+}
+
+void ConvJob::run_depthwise_part(const PackedConv& packed, const float* input, float* output,
+                                 const float* residual, int64_t first, int64_t last, int64_t row_begin,
+                                 int64_t row_end) const {
+  DepthwiseCall call = depthwise_call();
+  call.input = {const_cast<float*>(input), input_.image, input_.row, input_.pixel};
+  call.output = {output, output_.image, output_.row, output_.pixel};
+  call.residual = {const_cast<float*>(residual), residual_.image, residual_.row, residual_.pixel};
+  call.weight = packed.weight + first * g_.depth();
+  call.scale = packed.scale.size() ? packed.scale.data() + first : nullptr;
+  call.shift = packed.shift.size() ? packed.shift.data() + first : nullptr;
+  call.channels = last - first;
+  kernels().depthwise(call, row_begin, row_end);
+}
+
+// Threads take rows, or vectors of channels where there are few rows for each.
+void ConvJob::run_depthwise(const PackedConv& packed, const float* input, float* output,
+                            const float* residual, int thread, int team) const {
+  const int64_t rows = g_.images * g_.out_height, width = kernels().vector_width;
+  const bool by_channels = rows < kManyRows * team && g_.out_channels >= 2 * team * width;
+  const auto [row_begin, row_end] =
+      by_channels ? std::pair<int64_t, int64_t>{0, rows} : share(rows, 1, thread, team);
+  const auto [first, last] = by_channels ? share(g_.out_channels, width, thread, team)
+                                         : std::pair<int64_t, int64_t>{0, g_.out_channels};
+  run_depthwise_part(packed, input + first, output + first, residual ? residual + first : nullptr, first,
+                     last, row_begin, row_end);
 }
 
 }  // namespace cnnfast::cpu

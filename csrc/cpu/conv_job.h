@@ -22,6 +22,8 @@ struct ConvGeometry {
   int64_t group_in() const { return in_channels / groups; }
   int64_t group_out() const { return out_channels / groups; }
   bool depthwise() const { return groups > 1 && in_channels == groups && out_channels == groups; }
+  // Groups of which a vector of channels holds several, computed side by side (see DepthwiseCall).
+  bool narrow_groups() const;
   int64_t depth() const { return kernel_h * kernel_w * group_in(); }
   double flops() const;          // two per multiply-add
   int64_t packed_bytes() const;  // of the weights as the kernels read them
@@ -81,6 +83,13 @@ AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 enum class ScratchSlot { kWinograd, kStrip, kSums, kPacked, kCount };
 float* thread_scratch(ScratchSlot slot, int64_t floats);
 
+// Output pixels over all images, and panels of output channels. far_input: the input does not come from the
+// second-level cache, however few the pixels.
+struct ConvPart {
+  int64_t pixel_begin, pixel_end, panel_begin, panel_end;
+  bool far_input;
+};
+
 class ConvJob {
  public:
   // `input` holds the first tap of the first output pixel; pixels and padding lie around it in memory, and
@@ -93,10 +102,16 @@ class ConvJob {
   // The same on other memory of the same strides.
   void run_at(const PackedConv& packed, const float* input, float* output, const float* residual, int thread,
               int team) const;
-  // Output pixels [begin, end) over all images, by the calling thread alone; direct convolutions of one
-  // group. far_input: the input does not come from the second-level cache, however few the pixels.
+  // The same as run_part of all panels, without a residual.
   void run_pixels(const PackedConv& packed, const float* input, float* output, int64_t begin, int64_t end,
                   bool far_input) const;
+  // Part of a direct convolution of one group, by the calling thread alone.
+  void run_part(const PackedConv& packed, const float* input, float* output, const float* residual,
+                const ConvPart& part) const;
+  // Part of a depthwise convolution: rows [row_begin, row_end) over all images, channels [first, last), of
+  // which `first` begins a vector. The pointers are those of channel `first`.
+  void run_depthwise_part(const PackedConv& packed, const float* input, float* output, const float* residual,
+                          int64_t first, int64_t last, int64_t row_begin, int64_t row_end) const;
   // Whether each thread of a team takes its own output channels of a direct convolution, not its own pixels.
   bool split_by_channels(int team) const;
   // Where the weights begin that a thread reads first.
@@ -108,6 +123,7 @@ class ConvJob {
   void run_winograd(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   void run_depthwise(const PackedConv&, const float*, float*, const float*, int thread, int team) const;
   ConvCall dense_call() const;
+  DepthwiseCall depthwise_call() const;
   bool split_tiles_by_channels(int64_t tiles, int team) const;
   int64_t winograd_block() const;
 

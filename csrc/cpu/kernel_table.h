@@ -78,12 +78,16 @@ struct WinogradWeightsCall {
   int64_t step;
 };
 
-// Depthwise convolution: output channel c reads input channel c alone. weight: position, channel.
+// Convolution in groups of as many input as output channels, of which a vector holds several: depthwise ones,
+// whose output channel c reads input channel c alone, and groups of 4 or 8. weight: vector of channels,
+// position, input channel of the group, lane; lanes beyond the last channel are zero.
 struct DepthwiseCall {
   View input, output, residual;
   int64_t height, width, stride_h, stride_w;
   const int64_t* tap;
   int64_t taps;
+  int64_t row_taps;  // positions of a kernel row where they are neighbouring pixels, else 0
+  int64_t group;     // channels of a group
   const float* weight;
   const float* scale;
   const float* shift;

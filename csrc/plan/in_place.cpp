@@ -9,9 +9,11 @@ namespace cnnfast::plan {
 // behind it, is read there.
 int64_t Lowering::last_step_of(int64_t reader) const {
   if (pooled_by_[reader] >= 0) return pooled_by_[reader];
+  if (expanded_by_[reader] >= 0) return last_step_of(expanded_by_[reader]);
   // A concatenation's inputs lie in its memory: who reads it, reads them.
   if (graph_.nodes[reader].op == Op::kConcat) return std::max(reader, last_reader(reader));
-  const bool has_step = !is_view(graph_.nodes[reader].op) && !prologue_[reader] && !projected_[reader];
+  const bool has_step =
+      !is_view(graph_.nodes[reader].op) && !prologue_[reader] && !projected_[reader] && !scaled_[reader];
   return has_step ? reader : last_reader(reader);
 }
 
@@ -42,7 +44,11 @@ bool Lowering::may_be_overwritten(int64_t operand, int64_t node) const {
   if (is_view(graph_.nodes[operand].op) || buffer_of_[operand] == -1) return false;
   const Buffer& b = buffers_[buffer_of_[operand]];
   const bool own = !b.external && b.channels == values_[operand].channels;
-  return own && last_reader(operand) == node;
+  if (!own || last_reader(operand) != node) return false;
+  // Parts of a concatenation lie there, too, and may have readers of their own.
+  for (int64_t other = 0; other < node; ++other)
+    if (buffer_of_[other] == buffer_of_[operand] && last_reader(other) > node) return false;
+  return true;
 }
 
 // The buffer of an operand of the result's shape, where a step that works value by value may write over it.

@@ -29,6 +29,9 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       algorithm_(graph.nodes.size()),
       prologue_(graph.nodes.size(), false),
       projected_(graph.nodes.size(), false),
+      scaled_(graph.nodes.size(), false),
+      expanded_by_(graph.nodes.size(), -1),
+      sums_of_(graph.nodes.size(), -1),
       siblings_(graph.nodes.size()),
       joined_(graph.nodes.size(), false),
       gathered_(graph.nodes.size(), false),
@@ -44,6 +47,10 @@ void Lowering::run() {
   find_gathers();
   find_siblings();
   find_pool_convs();
+  find_scale_convs();
+  find_expansions();
+  find_inverted_residuals();
+  find_expansion_means();
   place_outputs();
   place_concats();
   place_rest();
@@ -142,7 +149,7 @@ void Lowering::find_conv_pools() {
     if (normed) pool = reader[pool];
     const Op op = graph_.nodes[pool].op;
     const cpu::ConvGeometry g = conv_geometry(static_cast<int64_t>(node));
-    if ((op != Op::kMaxPool2d && op != Op::kAvgPool2d) || g.depthwise() ||
+    if ((op != Op::kMaxPool2d && op != Op::kAvgPool2d) || g.narrow_groups() ||
         g.packed_bytes() > kStripWeightBytes || g.images == 0)
       continue;
     pooled_by_[node] = pool;
@@ -222,6 +229,7 @@ void Lowering::place_outputs() {
 void Lowering::place_concats() {
   for (int64_t node = static_cast<int64_t>(graph_.nodes.size()) - 1; node >= 0; --node) {
     if (graph_.nodes[node].op != Op::kConcat || gathered_[node]) continue;
+    if (buffer_of_[node] == -1) find_slice_of_concat(node);
     if (buffer_of_[node] == -1) buffer_of_[node] = new_buffer(node, false);
     const bool external = buffers_[buffer_of_[node]].external;
     int64_t channel = channel_of_[node];
@@ -235,11 +243,27 @@ void Lowering::place_concats() {
   }
 }
 
+// A concatenation whose parts lie side by side in a longer one, as dense blocks have one for every layer, is
+// a slice of that.
+void Lowering::find_slice_of_concat(int64_t node) {
+  const auto& inputs = graph_.nodes[node].inputs;
+  const int buffer = buffer_of_[inputs[0]];
+  if (buffer == -1 || (buffers_[buffer].external && needs_border(node))) return;
+  int64_t channel = channel_of_[inputs[0]];
+  for (const int64_t input : inputs) {
+    if (is_view(graph_.nodes[input].op) || buffer_of_[input] != buffer || channel_of_[input] != channel)
+      return;
+    channel += values_[input].channels;
+  }
+  buffer_of_[node] = buffer;
+  channel_of_[node] = channel_of_[inputs[0]];
+}
+
 void Lowering::place_rest() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
     const Op op = graph_.nodes[node].op;
-    if (is_view(op) || prologue_[node] || gathered_[node] || projected_[node] || pooled_by_[node] >= 0 ||
-        buffer_of_[node] != -1)
+    if (is_view(op) || prologue_[node] || gathered_[node] || projected_[node] || scaled_[node] ||
+        pooled_by_[node] >= 0 || expanded_by_[node] >= 0 || buffer_of_[node] != -1)
       continue;
     const bool reshaped =
         op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {
@@ -260,9 +284,12 @@ void Lowering::demand_border(int64_t node, const Border& border) {
 }
 
 void Lowering::demand_borders() {
-  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
-    if (graph_.nodes[node].op == Op::kConv2d && !projected_[read_by(node)])
-      demand_border(read_by(node), border_of(node));
+  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
+    if (graph_.nodes[node].op != Op::kConv2d) continue;
+    const int64_t from = read_by(node);
+    // What reads values that are in no buffer makes its own border.
+    if (!projected_[from] && !scaled_[from] && expanded_by_[from] < 0) demand_border(from, border_of(node));
+  }
 }
 
 Place Lowering::place(int64_t node) const {
@@ -283,8 +310,10 @@ Place Lowering::place(int64_t node) const {
 void Lowering::emit(int64_t node) {
   const Node& n = graph_.nodes[node];
   if (is_view(n.op) || prologue_[node] || gathered_[node] || joined_[node] || pooled_by_[node] >= 0) return;
-  if (projected_[node]) return;
+  if (projected_[node] || scaled_[node] || expanded_by_[node] >= 0) return;
   if (n.op == Op::kConv2d && projected_[n.inputs[0]]) return emit_pool_conv(node);
+  if (n.op == Op::kConv2d && scaled_[n.inputs[0]]) return emit_scale_conv(node);
+  if (n.op == Op::kConv2d && expanded_by_[n.inputs[0]] == node) return emit_expansion(node);
   if (!siblings_[node].empty()) return emit_siblings(node);
   const auto from = [&](size_t i) { return place(n.inputs[i]); };
   switch (n.op) {
@@ -418,6 +447,13 @@ void Lowering::emit_pool(int64_t node) {
     return add(conv_pool_step(conv, g, a[Conv2dAttr::kPadTop], a[Conv2dAttr::kPadLeft],
                               constants_.conv_constants(conv, g), strips_[conv], norm ? &*norm : nullptr, max,
                               call, place(read_by(conv)), place(node)));
+  }
+  if (n.op == Op::kGlobalAvgPool && sums_of_[conv] >= 0) {
+    const Place sums = place_of_sums(conv);
+    call.divisor_override = call.in_height * call.in_width;
+    call.in_height = sums.size.height;
+    call.in_width = 1;
+    return add(mean_step(node, call, sums, place(node)));
   }
   call.prologue = prologue_of(node);
   if (n.op == Op::kGlobalAvgPool) return add(mean_step(node, call, place(read_by(node)), place(node)));

@@ -24,6 +24,7 @@ class Lowering {
   int new_buffer(int64_t node, bool external);
   void place_outputs();
   void place_concats();
+  void find_slice_of_concat(int64_t node);
   void place_rest();
   bool can_write_slice(int64_t node) const;
   // In in_place.cpp.
@@ -38,6 +39,7 @@ class Lowering {
   std::vector<int64_t> only_readers() const;
   void find_gathers();
   // In siblings.cpp.
+  bool is_plain_1x1(int64_t node) const;
   bool is_far_1x1(int64_t node) const;
   bool may_be_sibling(int64_t node) const;
   void find_siblings();
@@ -45,6 +47,17 @@ class Lowering {
   // In pool_conv.cpp.
   void find_pool_convs();
   void emit_pool_conv(int64_t node);
+  // In scale_conv.cpp.
+  void find_scale_convs();
+  void emit_scale_conv(int64_t node);
+  // In expansions.cpp.
+  bool may_be_expanded(int64_t node) const;
+  void find_expansions();
+  void find_inverted_residuals();
+  void find_expansion_means();
+  Place place_of_sums(int64_t node) const;
+  ExpansionPart expansion_part(int64_t node);
+  void emit_expansion(int64_t node);
   bool takes_slice(int64_t node) const;
   cpu::PoolCall pool_of(int64_t node) const;
   int64_t read_by(int64_t node) const;
@@ -80,6 +93,9 @@ class Lowering {
   std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
   std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
   std::vector<bool> projected_;                // per node: a pooling done on the way into its 1x1 convolution
+  std::vector<bool> scaled_;                   // per node: a product done on the way into its 1x1 convolution
+  std::vector<int64_t> expanded_by_;  // per node: the convolution behind it that is done with it, -1: none
+  std::vector<int> sums_of_;          // per node: the buffer of its strips' sums, -1: none
   std::vector<std::vector<int64_t>> siblings_;  // per node: convolutions computed with it, itself the first
   std::vector<bool> joined_;                    // per node: computed with an earlier sibling
   std::vector<bool> gathered_;                  // per node: a concatenation whose reader takes its parts

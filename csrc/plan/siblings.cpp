@@ -80,17 +80,23 @@ std::unique_ptr<Step> sibling_step(int64_t node, Place from, std::vector<Sibling
   return std::make_unique<Siblings>(node, std::move(from), std::move(siblings));
 }
 
-// A direct 1x1 convolution of stride 1 and one group without a residual, whose input leaves the second-level
-// cache.
-bool Lowering::is_far_1x1(int64_t node) const {
+// A direct 1x1 convolution of stride 1 and one group.
+bool Lowering::is_plain_1x1(int64_t node) const {
   const Node& n = graph_.nodes[node];
-  if (n.op != Op::kConv2d || n.inputs.size() != 1) return false;
+  if (n.op != Op::kConv2d) return false;
   using A = Conv2dAttr;
   const cpu::ConvGeometry g = conv_geometry(node);
   const auto& a = n.attr;
   const bool padded = a[A::kPadTop] || a[A::kPadLeft] || a[A::kPadBottom] || a[A::kPadRight];
   return g.algorithm.direct() && g.groups == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 &&
-         g.stride_w == 1 && !padded && g.images * g.out_height * g.out_width * g.in_channels > kFarFloats;
+         g.stride_w == 1 && !padded;
+}
+
+// The same without a residual, whose input leaves the second-level cache.
+bool Lowering::is_far_1x1(int64_t node) const {
+  if (graph_.nodes[node].inputs.size() != 1 || !is_plain_1x1(node)) return false;
+  const cpu::ConvGeometry g = conv_geometry(node);
+  return g.images * g.out_height * g.out_width * g.in_channels > kFarFloats;
 }
 
 bool Lowering::may_be_sibling(int64_t node) const {

@@ -102,6 +102,33 @@ std::unique_ptr<Step> sibling_step(int64_t node, Place from, std::vector<Sibling
 std::unique_ptr<Step> pool_conv_step(int64_t node, bool max, cpu::PoolCall pool,
                                      const cpu::ConvGeometry& geometry,
                                      std::shared_ptr<const ConvConstants> constants, Place from, Place to);
+// act(x * scale + shift) with constants that outlive the step; without them the scale is a value, one number
+// per image and channel.
+struct Scaling {
+  Activation activation;
+  const float* scale;
+  const float* shift;
+  bool per_image() const { return scale == nullptr && shift == nullptr; }
+};
+// A scaling and the 1x1 convolution behind it. reads: what is scaled, the scale where it is a value, and a
+// residual or nothing.
+std::unique_ptr<Step> scale_conv_step(int64_t node, const Scaling& scaling, const cpu::ConvGeometry& geometry,
+                                      std::shared_ptr<const ConvConstants> constants,
+                                      std::vector<Place> reads, Place to);
+// A direct convolution of one group and the depthwise one behind it, strip by strip of the rows between them.
+struct ExpansionPart {
+  cpu::ConvGeometry geometry;
+  int64_t pad_top, pad_left;
+  std::shared_ptr<const ConvConstants> constants;
+};
+// sums: null, or where each strip's sums over its pixels go, a row of the image for a strip.
+std::unique_ptr<Step> expansion_step(int64_t node, const ExpansionPart& expand,
+                                     const ExpansionPart& depthwise, Place from, Place to, const Place* sums);
+// The same with the 1x1 convolution behind it. reads: the first one's input, then a residual or nothing.
+std::unique_ptr<Step> inverted_residual_step(int64_t node, const ExpansionPart& expand,
+                                             const ExpansionPart& depthwise, const ExpansionPart& project,
+                                             std::vector<Place> reads, Place to);
+int64_t expansion_strips(const ExpansionPart& expand, const ExpansionPart& depthwise);
 std::unique_ptr<Step> pool_step(int64_t node, bool max, cpu::PoolCall call, Place from, Place to);
 // size, alpha, beta, k of local response normalisation.
 struct LrnParams {

@@ -33,14 +33,31 @@ def test_zoo(name):
 def test_page_says_what_is_wrong():
     good = {
         "name": "timm/net", "sizes": (64,), "spread": 0.2, "frozen_error": 1e-5, "fused_error": 1e-6,
-        "gradient_error": 1e-5, "eager_gradient_error": float("nan"), "plans": 1,
-        "frozen": {"layers": 1.0, "multiply_adds": 1.0}, "fused": {"layers": 0.5, "multiply_adds": 0.99},
+        "gradient_error": 1e-5, "eager_gradient_error": float("nan"), "gradient_jump": float("nan"),
+        "plans": 1, "frozen": {"layers": 1.0, "multiply_adds": 1.0},
+        "fused": {"layers": 0.5, "multiply_adds": 0.99},
     }  # fmt: skip
     assert page.problem(good) == ""
     assert page.problem(good | {"frozen_error": 2e-3}) == "frozen error"
     assert page.problem(good | {"frozen_error": float("nan")}) == "frozen error"
     assert page.problem(good | {"gradient_error": 2e-2}) == "gradient error"
     assert page.problem(good | {"gradient_error": 2e-2, "eager_gradient_error": 8e-3}) == ""
-    text = page.page([good, {"name": "timm/other", "failed": "ValueError: no"}], None)
+    assert (
+        page.problem(good | {"gradient_error": 2e-2, "eager_gradient_error": 1e-6, "gradient_jump": 3e-2})
+        == ""
+    )
+    assert page.problem(good | {"gradient_error": 2e-2, "gradient_jump": 1e-2}) == "gradient error"
+    text = page.page([good, {"name": "timm/other", "failed": "ValueError: no"}], [])
     assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 50% | 99.0% |" in text
     assert "| other |" in text and "ValueError: no" in text
+
+
+def test_page_compares_times():
+    row = {"network": "net", "batch": 1, "eager": 4e-3, "peer": 3e-3, "peer_name": "openvino", "frozen": 2e-3}
+    head = {"machine": {"cpu": "a CPU"}, "settings": {"threads": 2}}
+    other = {**row, "network": "other", "peer": None, "peer_name": None, "frozen": 1e-3}
+    text = page.page([], [{**head, "rows": [row]}, {**head, "rows": [other]}])
+    assert "float32, 2 threads, a CPU;" in text
+    assert "| net | 1 | 4 | 3 openvino | 2 | 2.00 | 1.50 |" in text
+    assert "| other | 1 | 4 |   | 1 | 4.00 |  |" in text  # no peer
+    assert "over eager 2.83, over the best peer 1.50." in text

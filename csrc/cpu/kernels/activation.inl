@@ -49,18 +49,21 @@ inline Vec relu_of(Vec x) { return Vec::at_least(Vec::zero(), x); }
 
 inline Vec clamp_of(Vec x, Vec least, Vec most) { return Vec::at_most(most, Vec::at_least(least, x)); }
 
-inline Vec sigmoid_of(Vec x) { return Vec::set1(1.0f) / (Vec::set1(1.0f) + exp_of(Vec::zero() - x)); }
+inline Vec sigmoid_of(Vec x) {
+  return Vec::ratio(Vec::set1(1.0f), Vec::set1(1.0f) + exp_of(Vec::zero() - x));
+}
 
-// clamp(x + 3, 0, 6) / 6
+// clamp(x + 3, 0, 6) / 6, exact at both ends
 inline Vec hardsigmoid_of(Vec x) {
   return clamp_of(x + Vec::set1(3.0f), Vec::zero(), Vec::set1(6.0f)) / Vec::set1(6.0f);
 }
 
+// A division takes as long as all the rest: a product with 1/6 instead, a unit in the last place apart.
 inline Vec hardswish_of(Vec x) {
-  return x * clamp_of(x + Vec::set1(3.0f), Vec::zero(), Vec::set1(6.0f)) / Vec::set1(6.0f);
+  return x * Vec::set1(1.0f / 6.0f) * clamp_of(x + Vec::set1(3.0f), Vec::zero(), Vec::set1(6.0f));
 }
 
-inline Vec silu_of(Vec x) { return x / (Vec::set1(1.0f) + exp_of(Vec::zero() - x)); }
+inline Vec silu_of(Vec x) { return Vec::ratio(x, Vec::set1(1.0f) + exp_of(Vec::zero() - x)); }
 
 // Near 0 an odd minimax polynomial (relative error 7e-9 before rounding), else 1 - 2 / (e^(2 |x|) + 1).
 inline Vec tanh_of(Vec x) {

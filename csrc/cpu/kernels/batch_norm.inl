@@ -1,20 +1,48 @@
 // Per-channel sums and the normalising pass, over rows of adjacent channels.
 namespace {
 
+// NV vectors of channels, the last of which has `lanes`: sums of their own, which do not wait for each other.
+template <int NV, bool kCentred>
+inline void sum_columns(const float* x, int64_t stride, int64_t rows, const float* mean, float* sum,
+                        int64_t lanes) {
+  const auto load = [&](const float* p, int j) {
+    return j == NV - 1 ? Vec::load_first(p + j * Vec::kWidth, lanes) : Vec::load(p + j * Vec::kWidth);
+  };
+  Vec acc[NV], centre[NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    acc[j] = load(sum, j);
+    centre[j] = kCentred ? load(mean, j) : Vec::zero();
+  }
+  for (int64_t r = 0; r < rows; ++r, x += stride)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      const Vec d = kCentred ? load(x, j) - centre[j] : load(x, j);
+      acc[j] = kCentred ? Vec::fma(d, d, acc[j]) : acc[j] + d;
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    float* to = sum + j * Vec::kWidth;
+    j == NV - 1 ? acc[j].store_first(to, lanes) : acc[j].store(to);
+  }
+}
+
+template <bool kCentred>
+void sum_all_columns(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
+                     float* sum) {
+  int64_t channel = 0;
+  const auto centre = [&] { return kCentred ? mean + channel : nullptr; };
+  for (; channels - channel >= 4 * Vec::kWidth; channel += 4 * Vec::kWidth)
+    sum_columns<4, kCentred>(x + channel, stride, rows, centre(), sum + channel, Vec::kWidth);
+  for (; channel < channels; channel += Vec::kWidth)
+    sum_columns<1, kCentred>(x + channel, stride, rows, centre(), sum + channel,
+                             channels - channel < Vec::kWidth ? channels - channel : Vec::kWidth);
+}
+
 void column_sum(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
                 float* sum) {
-  for (int64_t channel = 0; channel < channels; channel += Vec::kWidth) {
-    const int64_t lanes = channels - channel < Vec::kWidth ? channels - channel : Vec::kWidth;
-    const bool whole = lanes == Vec::kWidth;
-    auto load = [&](const float* p) { return whole ? Vec::load(p) : Vec::load_first(p, lanes); };
-    const Vec center = mean ? load(mean + channel) : Vec::zero();
-    Vec acc = load(sum + channel);
-    for (int64_t r = 0; r < rows; ++r) {
-      const Vec d = load(x + r * stride + channel) - center;
-      acc = mean ? Vec::fma(d, d, acc) : acc + d;
-    }
-    whole ? acc.store(sum + channel) : acc.store_first(sum + channel, lanes);
-  }
+  mean ? sum_all_columns<true>(x, stride, rows, channels, mean, sum)
+       : sum_all_columns<false>(x, stride, rows, channels, mean, sum);
 }
 
 // Rows of this many values stay in the first-level cache.

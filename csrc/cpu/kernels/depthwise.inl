@@ -1,51 +1,172 @@
-// Depthwise convolution, NHWC: vectors run over channels, four output pixels at a time share the weights.
+// Depthwise convolution and groups of few channels, NHWC: a register block is a vector of channels by R
+// neighbouring output pixels of a row. Where kernel positions of a row are neighbouring pixels, the block
+// reads each of those once for all outputs that meet it. Vectors of channels run inside blocks of pixels, so
+// that memory is read in order.
 namespace {
 
-template <int R>
-void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const float* residual,
-                      int64_t channel, int64_t lanes) {
-  const bool whole = lanes == Vec::kWidth;
-  auto load = [&](const float* p) { return whole ? Vec::load(p) : Vec::load_first(p, lanes); };
-  Vec acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = Vec::zero();
-  for (int64_t t = 0; t < c.taps; ++t) {
-    const Vec w = load(c.weight + t * c.channels + channel);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-      acc[r] = Vec::fma(load(x + c.tap[t] + r * c.stride_w * c.input.pixel + channel), w, acc[r]);
+// Output pixels of a block; with the weights of one kernel row and an input they fit the registers.
+constexpr int kDepthwisePixels = Vec::kWidth == 16 ? 8 : 4;
+
+// What a block works on: pointers to its first pixel's first channel here.
+struct DepthwiseBlock {
+  const float* x;
+  const float* weight;
+  const float* scale;  // these may be null
+  const float* shift;
+  const float* residual;
+  float* y;
+  int64_t lanes;
+};
+
+struct WholeVector {
+  Vec load(const float* p) const { return Vec::load(p); }
+  void store(Vec v, float* p) const { v.store(p); }
+};
+
+struct PartOfVector {
+  int64_t lanes;
+  Vec load(const float* p) const { return Vec::load_first(p, lanes); }
+  void store(Vec v, float* p) const { v.store_first(p, lanes); }
+};
+
+// K kernel positions of a row, S pixels between outputs.
+template <int K, int S>
+struct Neighbours {
+  template <int R, class Lanes>
+  static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
+    const int64_t pixel = c.input.pixel;
+    for (int64_t t = 0; t < c.taps; t += K) {
+      Vec w[K];
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) w[k] = Vec::load(b.weight + (t + k) * Vec::kWidth);
+      const float* p = b.x + c.tap[t];
+#pragma GCC unroll 32
+      for (int i = 0; i < (R - 1) * S + K; ++i, p += pixel) {
+        const Vec x = at.load(p);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+          if (i >= r * S && i < r * S + K) acc[r] = Vec::fma(x, w[i - r * S], acc[r]);
+      }
+    }
   }
-#pragma GCC unroll 4
+};
+
+// The same for groups of G channels: each input channel of a group is spread over the group's lanes, once for
+// all outputs and kernel positions that meet it.
+template <int K, int S, int G>
+struct NeighbourGroups {
+  template <int R, class Lanes>
+  static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
+    const int64_t pixel = c.input.pixel;
+    const float* w = b.weight;
+    for (int64_t t = 0; t < c.taps; t += K, w += K * G * Vec::kWidth) {
+      const float* p = b.x + c.tap[t];
+#pragma GCC unroll 32
+      for (int i = 0; i < (R - 1) * S + K; ++i, p += pixel) {
+        const Vec x = at.load(p);
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g) {
+          const Vec spread = Vec::spread(x, G, g);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r)
+            if (i >= r * S && i < r * S + K)
+              acc[r] = Vec::fma(spread, Vec::load(w + ((i - r * S) * G + g) * Vec::kWidth), acc[r]);
+        }
+      }
+    }
+  }
+};
+
+struct AnyPositions {
+  template <int R, class Lanes>
+  static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
+    for (int64_t t = 0; t < c.taps; ++t) {
+      const Vec w = Vec::load(b.weight + t * Vec::kWidth);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        acc[r] = Vec::fma(at.load(b.x + c.tap[t] + r * c.stride_w * c.input.pixel), w, acc[r]);
+    }
+  }
+};
+
+template <class Positions, int R, class Lanes>
+inline void depthwise_block(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at) {
+  Vec acc[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) acc[r] = Vec::zero();
+  Positions::template sum<R>(c, b, at, acc);
+  const Vec scale = b.scale ? at.load(b.scale) : Vec::zero();
+  const Vec shift = b.shift ? at.load(b.shift) : Vec::zero();
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    if (c.scale) acc[r] = acc[r] * load(c.scale + channel);
-    if (c.shift) acc[r] = acc[r] + load(c.shift + channel);
-    if (residual) acc[r] = acc[r] + load(residual + r * c.residual.pixel + channel);
-    acc[r] = apply_short(c.activation, acc[r]);
-    float* out = y + r * c.output.pixel + channel;
-    whole ? acc[r].store(out) : acc[r].store_first(out, lanes);
+    if (b.scale) acc[r] = acc[r] * scale;
+    if (b.shift) acc[r] = acc[r] + shift;
+    if (b.residual) acc[r] = acc[r] + at.load(b.residual + r * c.residual.pixel);
+    at.store(apply_short(c.activation, acc[r]), b.y + r * c.output.pixel);
   }
 }
 
-void depthwise(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
-  constexpr int kPixels = 4;
+// All channels of R pixels.
+template <class Positions, int R>
+void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const float* residual) {
+  const auto from = [](const float* p, int64_t channel) { return p ? p + channel : nullptr; };
+  int64_t channel = 0;
+  for (; channel < c.channels; channel += Vec::kWidth) {
+    const DepthwiseBlock block{x + channel,
+                               c.weight + channel * c.taps * c.group,
+                               from(c.scale, channel),
+                               from(c.shift, channel),
+                               from(residual, channel),
+                               y + channel,
+                               c.channels - channel};
+    if (block.lanes >= Vec::kWidth)
+      depthwise_block<Positions, R>(c, block, WholeVector{});
+    else
+      depthwise_block<Positions, R>(c, block, PartOfVector{block.lanes});
+  }
+  if (!in_registers(c.activation)) activate_pixels(y, c.output.pixel, R, c.channels, c.activation);
+}
+
+template <class Positions, int R = kDepthwisePixels>
+void depthwise_pixels_of(int64_t pixels, const DepthwiseCall& c, const float* x, float* y,
+                         const float* residual) {
+  if (pixels == R) return depthwise_pixels<Positions, R>(c, x, y, residual);
+  if constexpr (R > 1) depthwise_pixels_of<Positions, R - 1>(pixels, c, x, y, residual);
+}
+
+template <class Positions>
+void depthwise_rows(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
+  const int64_t blocks = (c.width + kDepthwisePixels - 1) / kDepthwisePixels;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / c.height, y = row % c.height;
     const float* in = c.input.data + n * c.input.image + y * c.stride_h * c.input.row;
     float* out = c.output.data + n * c.output.image + y * c.output.row;
     const float* res =
         c.residual.data ? c.residual.data + n * c.residual.image + y * c.residual.row : nullptr;
-    for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
-      const int64_t lanes = c.channels - channel < Vec::kWidth ? c.channels - channel : Vec::kWidth;
-      int64_t x = 0;
-      auto at = [&](const float* p, int64_t step) { return p ? p + x * step : nullptr; };
-      for (; x + kPixels <= c.width; x += kPixels)
-        depthwise_pixels<kPixels>(c, at(in, c.stride_w * c.input.pixel), out + x * c.output.pixel,
-                                  at(res, c.residual.pixel), channel, lanes);
-      for (; x < c.width; ++x)
-        depthwise_pixels<1>(c, at(in, c.stride_w * c.input.pixel), out + x * c.output.pixel,
-                            at(res, c.residual.pixel), channel, lanes);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t x = c.width * block / blocks, end = c.width * (block + 1) / blocks;
+      depthwise_pixels_of<Positions>(end - x, c, in + x * c.stride_w * c.input.pixel,
+                                     out + x * c.output.pixel, res ? res + x * c.residual.pixel : nullptr);
     }
-    if (!in_registers(c.activation)) activate_pixels(out, c.output.pixel, c.width, c.channels, c.activation);
   }
+}
+
+template <int G>
+void group_rows(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
+  if constexpr (G < Vec::kWidth)
+    c.stride_w == 1 ? depthwise_rows<NeighbourGroups<3, 1, G>>(c, row_begin, row_end)
+                    : depthwise_rows<NeighbourGroups<3, 2, G>>(c, row_begin, row_end);
+}
+
+void depthwise(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
+  if (c.group == 4) return group_rows<4>(c, row_begin, row_end);
+  if (c.group == 8) return group_rows<8>(c, row_begin, row_end);
+  if (c.row_taps == 3 && c.stride_w == 1) return depthwise_rows<Neighbours<3, 1>>(c, row_begin, row_end);
+  if (c.row_taps == 3 && c.stride_w == 2) return depthwise_rows<Neighbours<3, 2>>(c, row_begin, row_end);
+  if (c.row_taps == 5 && c.stride_w == 1) return depthwise_rows<Neighbours<5, 1>>(c, row_begin, row_end);
+  if (c.row_taps == 5 && c.stride_w == 2) return depthwise_rows<Neighbours<5, 2>>(c, row_begin, row_end);
+  if (c.row_taps == 7 && c.stride_w == 1) return depthwise_rows<Neighbours<7, 1>>(c, row_begin, row_end);
+  depthwise_rows<AnyPositions>(c, row_begin, row_end);
 }
 
 }  // namespace

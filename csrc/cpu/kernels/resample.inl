@@ -50,7 +50,8 @@ inline void mean_of_image(const PoolCall& c, const float* image, int64_t channel
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) sum[j] = sum[j] + row[j];
   }
-  const Vec count = Vec::set1(static_cast<float>(c.in_height * c.in_width));
+  const int64_t pixels = c.divisor_override ? c.divisor_override : c.in_height * c.in_width;
+  const Vec count = Vec::set1(static_cast<float>(pixels));
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {
     const Vec mean = sum[j] / count;

@@ -22,6 +22,8 @@ struct Vec {
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  // a / b for b >= 1; quicker, and less exact, where there is an instruction for it.
+  static Vec ratio(Vec a, Vec b) { return a / b; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   // The instruction returns its second operand where either is NaN, so a NaN in `x` survives.
   static Vec at_least(Vec bound, Vec x) { return {_mm256_max_ps(bound.v, x.v)}; }
@@ -57,6 +59,12 @@ struct Vec {
     const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);
     low = {_mm256_permute2f128_ps(even, odd, 0x20)};
     high = {_mm256_permute2f128_ps(even, odd, 0x31)};
+  }
+  // Lane k of each `group` lanes, in all of them; constants after inlining.
+  static Vec spread(Vec x, int group, int k) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i first = _mm256_and_si256(lane, _mm256_set1_epi32(-group));
+    return {_mm256_permutevar8x32_ps(x.v, _mm256_add_epi32(first, _mm256_set1_epi32(k)))};
   }
   // Rows become columns.
   static void transpose(Vec* v) {

@@ -28,6 +28,14 @@ struct Vec {
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // a / b for b >= 1, two units in the last place at most apart: an approximation of 14 bits and a Newton
+  // step, a quarter of the time of a division. The step is left out where it would meet infinity times zero.
+  static Vec ratio(Vec a, Vec b) {
+    const __m512 r = _mm512_rcp14_ps(b.v);
+    const __m512 rest = _mm512_fnmadd_ps(b.v, r, _mm512_set1_ps(1.0f));
+    const __mmask16 finite = _mm512_cmp_ps_mask(b.v, _mm512_set1_ps(3.4028235e38f), _CMP_NGT_UQ);
+    return {_mm512_mul_ps(a.v, _mm512_mask3_fmadd_ps(rest, r, r, finite))};
+  }
   // The instruction returns its second operand where either is NaN, so a NaN in `x` survives.
   static Vec at_least(Vec bound, Vec x) { return {_mm512_max_ps(bound.v, x.v)}; }
   static Vec at_most(Vec bound, Vec x) { return {_mm512_min_ps(bound.v, x.v)}; }
@@ -62,6 +70,12 @@ struct Vec {
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     low = {_mm512_permutex2var_ps(a.v, first, b.v)};
     high = {_mm512_permutex2var_ps(a.v, second, b.v)};
+  }
+  // Lane k of each `group` lanes, in all of them; constants after inlining.
+  static Vec spread(Vec x, int group, int k) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i first = _mm512_and_si512(lane, _mm512_set1_epi32(-group));
+    return {_mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(k)), x.v)};
   }
   // Rows become columns.
   static void transpose(Vec* v) {

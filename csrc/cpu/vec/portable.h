@@ -36,6 +36,8 @@ struct Vec {
   friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
   friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
   friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+  // a / b for b >= 1; quicker, and less exact, where there is an instruction for it.
+  static Vec ratio(Vec a, Vec b) { return a / b; }
   static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
   // Comparisons with NaN are false, so a NaN in `x` survives.
   static Vec at_least(Vec bound, Vec x) { return {x.v < bound.v ? bound.v : x.v}; }
@@ -74,6 +76,12 @@ struct Vec {
   static void interleave(Vec a, Vec b, Vec& low, Vec& high) {
     low = {Float4{a.v[0], b.v[0], a.v[1], b.v[1]}};
     high = {Float4{a.v[2], b.v[2], a.v[3], b.v[3]}};
+  }
+  // Lane k of each `group` lanes, in all of them.
+  static Vec spread(Vec x, int group, int k) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.v[i] = x.v[i / group * group + k];
+    return r;
   }
   // Rows become columns.
   static void transpose(Vec* v) {
