@@ -13,7 +13,7 @@ CXX_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -na
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test bench zoo data lint format isa-test cuda-check asan wheel oldest-torch export-test clean
+.PHONY: help venv demo test bench zoo data lint format isa-test cuda-check gpu gpu-proof asan wheel oldest-torch export-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,20 @@ isa-test: venv ## tests of operators and frozen networks on the machine's other 
 cuda-check: venv ## compile the CUDA sources for sm_80 and sm_90 where nvcc exists
 	$(BIN)/python -m build_support.cuda_check
 
+# Ends with an error where there is no GPU. The extension that it builds stays.
+gpu: venv ## on a machine with a GPU: build, test, measure; results in build/gpu
+	@$(BIN)/python -m cnnfast.benchmarking.gpu --check
+	CNNFAST_CUDA=1 CNNFAST_TRITON_AOT=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m pytest -q -m gpu
+	@if command -v compute-sanitizer > /dev/null; then \
+	  compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu tests/cuda tests/gpu; \
+	else echo "gpu: compute-sanitizer is not on PATH: not run"; fi
+	$(BIN)/python -m cnnfast.benchmarking.gpu --out build/gpu
+
+gpu-proof: venv ## all that can be shown of the GPU half without a GPU (half an hour)
+	$(BIN)/python -m pytest -q -m gpu_proof tests/cuda tests/triton_kernels tests/gpu
+	$(BIN)/python -m pytest -q tests/triton_kernels/gpu_proof.py
+
 # In a copy of its own, so that nothing imports the ordinary build. The runtime must be the first library of the
 # process; torch leaves memory to the end of the process, hence no search for leaks.
 SANITIZED := build/sanitized
@@ -99,10 +113,10 @@ export-test: venv ## every network through every export format (twenty minutes)
 # The copy keeps times, so that ninja compiles again only what changed, and nothing that was since renamed or deleted.
 OLDEST := build/oldest-torch
 OLDEST_TORCH ?= torch==2.13.0
-OLDEST_FILES := setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests bench examples
+OLDEST_FILES := setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests bench examples docs
 OLDEST_NEEDS := numpy safetensors "setuptools>=77" wheel ninja pybind11 cmake pytest pytest-benchmark hypothesis onnx \
   onnxruntime rich tqdm matplotlib
-oldest-torch: data ## all tests with the oldest torch that is supported (CPU builds: set PIP_EXTRA_INDEX_URL)
+oldest-torch: ## all tests with the oldest torch that is supported (CPU builds: set PIP_EXTRA_INDEX_URL)
 	@mkdir -p $(OLDEST)/source
 	@test -x $(OLDEST)/venv/bin/python || $(PYTHON) -m venv $(OLDEST)/venv
 	$(OLDEST)/venv/bin/python -m pip install --quiet --upgrade $(OLDEST_TORCH) $(OLDEST_NEEDS)
@@ -110,6 +124,7 @@ oldest-torch: data ## all tests with the oldest torch that is supported (CPU bui
 	@cp -a $(OLDEST_FILES) $(OLDEST)/source
 	@rm -rf $(OLDEST)/source/cnnfast/lib $(OLDEST)/source/cnnfast/_info*.so $(OLDEST)/source/cnnfast/_build_info.json
 	cd $(OLDEST)/source && ../venv/bin/python setup.py --quiet build_ext --inplace
+	cd $(OLDEST)/source && ../venv/bin/python -m cnnfast data
 	cd $(OLDEST)/source && PYTHONPATH=. ../venv/bin/python -m pytest -q
 
 clean: ## remove what the build wrote; .venv stays

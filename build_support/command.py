@@ -12,9 +12,10 @@ from pathlib import Path
 from setuptools.command.build_ext import build_ext
 
 from .cuda import find_cuda
-from .environment import find_compiler, find_torch, number_of_jobs, stop
+from .environment import Compiler, find_compiler, find_torch, number_of_jobs, stop
 from .flags import isas_to_build
 from .ninja_file import LIBRARY, Plan, cuda_sources, write_ninja_file
+from .triton_aot.settings import check_triton, wanted_archs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,12 +34,25 @@ def make_plan() -> tuple[Plan, str]:
     cuda, reason = find_cuda(torch, [ROOT / path for path in cuda_sources(ROOT)])
     if os.environ.get("CNNFAST_SANITIZE"):
         cuda, reason = None, "CNNFAST_SANITIZE is set"
-    return Plan(ROOT, torch, compiler, cuda, isas_to_build(compiler, ROOT / "csrc/cpu/isa")), reason
+    isas = isas_to_build(compiler, ROOT / "csrc/cpu/isa_bf16")
+    return Plan(ROOT, torch, compiler, cuda, isas, triton_archs(compiler)), reason
+
+
+def triton_archs(compiler: Compiler) -> tuple[int, ...]:
+    """Architectures of the Triton kernels that are compiled into the library."""
+    archs = wanted_archs()
+    if archs:
+        check_triton()
+        if not compiler.accepts([], "#include <zlib.h>\nint main() { return 0; }\n"):
+            stop("CNNFAST_TRITON_AOT needs zlib's header (Debian: apt-get install zlib1g-dev)")
+    return archs
 
 
 def announce(plan: Plan, reason: str) -> None:
     device = f"CUDA for {', '.join(plan.cuda.archs)}" if plan.cuda else f"CPU only ({reason})"
     isas = ", ".join(isa.name for isa in plan.isas)
+    if plan.triton_archs:
+        device += f", Triton kernels for {', '.join(f'sm_{arch}' for arch in plan.triton_archs)}"
     print(f"cnnfast: building for torch {plan.torch.version}; {isas}; {device}", flush=True)
 
 
@@ -54,6 +68,7 @@ def build_facts(plan: Plan) -> dict:
         "torch": plan.torch.version,
         "cuda": plan.cuda is not None,
         "cuda_archs": list(plan.cuda.archs) if plan.cuda else [],
+        "triton_archs": list(plan.triton_archs),
         "compiler": plan.compiler.description,
         "isas": [isa.name for isa in plan.isas],
     }

@@ -10,12 +10,25 @@ from .environment import Compiler, Torch, stop
 
 @dataclass(frozen=True)
 class Isa:
-    """One instruction set that csrc/cpu/isa/<name>.cpp is compiled for."""
+    """One instruction set that csrc/cpu/isa/<name>.cpp and csrc/cpu/isa_bf16/<name>.cpp are compiled for.
+
+    A set that differs from the one before it in bfloat16 alone has no file in csrc/cpu/isa.
+    """
 
     name: str
     flags: tuple[str, ...]
     probe: str  # compiles only where the compiler knows the instruction set
 
+
+_AVX512 = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mfma",
+    "-mprefer-vector-width=512",
+    "-Wno-maybe-uninitialized",  # GCC 12 warns about its own header's _mm512_undefined_ps
+)
 
 ISAS = (
     Isa("portable", (), "int main() { return 0; }\n"),
@@ -26,16 +39,18 @@ ISAS = (
     ),
     Isa(
         "avx512",
-        (
-            "-mavx512f",
-            "-mavx512bw",
-            "-mavx512dq",
-            "-mavx512vl",
-            "-mfma",
-            "-mprefer-vector-width=512",
-            "-Wno-maybe-uninitialized",  # GCC 12 warns about its own header's _mm512_undefined_ps
-        ),
+        _AVX512,
         "#include <immintrin.h>\n__m512 f(__m512 a) { return _mm512_fmadd_ps(a, a, a); }\n",
+    ),
+    Isa(
+        "avx512_bf16",
+        (*_AVX512, "-mavx512bf16"),
+        "#include <immintrin.h>\n__m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }\n",
+    ),
+    Isa(  # tile instructions are written as assembly: the assembler must know them
+        "amx",
+        (*_AVX512, "-mavx512bf16"),
+        '#include <immintrin.h>\nvoid f() { asm volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }\n',
     ),
 )
 

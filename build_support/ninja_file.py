@@ -8,10 +8,12 @@ from pathlib import Path
 
 from . import flags
 from .cuda import NVCC_FLAGS, Cuda
-from .environment import Compiler, Torch
+from .environment import Compiler, Torch, number_of_jobs
 
 LIBRARY = "libcnnfast.so"
 DISPATCH = Path("csrc/cpu/dispatch.cpp")  # the one file that knows which instruction sets are built
+# The two that know whether Triton kernels are built in.
+TRITON_TABLE = (Path("csrc/gpu/triton/table.cpp"), Path("csrc/gpu/triton/unpack.cpp"))
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class Plan:
     compiler: Compiler
     cuda: Cuda | None
     isas: list[flags.Isa]
+    triton_archs: tuple[int, ...] = ()  # none: no Triton kernels
 
     @property
     def folder(self) -> Path:
         python = f"cp{sys.version_info.major}{sys.version_info.minor}"
         device = f"cu{self.cuda.version.replace('.', '')}" if self.cuda else "cpu"
         mark = flags.sanitizers()[1]
+        if self.triton_archs:
+            device += "-triton" + "-".join(map(str, self.triton_archs))
         return self.root / "build" / f"{python}-torch{self.torch.version.split('+')[0]}-{device}{mark}"
 
     def artefacts(self, editable: bool) -> tuple[Path, Path]:
@@ -42,7 +47,7 @@ def sources(root: Path, pattern: str) -> list[Path]:
 
 
 def library_sources(root: Path) -> list[Path]:
-    apart = ("csrc/binding/", "csrc/cpu/isa/", "csrc/cuda/")
+    apart = ("csrc/binding/", "csrc/cpu/isa/", "csrc/cpu/isa_bf16/", "csrc/cuda/")
     return [path for path in sources(root, "csrc/**/*.cpp") if not path.as_posix().startswith(apart)]
 
 
@@ -59,6 +64,8 @@ def cxx_flags(plan: Plan, path: Path) -> list[str]:
     defines = ["-DCNNFAST_WITH_CUDA=1"] if plan.cuda else []
     if path == DISPATCH:
         defines += [f"-DCNNFAST_ISA_{isa.name.upper()}=1" for isa in plan.isas]
+    if path in TRITON_TABLE and plan.triton_archs:
+        defines += ["-DCNNFAST_TRITON_AOT=1", f"-I{plan.folder / 'triton'}"]
     return [
         *("-O2", flags.language_standard(plan.compiler, plan.torch), *flags.COMMON, "-fopenmp"),
         *(*flags.torch_defines(plan.torch), *defines, "-Icsrc", *flags.isystem(plan.torch.include_dirs)),
@@ -101,12 +108,16 @@ class NinjaFile:
     def write(self) -> None:
         self.writer.variable("builddir", self.plan.folder)  # for ninja's own log
         self.rules()
+        table = self.triton_table()
         objects = [
-            self.compile("cxx", path, cxx_flags(self.plan, path)) for path in library_sources(self.plan.root)
+            self.compile(
+                "cxx", path, cxx_flags(self.plan, path), generated=table if path in TRITON_TABLE else []
+            )
+            for path in library_sources(self.plan.root)
         ]
         for isa in self.plan.isas:
-            path = Path(f"csrc/cpu/isa/{isa.name}.cpp")
-            objects.append(self.compile("cxx", path, isa_flags(self.plan, isa)))
+            for path in sources(self.plan.root, f"csrc/cpu/isa*/{isa.name}.cpp"):
+                objects.append(self.compile("cxx", path, isa_flags(self.plan, isa)))
         objects += self.cuda_objects()
         binding = binding_flags(self.plan)
         info = [self.compile("cxx", path, binding) for path in sources(self.plan.root, "csrc/binding/*.cpp")]
@@ -133,9 +144,25 @@ class NinjaFile:
         self.writer.build("cuda-objects", "phony", objects)
         return objects
 
-    def compile(self, rule: str, path: Path, words: list[str]) -> str:
+    def triton_table(self) -> list[str]:
+        """The kernels of build_support/triton_aot; compiled again when they or their list change."""
+        if not self.plan.triton_archs:
+            return []
+        folder = self.plan.folder / "triton"
+        archs = ",".join(map(str, self.plan.triton_archs))
+        command = [sys.executable, "-W", "ignore", "-m", "build_support.triton_aot", str(folder)]
+        words = shell([*command, "--archs", archs, "--jobs", str(number_of_jobs())])
+        self.writer.rule("triton", words, "triton kernels for sm_" + archs, pool="console")
+        files = [str(folder / name) for name in ("triton_table.inc", "triton_kernels.bin")]
+        inputs = sources(self.plan.root, "cnnfast/triton/*.py")
+        inputs += sources(self.plan.root, "build_support/triton_aot/*.py")
+        self.writer.build(files, "triton", list(map(str, inputs)), self.toolchain)
+        return files
+
+    def compile(self, rule: str, path: Path, words: list[str], generated: list[str] = ()) -> str:
         output = str(self.plan.folder / "objects" / path) + ".o"
-        self.writer.build(output, rule, str(path), self.toolchain, variables={"flags": shell(words)})
+        needs = [self.toolchain, *generated]
+        self.writer.build(output, rule, str(path), needs, variables={"flags": shell(words)})
         return output
 
     def link(self, objects: list[str], info: list[str], editable: bool) -> None:
@@ -144,6 +171,7 @@ class NinjaFile:
         library_flags = [
             *(f"-Wl,-soname,{LIBRARY}", *flags.torch_libraries(torch, self.plan.cuda is not None)),
             *(*flags.library_rpaths(torch, editable), *flags.openmp_runtime(torch), *sanitize),
+            *(("-lz",) if self.plan.triton_archs else ()),
         ]
         self.writer.build(str(library), "link", objects, variables={"flags": shell(library_flags)})
         module_flags = ["-Wl,--no-as-needed", str(library), "-Wl,-rpath,$ORIGIN/lib", *sanitize]

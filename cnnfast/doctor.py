@@ -39,8 +39,17 @@ def built() -> Section:
         ("operators", f"for torch {info['torch']}"),
         ("instruction sets", " ".join(info["isas"])),
         ("CUDA kernels", f"yes: {cuda}" if info["cuda"] else "no: built for the CPU only"),
+        ("Triton kernels", _triton_kernels(info)),
         ("compiler", str(info["compiler"])),
     ]
+
+
+def _triton_kernels(info: dict) -> str:
+    archs = " ".join(f"sm_{arch}" for arch in info.get("triton_archs", ()))
+    if not archs:
+        return "no: built without CNNFAST_TRITON_AOT"
+    count = len(torch.ops.cnnfast.triton_kernels()) if _ext.AVAILABLE else 0
+    return f"yes: {count or 'unknown number'}, {archs} and PTX"
 
 
 def has() -> Section:
@@ -68,6 +77,7 @@ def will_run() -> Section:
 
     forced = os.environ.get("CNNFAST_CPU_ISA")
     isa = f"compiled kernels, {_ext.active_isa()}" + (" (CNNFAST_CPU_ISA)" if forced else "")
+    threads.append(("AMX tiles", _info.amx_state() or "may be used"))
     threads.append(("OpenMP team", str(_info.openmp_threads())))
     return [("CPU tensors", isa), ("CUDA tensors", _cuda_state()), *threads]
 

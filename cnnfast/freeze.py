@@ -1,5 +1,6 @@
 """Snapshots for inference: folded, packed, and run as one operator call."""
 
+import copy
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_
 from cnnfast.fuse.foreign import with_plain_norms
 from cnnfast.fuse.shells import unfused
 from cnnfast.plan import files, tuning
+from cnnfast.plan.arithmetic import faster_of
 from cnnfast.plan.budget import check_budget, first_within, in_double
 from cnnfast.plan.build import Built, UnsupportedNetworkError, build
 from cnnfast.plan.codec import decode, encode
@@ -56,10 +58,16 @@ def freeze(
     with the share of the multiply-adds in `report().coverage`.
 
     Args:
-        model: float32 on the CPU; in training mode its evaluation mode is frozen all the same.
+        model: float32 on the CPU, or bfloat16 for dtype=torch.bfloat16; in training mode its evaluation
+            mode is frozen all the same.
         example_inputs: a tensor or a tuple of them (and of other values that the network takes); they are run
             a few times.
-        dtype: of the arithmetic; torch.float32 in this version.
+        dtype: of the values between layers and of the weights. torch.bfloat16: sums are float32 and rounded
+            once, where they are stored; the network takes float32 and bfloat16 and gives what the model
+            does. On CPUs without bfloat16 arithmetic the float32 kernels work on widened strips. "auto":
+            both are made and timed on example_inputs, and bfloat16 is taken where it is faster and differs
+            from float32 by no more than error_budget (2e-2 where that is None) of the largest output value;
+            report() has both.
         winograd: allow Winograd convolutions where they are faster: errors of some 1e-6 of a layer's largest
             value instead of 2e-7. False: every convolution is computed directly.
         tune: time every algorithm of each convolution (direct, and Winograd with each tile) for the sizes
@@ -67,12 +75,14 @@ def freeze(
             model of cost. Times are kept in the user's cache ($XDG_CACHE_HOME/cnnfast, ~/.cache/cnnfast),
             where the next tuning, and load, find them. Where nothing was measured (other sizes, threads,
             machines, an exported file in a process of its own) the model of cost decides. Results may
-            differ in rounding from one measurement to the next.
+            differ in rounding from one measurement to the next. Not for bfloat16.
         error_budget: largest error allowed on example_inputs, as a share of the largest output value and
             against a float64 copy of the model: direct convolutions reach some 1e-6, Winograd 1e-5. The
             largest Winograd tile that keeps it is taken (6, 4, 2, then none); the report has the errors.
+            bfloat16, which has no choice of tiles, keeps it or is an error.
         strict: raise where a layer stays eager, whatever allow_eager says.
-        verify: compare with the model on example_inputs; raise above 1e-4 of the largest output value.
+        verify: compare with the model on example_inputs; raise above 1e-4 of the largest output value, in
+            bfloat16 above 0.1.
         allow_eager: where no layer at all has a place in a plan, or the extension is not built, return an
             eager snapshot (EagerNet), whose report says so. Without it that is an error.
 
@@ -84,12 +94,15 @@ def freeze(
         VerificationError: see verify.
     """
     inputs = as_tuple(example_inputs)
-    _check_dtype(dtype)
+    _check_dtype(dtype, tune)
     check_budget(error_budget)
-    _check_model(model)
-    _check_inputs(inputs)
+    own = _check_model(model, dtype)
+    _check_inputs(inputs, own)
     allow_eager = allow_eager and not strict
+    original, given = model, inputs
     with torch.inference_mode(False), torch.no_grad():
+        if own == torch.bfloat16:
+            model, inputs = copy.deepcopy(unfused(model)).float(), tuple(map(_widened, inputs))
         if not _ext.AVAILABLE:
             if allow_eager:
                 reason = f"the extension is not there: {_ext.REASON}"
@@ -98,17 +111,26 @@ def freeze(
         try:
             frozen: Frozen | None = _assemble(model, build(model, inputs, winograd), tune)
         except UnsupportedNetworkError as error:
-            frozen = _in_parts(model, inputs, winograd, tune)
-            if frozen is None and allow_eager:
+            frozen = None if own == torch.bfloat16 else _in_parts(model, inputs, winograd, tune)
+            if frozen is None and allow_eager and dtype == torch.float32:
                 return _eager(model, inputs, str(error), error_budget)
             if frozen is None or (strict and frozen.report().left_out):
                 raise
         if tune:
             _tune(frozen, inputs)
-        if error_budget is not None:
+        if dtype == "auto":
+            frozen = faster_of(frozen, frozen.in_bfloat16(), inputs, error_budget)
+        elif dtype == torch.bfloat16:
+            frozen = frozen.in_bfloat16(own)
+            frozen.add_note("bfloat16 between layers: float32 sums, rounded to nearest where they are stored")
+            if error_budget is not None:
+                attempts = (("bfloat16", frozen),)
+                _, note = first_within(error_budget, in_double(model, inputs), inputs, attempts)
+                frozen.add_note(note)
+        elif error_budget is not None:
             tiles = _TILES if winograd else (DIRECT,)
             frozen = _within_budget(frozen, in_double(model, inputs), inputs, error_budget, tiles)
-        return _compared(frozen, model, inputs, verify)
+        return _compared(frozen, original, given, verify)
 
 
 def load(path: str | os.PathLike) -> FrozenNet:
@@ -201,7 +223,7 @@ def _compared(frozen: Frozen, model: nn.Module, inputs: tuple, verify: bool) -> 
         )
     if verify:
         error = max((relative_error(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
-        if not error <= TOLERANCE[torch.float32]:
+        if not error <= TOLERANCE[_arithmetic_of(frozen)]:
             raise VerificationError(f"freeze: the plan's output differs by {error:.1e} of its largest value")
         frozen.add_note(f"verified: error {error:.1e} of the largest output value")
     return frozen
@@ -211,37 +233,61 @@ def _words(tensors: list[Tensor]) -> str:
     return ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors) or "no tensors"
 
 
-def _check_dtype(dtype: object) -> None:
-    if dtype != torch.float32:
+def _arithmetic_of(frozen: Frozen) -> torch.dtype:
+    """bfloat16 where a plan of the network stores its values so."""
+    plans = [frozen] if isinstance(frozen, FrozenNet) else list(frozen.plans().values())
+    return torch.bfloat16 if any(decode(part.plan).half for part in plans) else torch.float32
+
+
+def _widened(value: object) -> object:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _check_dtype(dtype: object, tune: bool) -> None:
+    if dtype not in (torch.float32, torch.bfloat16, "auto"):
+        raise ValueError(f'freeze: dtype is torch.float32, torch.bfloat16 or "auto", not {dtype!r}')
+    if tune and dtype == torch.bfloat16:
         raise ValueError(
-            f"freeze: this version computes in float32 only: write dtype=torch.float32, not {dtype}"
+            "freeze: tune=True times float32 convolutions, and bfloat16 has nothing to choose from: leave "
+            'tune out, or write dtype="auto"'
         )
 
 
-def _check_model(model: object) -> None:
+def _check_model(model: object, dtype: object) -> torch.dtype:
+    """The dtype of the parameters: float32, or bfloat16 where that is to be frozen."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, Frozen):
         raise TypeError("freeze: model is frozen already")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("freeze: model is scripted already; freeze the original and script the result")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+    tensors = [
+        (name, tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_floating_point()
+    ]
+    half = dtype == torch.bfloat16 and tensors and all(x.dtype == torch.bfloat16 for _, x in tensors)
+    own = torch.bfloat16 if half else torch.float32
+    for name, tensor in tensors:
+        if tensor.dtype != own or tensor.device.type != "cpu":
             raise ValueError(
                 f"freeze: '{name}' is {tensor.dtype} on {tensor.device}; this version freezes float32 "
                 "networks on the "
                 "CPU: write freeze(model.float().cpu(), ...)"
             )
+    return own
 
 
-def _check_inputs(inputs: tuple) -> None:
+def _check_inputs(inputs: tuple, dtype: torch.dtype) -> None:
     if not any(isinstance(value, Tensor) for value in inputs):
         kinds = ", ".join(type(value).__name__ for value in inputs)
         raise ValueError(f"freeze: example_inputs must have a tensor, it has ({kinds})")
     for value in inputs:
         if not isinstance(value, Tensor):
             continue
-        if value.device.type != "cpu" or (value.is_floating_point() and value.dtype != torch.float32):
+        if value.device.type != "cpu" or (value.is_floating_point() and value.dtype != dtype):
+            wanted = str(dtype).removeprefix("torch.")
             raise ValueError(
-                f"freeze: example_inputs is {value.dtype} on {value.device}: give a float32 tensor on the CPU"
+                f"freeze: example_inputs is {value.dtype} on {value.device}: give a {wanted} tensor on the "
+                "CPU"
             )

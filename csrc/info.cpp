@@ -7,6 +7,7 @@ namespace cnnfast {
 
 std::vector<std::string> available_isas() { return cpu::available_isas(); }
 std::string active_isa() { return cpu::active_isa(); }
+std::string amx_state() { return cpu::amx_state(); }
 
 int openmp_threads() {
   int threads = 0;

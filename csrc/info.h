@@ -9,6 +9,7 @@ namespace cnnfast {
 
 CNNFAST_API std::vector<std::string> available_isas();
 CNNFAST_API std::string active_isa();
+CNNFAST_API std::string amx_state();
 // Threads that a parallel region really gets; 1 where OpenMP is missing.
 CNNFAST_API int openmp_threads();
 

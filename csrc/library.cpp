@@ -44,8 +44,17 @@ TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "batch_norm2d(Tensor input, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, *, "
       "float eps=1e-05, str activation=\"none\") -> (Tensor output, Tensor mean, Tensor var)");
-  // Of both: gradients of input, mean, var, weight, bias, residual. batch_statistics: mean and var follow the
-  // input, and have no gradient of their own.
+  // batch_norm2d with ReLU, and one bit per value for its gradient: bit i % 8 of byte i / 8 in the order of
+  // images, rows, columns, channels; set where the gradient passes. Autograd runs it on GPUs.
+  m.def(
+      "batch_norm2d_relu(Tensor input, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, *, "
+      "float eps=1e-05) -> (Tensor output, Tensor mean, Tensor var, Tensor positive)");
+  // Gradients of input, weight, bias, residual.
+  m.def(
+      "batch_norm2d_relu_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
+      "Tensor positive, float eps, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
+  // Of batch_norm_act and batch_norm2d: gradients of input, mean, var, weight, bias, residual.
+  // batch_statistics: mean and var follow the input, and have no gradient of their own.
   m.def(
       "batch_norm2d_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
       "Tensor output, float eps, str activation, bool batch_statistics, bool[6] output_mask) "
@@ -152,6 +161,14 @@ TORCH_LIBRARY(cnnfast, m) {
   m.def("measure_reading(int bytes_per_thread, float seconds, bool shared) -> float");
   // A content hash of a contiguous CPU tensor's bytes.
   m.def("checksum(Tensor data) -> int");
+  // The backend that serves a call on a GPU, by name; empty where the options must be timed first, for
+  // add_backend_times. unavailable: why an option cannot serve, or "". Times as lines "key, name,
+  // milliseconds".
+  m.def("choose_backend(str op, str key, str[] names, str[] unavailable, bool may_measure) -> str");
+  m.def("add_backend_times(str key, str[] names, float[] milliseconds) -> ()");
+  m.def("backend_times() -> str[]");
+  // Names of the Triton kernels in this library.
+  m.def("triton_kernels() -> str[]");
   // Forgets packed weights and planned networks: for writes that torch's version counters do not see.
   m.def("clear_caches() -> ()");
 }

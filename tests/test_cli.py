@@ -91,6 +91,7 @@ def test_doctor_tells_what_runs(capsys):
     assert all(f"{title}\n" in out for title in ("built", "machine", "will run", "data"))
     assert torch.__version__ in out
     assert (f"compiled kernels, {_ext.active_isa()}" if _ext.AVAILABLE else _ext.REASON) in out
+    assert ("AMX tiles" in out) == _ext.AVAILABLE
 
 
 def test_doctor_without_the_extension_says_why(capsys, monkeypatch):

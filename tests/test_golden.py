@@ -84,6 +84,16 @@ def test_golden_logits(net_and_case, layout):
     assert (logits - expected).abs().max() <= tolerance * case["logits_absmax"]
 
 
+@pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
+def test_golden_bfloat16_logits(net_and_case):
+    """Frozen in bfloat16: at most twice the error of eager PyTorch under autocast."""
+    net, case = net_and_case
+    frozen = cnnfast.freeze(net, inputs(case), dtype=torch.bfloat16, strict=True)
+    logits = frozen(inputs(case))[:, :10].double()
+    expected = torch.tensor(case["logits"], dtype=torch.float64)
+    assert (logits - expected).abs().max() <= 2 * case["eager_bf16_error"]
+
+
 def test_golden_training_step(net_and_case):
     net, case = net_and_case
     without_dropout(net).train()

@@ -69,7 +69,7 @@ def test_one_openmp_runtime_is_mapped():
 def isa_objects() -> list[Path]:
     """Objects of single instruction sets; none where the package was installed from a wheel."""
     builds = Path(_ext.__file__).parent.parent / "build"
-    return sorted(builds.glob("cp*/objects/csrc/cpu/isa/*.o"))
+    return sorted(builds.glob("cp*/objects/csrc/cpu/isa*/*.o"))
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm is not installed")
@@ -94,6 +94,28 @@ def test_forced_instruction_set_must_be_known():
     )
     assert result.returncode != 0
     assert "CNNFAST_CPU_ISA=avx1024" in result.stderr and "portable" in result.stderr
+
+
+def missing_isas() -> list[str]:
+    from cnnfast import _info
+
+    return [isa for isa in _ext.build_info().get("isas", []) if isa not in _info.available_isas()]
+
+
+@pytest.mark.skipif(not _ext.AVAILABLE or not missing_isas(), reason="this CPU runs all that was compiled")
+def test_forced_instruction_set_must_run_here():
+    from cnnfast import _info
+
+    for isa in missing_isas():
+        result = subprocess.run(
+            [sys.executable, "-c", "import cnnfast"],
+            env={"CNNFAST_CPU_ISA": isa, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode != 0
+        assert f"CNNFAST_CPU_ISA={isa} is not supported by this CPU" in result.stderr
+        assert isa != "amx" or _info.amx_state() in result.stderr
 
 
 def test_checksum_sees_every_byte():

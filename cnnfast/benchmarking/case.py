@@ -9,8 +9,11 @@ from typing import Any
 from . import libraries
 
 MODES = ("inference", "training")
-# Largest difference from the float64 reference, as a part of its largest value. Wide enough for Winograd.
-TOLERANCE = {"float32": 1e-4}
+# Largest difference from the float64 reference, as a part of its largest value. Wide enough for Winograd; in
+# bfloat16 for networks whose weights are bfloat16 too.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+# How many tolerances answers to different images must be apart.
+SPREAD = {"float32": 10, "bfloat16": 4}
 DTYPES = tuple(TOLERANCE)
 # LeNet's sigmoids squash differences between images; wider weights keep them visible to the parity check.
 _GAIN = {"lenet": 6.0}
@@ -91,6 +94,8 @@ class Case:
             raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}")
+        if self.mode == "training" and self.dtype != "float32":
+            raise ValueError(f"dtype is {self.dtype!r}, but training is measured in float32 alone")
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}, but must be at least 1")
         if self.threads < 1:

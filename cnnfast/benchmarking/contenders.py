@@ -50,9 +50,11 @@ class Contender(ABC):
 
 class _TorchContender(Contender):
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    model_dtype: ClassVar[torch.dtype | None] = None  # of the parameters, where it is not the case's
 
     def __init__(self, case: Case, model: nn.Module, example: Tensor):
-        model = model.to(memory_format=self.memory_format)
+        self.dtype = getattr(torch, case.dtype)
+        model = model.to(memory_format=self.memory_format, dtype=self.model_dtype or self.dtype)
         # Outside inference_mode: tensors made inside it have no version to notice a change by.
         with torch.no_grad():
             self.step = self.network(model, self.feed(example))
@@ -62,7 +64,7 @@ class _TorchContender(Contender):
         """The callable to time."""
 
     def feed(self, batch: Tensor) -> Tensor:
-        return batch.contiguous(memory_format=self.memory_format)
+        return batch.to(self.dtype).contiguous(memory_format=self.memory_format)
 
 
 class Eager(_TorchContender):
@@ -140,7 +142,8 @@ class Fused(_TorchContender):
 
 class Frozen(_TorchContender):
     name = "cnnfast_frozen"
-    setting = "cnnfast.freeze(model, example), channels_last, torch.inference_mode"
+    setting = "cnnfast.freeze(model, example, dtype=...), channels_last, torch.inference_mode"
+    model_dtype = torch.float32
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -149,7 +152,7 @@ class Frozen(_TorchContender):
     def network(self, model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
         import cnnfast
 
-        return cnnfast.freeze(model, example)
+        return cnnfast.freeze(model, example.float(), dtype=self.dtype)
 
 
 def registry(mode: str) -> dict[str, type]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .case import TOLERANCE, Case
+from .case import SPREAD, TOLERANCE, Case
 from .fill import fill_weights, images, load_state_dict, take_statistics
 from .libraries import is_library_name
 
@@ -89,7 +89,7 @@ def _require_spread(case: Case, reference: Sequence[Tensor]) -> None:
     rows = torch.cat([output.flatten(1) for output in reference])
     spread = (rows - rows.mean(0)).abs().max().item()
     tolerance = TOLERANCE[case.dtype] * rows.abs().max().item()
-    if not spread > 10 * tolerance:
+    if not spread > SPREAD[case.dtype] * tolerance:
         raise ValueError(
             f"{case.title}: outputs of different images differ by {spread:.3g} only, "
             f"too little beside the tolerance {tolerance:.3g} to tell right answers from wrong ones"

@@ -14,7 +14,9 @@ from .contenders import Contender
 
 class OpenVino(Contender):
     name = "openvino"
-    setting = "convert_model, static shape, LATENCY hint, INFERENCE_PRECISION_HINT f32, outputs shared"
+    setting = (
+        "convert_model, static shape, LATENCY hint, INFERENCE_PRECISION_HINT f32 or bf16, outputs shared"
+    )
     requires = ("openvino",)
 
     def __init__(self, case: Case, model: nn.Module, example: Tensor):
@@ -24,15 +26,16 @@ class OpenVino(Contender):
             warnings.simplefilter("ignore")  # its converter traces with torch.jit, which warns of its own end
             converted = openvino.convert_model(model, example_input=example, input=[tuple(example.shape)])
         # Without the hint OpenVINO runs float32 networks in bfloat16 on CPUs with AMX.
+        wanted = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
         options = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": wanted,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": case.threads,
         }
         compiled = openvino.compile_model(converted, "CPU", options)
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if precision != "f32":
-            raise RuntimeError(f"OpenVINO runs in {precision} although f32 was asked for")
+        if precision != wanted:
+            raise RuntimeError(f"OpenVINO runs in {precision} although {wanted} was asked for")
         self.step = partial(compiled.create_infer_request().infer, share_inputs=True, share_outputs=True)
 
     def feed(self, batch: Tensor) -> Any:
@@ -44,7 +47,9 @@ class OpenVino(Contender):
 
 class OnnxRuntime(Contender):
     name = "onnxruntime"
-    setting = "torch.onnx.export, static shape, CPUExecutionProvider, ORT_ENABLE_ALL, sequential"
+    setting = (
+        "torch.onnx.export, static shape, CPUExecutionProvider, ORT_ENABLE_ALL, sequential; always float32"
+    )
     requires = ("onnxruntime", "onnx", "onnxscript")
 
     def __init__(self, case: Case, model: nn.Module, example: Tensor):

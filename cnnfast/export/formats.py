@@ -133,6 +133,11 @@ def _planned(job: Job) -> FrozenNet:
             'export: format="onnx" is written from one plan for the whole network, and not all layers of '
             f'this one have a place in it: format="torchscript", "pt2", "aoti" take it.\n{network.report()}'
         )
+    if decode(network.plan).half:
+        raise ExportError(
+            'export: format="onnx" holds float32 networks, and this one is frozen in bfloat16: freeze it in '
+            'float32 for this format, or write format="torchscript", "pt2", "aoti"'
+        )
     return network
 
 

@@ -1,7 +1,7 @@
 """The fused operators as typed functions: the only place where a backend is chosen.
 
-With the extension they are `torch.ops.cnnfast.*` (CPU kernels; an ATen composite on other devices and
-dtypes); without it they are `cnnfast.reference`. All of them differentiate once, and compile with
+With the extension they are `torch.ops.cnnfast.*` (kernels for CPU and CUDA; an ATen composite on other
+devices and dtypes); without it they are `cnnfast.reference`. All of them differentiate once, and compile with
 torch.jit.script and torch.compile.
 """
 

@@ -57,7 +57,7 @@ def batch_norm2d(
     Otherwise the running averages normalise.
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weight, bias: (C,) or None (1 and 0).
         running_mean, running_var: (C,), or both None.
         residual: the shape of the input, or None; added before the activation.

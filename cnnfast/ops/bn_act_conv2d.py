@@ -82,7 +82,7 @@ def bn_act_conv2d(
     Otherwise the running averages normalise.
 
     Args:
-        input: (N, Ci, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
         bias: (Co,) or None.
         bn_weight, bn_bias: (Ci,) or None (1 and 0).

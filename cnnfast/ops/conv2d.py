@@ -34,7 +34,7 @@ def conv2d(
     or Inf reach whole tiles.
 
     Args:
-        input: (N, Ci, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
         bias, scale: (Co,) or None.
         residual: the shape of the result, or None; added before the activation.

@@ -28,7 +28,7 @@ def conv2d_batch_norm(
     """act((y - mean) / sqrt(var + eps) * bn_weight + bn_bias + residual) with y = conv(input, weight) + bias.
 
     Args:
-        input: (N, Ci, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
         bias, bn_weight, bn_bias: (Co,) or None (0, 1 and 0).
         residual: the shape of the result, or None; added before the activation.

@@ -117,7 +117,7 @@ def conv2d_bn_act(
     Otherwise the running averages normalise, folded into the convolution's scale and bias.
 
     Args:
-        input: (N, Ci, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
         bias, bn_weight, bn_bias: (Co,) or None (0, 1 and 0).
         running_mean, running_var: (Co,), or both None.

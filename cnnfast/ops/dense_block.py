@@ -92,7 +92,7 @@ def dense_block(
     the unbiased ones). Otherwise the running averages normalise; then every layer must have them.
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weights: of layer i (growth, channels so far, kh, kw), kh and kw odd; stride 1, padding kh // 2 and
             kw // 2; dtype and device of the input.
         biases: (growth,) or None, one entry per layer, like all lists that follow.

@@ -84,7 +84,7 @@ def inception(
     concatenation, neither forward nor backward.
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weights: (Co, Ci / groups, kh, kw) of every convolution, in the order of the branches and of their
             stages; dtype and device of the input.
         biases: (Co,) or None, one entry per weight.

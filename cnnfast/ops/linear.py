@@ -15,7 +15,7 @@ def linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activat
     """act(input @ weight.T + bias).
 
     Args:
-        input: (..., in), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (..., in), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weight: (out, in), dtype and device of the input.
         bias: (out,) or None.
         activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.

@@ -20,7 +20,7 @@ def local_response_norm(
     channels beyond the ends count as zeros.
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         size: at least 1.
         alpha, beta, k: beta of 0.5, 0.75 and 1 avoid a power function per value.
 

@@ -25,7 +25,7 @@ def max_pool2d(
     """Largest value of every window, NaN where a window holds one; as torch.nn.functional.max_pool2d.
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other dtypes ATen.
         kernel_size, stride, padding, dilation: int or (vertical, horizontal), inside torch.jit.script the
             last two as pairs; stride None means kernel_size; padding at most half the kernel, with -inf.
         ceil_mode: round the output size up, as long as a window starts inside the input or its left padding.
@@ -58,7 +58,7 @@ def avg_pool2d(
     """Mean of every window; as torch.nn.functional.avg_pool2d.
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other dtypes ATen.
         kernel_size, stride, padding: int or (vertical, horizontal), inside torch.jit.script padding as a
             pair; stride None means kernel_size; padding at most half the kernel, with zeros.
         ceil_mode: round the output size up, as long as a window starts inside the input or its left padding.
@@ -87,7 +87,7 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
     """Mean of every channel of every image; as torch.nn.AdaptiveAvgPool2d(1).
 
     Args:
-        input: (N, C, H, W), any strides; float32 runs the kernels, other floating dtypes run ATen.
+        input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
 
     Returns:
         (N, C, 1, 1), differentiable once.

@@ -3,6 +3,8 @@
 [magic, format, checksum of the words behind, checksum of the weights, number of floats,
 number of nodes, number of outputs, nodes, outputs], a node being [op, activation, its two numbers, inputs,
 attributes], the last two with their lengths in front. Format 3, which is read too, lacks the numbers.
+Format 5 has two words in front of the nodes: how values are stored, and what the outputs are. Plans of
+float32 values are written without them, in format 4.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from torch import Tensor
 from cnnfast.plan.nodes import (
     ALIGNMENT,
     ATTRIBUTES,
+    FLOAT_FORMAT,
     FORMAT,
     MAGIC,
     OLDEST_FORMAT,
@@ -21,6 +24,7 @@ from cnnfast.plan.nodes import (
     Op,
     Plan,
     PlanError,
+    Storage,
     fraction_word,
     word_fraction,
 )  # fmt: skip
@@ -37,13 +41,17 @@ def library_checksum(data: Tensor) -> int:
 def encode(plan: Plan, weights: Tensor, checksum: Checksum = library_checksum) -> Tensor:
     """The words of a plan, 1-D int64, bound to its weights (1-D float32) by checksums."""
     words = [checksum(weights), weights.numel(), len(plan.nodes), len(plan.outputs)]
+    if plan.half:
+        words += [plan.values, plan.results]
     for node in plan.nodes:
         attributes = [node[name] for name in ATTRIBUTES[node.op]]
         words += [node.op, node.activation, *map(fraction_word, node.numbers)]
         words += [len(node.inputs), *node.inputs, len(attributes), *attributes]
     words += plan.outputs
     checked = torch.tensor(words, dtype=torch.int64)
-    return torch.cat([torch.tensor([MAGIC, FORMAT, checksum(checked)]), checked])
+    return torch.cat(
+        [torch.tensor([MAGIC, FORMAT if plan.half else FLOAT_FORMAT, checksum(checked)]), checked]
+    )
 
 
 def decode(words: Tensor) -> Plan:
@@ -61,13 +69,14 @@ def decode(words: Tensor) -> Plan:
         )
     reader.at = _CHECKED_FROM + 2
     n_nodes, n_outputs = reader.take(), reader.take()
+    storage = _read_storage(reader) if version >= 5 else ()
     nodes: list[Node] = []
     for _ in range(n_nodes):
         nodes.append(_read_node(reader, len(nodes), has_numbers=version >= 4))
     outputs = reader.take_values(n_outputs)
     if reader.at != len(reader.words) or not outputs or not all(0 <= i < n_nodes for i in outputs):
         raise PlanError("the plan's outputs are damaged")
-    return Plan(tuple(nodes), tuple(outputs))
+    return Plan(tuple(nodes), tuple(outputs), *storage)
 
 
 class _Reader:
@@ -82,6 +91,13 @@ class _Reader:
             raise PlanError("the plan ends in the middle")
         self.at += count
         return self.words[self.at - count : self.at]
+
+
+def _read_storage(reader: _Reader) -> tuple[Storage, Storage]:
+    try:
+        return Storage(reader.take()), Storage(reader.take())
+    except ValueError as error:
+        raise PlanError(f"the plan's values are unknown to this version ({error}): update cnnfast") from None
 
 
 def _read_node(reader: _Reader, index: int, has_numbers: bool) -> Node:

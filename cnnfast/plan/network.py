@@ -2,7 +2,8 @@
 
 import copy
 import os
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cnnfast.fuse.shells import shell_copy, unfused
 from cnnfast.limits import Limits
 from cnnfast.plan import files, show
 from cnnfast.plan.codec import decode, encode
+from cnnfast.plan.nodes import Plan, Storage
 from cnnfast.plan.profile import Profile, profile
 from cnnfast.report import EAGER, Report, Row
 
@@ -28,6 +30,19 @@ def refuse_gradients(x: Tensor) -> None:
 
 class _Reported(nn.Module):
     """What every frozen network has: a report (self._report) and evaluation mode for good."""
+
+    def changed(self, change: Callable[[Plan], Plan]) -> "_Reported":
+        """The same network under plans made from its own."""
+        raise NotImplementedError
+
+    def with_conv_attributes(self, **attributes: int) -> "_Reported":
+        """The same network with other attributes in every convolution."""
+        return self.changed(lambda plan: plan.with_conv_attributes(**attributes))
+
+    def in_bfloat16(self, results: torch.dtype = torch.float32) -> "_Reported":
+        """The same network with bfloat16 values between the layers; results: dtype of what it gives."""
+        kind = Storage.BFLOAT16 if results == torch.bfloat16 else Storage.FLOAT32
+        return self.changed(lambda plan: replace(plan, values=Storage.BFLOAT16, results=kind))
 
     def report(self) -> Report:
         """Where each layer of the model went."""
@@ -63,12 +78,17 @@ class _Planned(nn.Module):
             raise TypeError(
                 f"a frozen network stays float32 on the CPU, it cannot become {moved.dtype} on "
                 f"{moved.device}: "
-                "convert the model and freeze that, or use cnnfast.fuse"
+                "freeze the model with dtype=torch.bfloat16, or use cnnfast.fuse"
             )
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        return "\n".join([f"{self.weights.numel():,} constants", *show.lines(decode(self.plan), self._names)])
+        plan = decode(self.plan)
+        head = f"{self.weights.numel():,} constants" + (", values in bfloat16" if plan.half else "")
+        return "\n".join([head, *show.lines(plan, self._names)])
+
+    def _changed_plan(self, change: Callable[[Plan], Plan]) -> Tensor:
+        return encode(change(decode(self.plan)), self.weights)
 
 
 class PlanCall(_Planned):
@@ -84,10 +104,9 @@ class PlanCall(_Planned):
         own = self._buffers
         return torch.ops.cnnfast.run_plan(inputs, own["weights"], own["plan"], self.signature)
 
-    def with_conv_attributes(self, **attributes: int) -> "PlanCall":
-        """The same plan with other attributes in every convolution."""
-        words = encode(decode(self.plan).with_conv_attributes(**attributes), self.weights)
-        return PlanCall(self.weights, words, self._names)
+    def changed(self, change: Callable[[Plan], Plan]) -> "PlanCall":
+        """The same layers and weights under a plan made from this one."""
+        return PlanCall(self.weights, self._changed_plan(change), self._names)
 
 
 class FrozenNet(_Reported, _Planned):
@@ -95,8 +114,11 @@ class FrozenNet(_Reported, _Planned):
 
     forward takes one float32 CPU tensor and returns one; an input that requires grad is an error. It has
     no parameters and no training mode, and stays on the CPU in float32. It scripts, traces, compiles,
-    exports, pickles and deep-copies, and threads may share it.
+    exports, pickles and deep-copies, and threads may share it. Frozen in bfloat16 it takes bfloat16 as well,
+    and returns float32, or bfloat16 where the model's own parameters were.
     """
+
+    __jit_unused_properties__ = ("dtype",)  # torch.jit would compile it
 
     def __init__(self, weights: Tensor, plan: Tensor, names: list[str], report: Report):
         super().__init__(weights, plan, names)
@@ -115,13 +137,18 @@ class FrozenNet(_Reported, _Planned):
         own = self._buffers  # attributes of nn.Module take microseconds, a tenth of the smallest networks
         return torch.ops.cnnfast.run_plan([x], own["weights"], own["plan"], self.signature)[0]
 
-    def with_conv_attributes(self, **attributes: int) -> "FrozenNet":
-        """The same plan with other attributes in every convolution."""
-        return self.with_plan(encode(decode(self.plan).with_conv_attributes(**attributes), self.weights))
+    def changed(self, change: Callable[[Plan], Plan]) -> "FrozenNet":
+        """The same layers and weights under a plan made from this one."""
+        return FrozenNet(self.weights, self._changed_plan(change), self._names, self._report)
 
     def with_plan(self, plan: Tensor) -> "FrozenNet":
         """The same layers and weights under another plan for them."""
         return FrozenNet(self.weights, plan, self._names, self._report)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values between the layers: torch.float32 or torch.bfloat16."""
+        return torch.bfloat16 if decode(self.plan).half else torch.float32
 
     def plan_inputs(self, inputs: tuple) -> list[tuple[Tensor, Tensor, list[torch.Size]]]:
         """For each plan its weights, its words, and the sizes that it meets with these inputs."""
@@ -156,13 +183,13 @@ class _WithPlans(_Reported):
         """The plans by the names of the modules that hold them."""
         return {name: part for name, part in self.named_modules() if isinstance(part, PlanCall)}
 
-    def with_conv_attributes(self, **attributes: int) -> "_WithPlans":
-        """The same network with other attributes in every convolution of its plans."""
-        changed = shell_copy(self)
+    def changed(self, change: Callable[[Plan], Plan]) -> "_WithPlans":
+        """The same network under plans made from its own."""
+        made = shell_copy(self)
         for name, part in self.plans().items():
             parent, _, child = name.rpartition(".")
-            changed.get_submodule(parent)._modules[child] = part.with_conv_attributes(**attributes)
-        return changed
+            made.get_submodule(parent)._modules[child] = part.changed(change)
+        return made
 
     def plan_inputs(self, inputs: tuple) -> list[tuple[Tensor, Tensor, list[torch.Size]]]:
         """For each plan its weights, its words, and the sizes that it meets with these inputs."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 4
+FORMAT = 5
+FLOAT_FORMAT = 4  # without the words for the storage of values: all are float32
 OLDEST_FORMAT = 3  # activations without numbers
 ABSENT = -1
 ANY = -1
@@ -60,6 +61,13 @@ class Act(IntEnum):
     GELU_TANH = 10
     ELU = 11  # first number: alpha
     MISH = 12
+
+
+class Storage(IntEnum):
+    """How values lie in memory."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
 
 
 class Interpolation(IntEnum):
@@ -135,8 +143,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
+    """values: how they are stored between nodes; results: what the output tensors are."""
+
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
+    values: Storage = Storage.FLOAT32
+    results: Storage = Storage.FLOAT32
 
     def with_conv_attributes(self, **attributes: int) -> "Plan":
         """The same plan with other attributes in every convolution."""
@@ -145,6 +157,11 @@ class Plan:
             for node in self.nodes
         )
         return replace(self, nodes=tuple(nodes))
+
+    @property
+    def half(self) -> bool:
+        """Whether values are bfloat16 between nodes."""
+        return self.values is Storage.BFLOAT16
 
     @property
     def tuned(self) -> bool:

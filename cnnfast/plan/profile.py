@@ -31,6 +31,7 @@ def profile(
     for i, (node, shape) in enumerate(zip(nodes.nodes, shapes, strict=True)):
         seconds = statistics.median(run[i] for run in runs[1:])
         size = compulsory_bytes(node, [shapes[source] for source in node.inputs], shape)
+        size = size // 2 if nodes.half else size
         rows.append(ProfileRow(names[i], describe(node), shape, seconds, multiply_adds(node, shape), size))
     return Profile(tuple(x.shape), tuple(rows), torch.get_num_threads(), limits)
 
@@ -39,8 +40,9 @@ def profile(
 class ProfileRow:
     """One node: the layers it stands for, what it does, its output's shape, seconds, multiply-adds, bytes.
 
-    bytes: what must move in float32 where the node runs alone: input, weights and output once each. A node
-    that another one computes has no time of its own, and the other's time is that of both.
+    bytes: what must move, in float32 or as values are stored, where the node runs alone: input, weights and
+    output once each. A node that another one computes has no time of its own, and the other's time is that
+    of both.
     """
 
     name: str

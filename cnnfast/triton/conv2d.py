@@ -1,7 +1,8 @@
 """Convolution forward as an implicit matrix product on NHWC memory.
 
 Rows are output pixels, columns output channels, the sum runs over taps and input channels; no im2col buffer
-exists. The epilogue and the channel slice of the output are part of the store.
+exists. Batch norm and ReLU in front, the epilogue, the channel slice of the output and the sums that the next
+batch norm needs are part of the load and of the store.
 """
 
 from collections.abc import Sequence
@@ -11,50 +12,76 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cnnfast.triton import statistics
+from cnnfast.triton.blocks import (
+    INTERPRETED,
+    multiple,
+    multiply,
+    normalise,
+    reduction_block,
+    reduction_steps,
+    relu,
+)
 from cnnfast.triton.conv2d_arguments import (
+    ACTIVATIONS,
     Geometry,
-    check_epilogue,
+    Prologue,
+    check_activation,
+    check_prologue,
+    check_shapes,
     check_tensors,
     geometry,
     output_slice,
+    precision_of,
     require,
 )
+from cnnfast.triton.launch import divide_up, is_aligned, launch, rows_of_weights, vector
 from cnnfast.triton.nhwc import as_nhwc
-from cnnfast.triton.tiles import Access, Tile, choose_tile, machine_of
+from cnnfast.triton.signature import NAMES, Signature, compiler_options, make_signature, vector_elements
+from cnnfast.triton.statistics import mean_error
+from cnnfast.triton.tiles import Access, Tile, choose_tile, forward_product, machine_of
 
-
-@triton.jit
-def _reduction_block(step, in_channels, TAPS: tl.constexpr, BLOCK_K: tl.constexpr, ACROSS_TAPS: tl.constexpr):
-    """Tap, input channel, position in a row of the weight and validity of the step's BLOCK_K summands."""
-    if ACROSS_TAPS:
-        # Few channels: one step spans several taps, or most of it would be padding.
-        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-        return k // in_channels, k % in_channels, k, k < TAPS * in_channels
-    else:
-        # One tap a step: one position for the whole block, and its channels are adjacent in memory.
-        blocks = tl.cdiv(in_channels, BLOCK_K)
-        tap = step // blocks + tl.zeros((1,), tl.int32)
-        channel = (step % blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-        return tap, channel, tap * in_channels + channel, channel < in_channels
+SIZES = (
+    "pixels", "in_h", "in_w", "out_h", "out_w", "in_channels", "out_channels", "groups",
+    "kernel_h", "kernel_w", "x_stride", "y_stride", "residual_stride",
+    "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w",
+)  # fmt: skip
+VECTORS = ("bias_ptr", "scale_ptr", "pre_scale_ptr", "pre_shift_ptr", "parts_ptr")
 
 
 @triton.jit
 def _activate(y, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        y = tl.where(y < 0, 0.0, y)  # a comparison, not a maximum: NaN stays NaN
+        y = relu(y)
     elif ACTIVATION == "sigmoid":
         y = 1.0 / (1.0 + tl.exp(-y))
     return y
 
 
 @triton.jit
-def _conv2d_forward_kernel(
+def _store_parts(parts_ptr, y, m_tile, c, channels, pixels, m_inside, n_inside, BLOCK_M: tl.constexpr):
+    """Mean of the tile's pixels and sum of squares around it: float32, (tiles, 2, channels)."""
+    count = tl.minimum(pixels - m_tile * BLOCK_M, BLOCK_M).to(tl.float32)
+    inside = m_inside[:, None]
+    mean = tl.sum(tl.where(inside, y, 0.0), 0) / count
+    distance = tl.where(inside, y - mean[None, :], 0.0)
+    error = mean_error(tl.sum(distance, 0), count)
+    part = parts_ptr + m_tile.to(tl.int64) * 2 * channels + c
+    tl.store(part, mean + error, mask=n_inside)
+    tl.store(part + channels, tl.sum(distance * distance, 0) - count * error * error, mask=n_inside)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=VECTORS)
+def conv2d_kernel(
     x_ptr,
     w_ptr,
     y_ptr,
+    residual_ptr,
     bias_ptr,
     scale_ptr,
-    residual_ptr,
+    pre_scale_ptr,
+    pre_shift_ptr,
+    parts_ptr,
     pixels,
     in_h,
     in_w,
@@ -63,6 +90,8 @@ def _conv2d_forward_kernel(
     in_channels,  # of one group, as out_channels
     out_channels,
     groups,
+    kernel_h,
+    kernel_w,
     x_stride,  # elements from pixel to pixel
     y_stride,
     residual_stride,
@@ -72,22 +101,28 @@ def _conv2d_forward_kernel(
     pad_w,
     dilation_h,
     dilation_w,
-    KERNEL_H: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    ALIGN: tl.constexpr,  # divides all channel counts and pixel strides
+    POINTWISE: tl.constexpr,
+    ACROSS_TAPS: tl.constexpr,
+    PRE_RELU: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACROSS_TAPS: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    in_channels = multiple(in_channels, ALIGN)
+    out_channels = multiple(out_channels, ALIGN)
+    x_stride = multiple(x_stride, ALIGN)
+    y_stride = multiple(y_stride, ALIGN)
+    taps = kernel_h * kernel_w
     # Channels first: programs that run side by side read the same pixels, and the weight stays in L2 anyway.
     program = tl.program_id(0)
     n_tiles = tl.cdiv(out_channels, BLOCK_N)
     group = (program // n_tiles) % groups
-    m = (program // (n_tiles * groups)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_tile = program // (n_tiles * groups)
+    m = m_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (program % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_inside = m < pixels
     n_inside = n < out_channels
@@ -98,29 +133,32 @@ def _conv2d_forward_kernel(
     image = (m // out_w // out_h).to(tl.int64)
     first_pixel = (image * in_h + y0) * in_w + x0
     x_rows = x_ptr + first_pixel[:, None] * x_stride + group.to(tl.int64) * in_channels
-    w_columns = w_ptr + (group * out_channels + n).to(tl.int64)[None, :] * (TAPS * in_channels)
+    row_length = taps * in_channels
+    w_columns = w_ptr + (group * out_channels + n).to(tl.int64)[None, :] * row_length
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if ACROSS_TAPS:
-        steps = tl.cdiv(TAPS * in_channels, BLOCK_K)
-    else:
-        steps = TAPS * tl.cdiv(in_channels, BLOCK_K)
-    for step in range(0, steps):
-        tap, channel, k, k_inside = _reduction_block(step, in_channels, TAPS, BLOCK_K, ACROSS_TAPS)
-        down = tap // KERNEL_W * dilation_h
-        right = tap % KERNEL_W * dilation_w
-        row = y0[:, None] + down[None, :]
-        column = x0[:, None] + right[None, :]
-        in_image = (row >= 0) & (row < in_h) & (column >= 0) & (column < in_w)
-        x_offset = (down * in_w + right).to(tl.int64) * x_stride + channel
-        x = tl.load(
-            x_rows + x_offset[None, :], mask=in_image & m_inside[:, None] & k_inside[None, :], other=0.0
-        )
-        w = tl.load(w_columns + k[:, None], mask=k_inside[:, None] & n_inside[None, :], other=0.0)
-        if UPCAST:
-            x = x.to(tl.float32)
-            w = w.to(tl.float32)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    for step in range(0, reduction_steps(in_channels, taps, BLOCK_K, ACROSS_TAPS)):
+        tap, channel, k_inside = reduction_block(step, in_channels, taps, BLOCK_K, ACROSS_TAPS)
+        inside = m_inside[:, None] & k_inside[None, :]
+        if POINTWISE:
+            x_offset = channel
+            w_offset = channel
+        else:
+            down = tap // kernel_w * dilation_h
+            right = tap % kernel_w * dilation_w
+            row = y0[:, None] + down[None, :]
+            column = x0[:, None] + right[None, :]
+            inside &= (row >= 0) & (row < in_h) & (column >= 0) & (column < in_w)
+            x_offset = (down * in_w + right).to(tl.int64) * x_stride + channel
+            w_offset = tap * in_channels + channel
+        x = tl.load(x_rows + x_offset[None, :], mask=inside, other=0.0)
+        w = tl.load(w_columns + w_offset[:, None], mask=k_inside[:, None] & n_inside[None, :], other=0.0)
+        if pre_scale_ptr is not None:
+            place = group * in_channels + channel
+            scale = tl.load(pre_scale_ptr + place, mask=k_inside, other=0.0).to(tl.float32)
+            shift = tl.load(pre_shift_ptr + place, mask=k_inside, other=0.0).to(tl.float32)
+            x = normalise(x, scale[None, :], shift[None, :], inside, PRE_RELU)
+        acc = multiply(x, w, acc, PRECISION, UPCAST)
 
     c = group * out_channels + n
     if scale_ptr is not None:
@@ -130,13 +168,48 @@ def _conv2d_forward_kernel(
     y_inside = m_inside[:, None] & n_inside[None, :]
     pixel = m.to(tl.int64)[:, None]
     if residual_ptr is not None:
+        residual_stride = multiple(residual_stride, ALIGN)
         residual = tl.load(residual_ptr + pixel * residual_stride + c[None, :], mask=y_inside, other=0.0)
         acc += residual.to(tl.float32)
-    y = _activate(acc, ACTIVATION)
-    tl.store(y_ptr + pixel * y_stride + c[None, :], y.to(y_ptr.dtype.element_ty), mask=y_inside)
+    y = _activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + pixel * y_stride + c[None, :], y, mask=y_inside)
+    if parts_ptr is not None:  # of the rounded values: what the next layer will read
+        channels = groups * out_channels
+        _store_parts(parts_ptr, y.to(tl.float32), m_tile, c, channels, pixels, m_inside, n_inside, BLOCK_M)
 
 
-INTERPRETED = not isinstance(_conv2d_forward_kernel, triton.runtime.JITFunction)
+def signature(
+    dtype: torch.dtype,
+    tile: Tile,
+    *,
+    aligned: bool = True,
+    pointwise: bool = False,
+    across_taps: bool = False,
+    precision: str = "tf32",
+    bias: bool = False,
+    scale: bool = False,
+    residual: bool = False,
+    activation: str = "none",
+    prologue: bool = False,
+    pre_relu: bool = True,
+    with_statistics: bool = False,
+) -> Signature:
+    """How `conv2d_kernel` is compiled. Vectors with one element per channel are float32 in these variants."""
+    name = NAMES[dtype]
+    images = {"x_ptr": name, "w_ptr": name, "y_ptr": name, "residual_ptr": name if residual else None}
+    present = {"bias_ptr": bias, "scale_ptr": scale, "pre_scale_ptr": prologue, "pre_shift_ptr": prologue}
+    present["parts_ptr"] = with_statistics
+    return make_signature(
+        conv2d_kernel,
+        images,
+        {name: "fp32" if here else None for name, here in present.items()},
+        _constants(
+            dtype, tile, aligned, pointwise, across_taps, precision, activation, pre_relu and prologue
+        ),
+        aligned,
+        tile.num_warps,
+        tile.num_stages,
+    )
 
 
 def conv2d(
@@ -153,10 +226,13 @@ def conv2d(
     out: Tensor | None = None,
     out_channel_offset: int = 0,
     *,
+    pre_scale: Tensor | None = None,
+    pre_shift: Tensor | None = None,
+    pre_activation: str = "none",
     allow_tf32: bool | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """`activation(conv(input, weight) * scale[c] + bias[c] + residual)` on a CUDA device, forward only.
+    """`activation(conv(pre(input), weight) * scale[c] + bias[c] + residual)` on a CUDA device, forward only.
 
     Args:
         input: (N, C, H, W), float32, float16 or bfloat16. channels_last tensors and channel slices of them
@@ -169,6 +245,10 @@ def conv2d(
         out: (N, at least out_channel_offset + out, OH, OW), channels_last memory, dtype of input. Channels
             from out_channel_offset on are written, all others stay as they are. It must not overlap what is
             read; the input may be other channels of the same buffer.
+        pre_scale, pre_shift: (C,), dtype of input or float32, both or neither: pre(input) is
+            `pre_activation(input * pre_scale[c] + pre_shift[c])`, rounded to the input's dtype; padding is 0
+            behind it, as it is between a batch norm and a convolution.
+        pre_activation: "none" or "relu".
         allow_tf32: float32 products on tensor cores with 10-bit mantissas. None follows
             `torch.backends.cudnn.conv.fp32_precision`, as torch's own convolution does. Sums are float32.
         tile: forces a tile instead of the modelled best.
@@ -179,26 +259,106 @@ def conv2d(
     Raises:
         RuntimeError: arguments that do not fit; names the argument and the shapes, nothing is written.
     """
-    sources = {"bias": bias, "scale": scale, "residual": residual}
-    check_tensors(input, weight, sources | {"out": out}, can_run_on_cpu=INTERPRETED)
-    sizes = geometry(input, weight, stride, padding, dilation, groups)
-    check_epilogue(sizes, bias, scale, residual, activation)
-    if out is None:
-        require(out_channel_offset == 0, f"out_channel_offset is {out_channel_offset}, but out is absent")
-        target = torch.empty(
-            sizes.output_shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
-        )
-    else:
-        target = output_slice(sizes, out, out_channel_offset, {"input": input, "weight": weight} | sources)
-    if target.numel() > 0:
-        if allow_tf32 is None:
-            allow_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"
-        precision = "ieee" if input.dtype == torch.float32 and not allow_tf32 else "tf32"
-        _launch(sizes, input, weight, bias, scale, residual, activation, target, precision, tile)
+    target, *_ = _convolve(
+        "conv2d",
+        *(input, weight, bias, scale, residual),
+        *(stride, padding, dilation, groups, activation, out, out_channel_offset),
+        Prologue(pre_scale, pre_shift, pre_activation),
+        *(allow_tf32, tile, False),
+    )
     return target
 
 
+def conv2d_statistics(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: int | Sequence[int] = (1, 1),
+    padding: int | Sequence[int] = (0, 0),
+    dilation: int | Sequence[int] = (1, 1),
+    groups: int = 1,
+    out: Tensor | None = None,
+    out_channel_offset: int = 0,
+    *,
+    pre_scale: Tensor | None = None,
+    pre_shift: Tensor | None = None,
+    pre_activation: str = "none",
+    allow_tf32: bool | None = None,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = conv(pre(input), weight) + bias + residual, and its mean and variance over N, OH and OW.
+
+    Arguments are those of `conv2d`. Every tile writes the mean of its pixels and the sum of squares around
+    that mean; `statistics.combine` joins them in a fixed order. The statistics are of y as stored, in its
+    dtype.
+
+    Returns:
+        y (N, out, OH, OW); mean and biased variance, float32 (out,). NaN where the batch is empty.
+
+    Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance: analysis and
+    recommendations".
+    """
+    target, parts, part_pixels, pixels = _convolve(
+        "conv2d_statistics",
+        *(input, weight, bias, None, residual),
+        *(stride, padding, dilation, groups, "none", out, out_channel_offset),
+        Prologue(pre_scale, pre_shift, pre_activation),
+        *(allow_tf32, tile, True),
+    )
+    mean, var = statistics.combine(parts, part_pixels, pixels)
+    return target, mean, var
+
+
+def _convolve(
+    operator: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    activation: str,
+    out: Tensor | None,
+    out_channel_offset: int,
+    prologue: Prologue,
+    allow_tf32: bool | None,
+    tile: Tile | None,
+    with_statistics: bool,
+) -> tuple[Tensor, Tensor | None, int, int]:
+    """The result; with statistics its parts, the pixels of a part and of all."""
+    images = {"input": input, "weight": weight, "residual": residual}
+    vectors = {"bias": bias, "scale": scale} | prologue.tensors()
+    check_tensors(operator, images | {"out": out}, vectors, can_run_on_cpu=INTERPRETED)
+    sizes = geometry(operator, input.shape, weight.shape, stride, padding, dilation, groups)
+    shape = sizes.output_shape
+    check_shapes(
+        operator, [("bias", bias, shape[1:2]), ("scale", scale, shape[1:2]), ("residual", residual, shape)]
+    )
+    check_activation(operator, "activation", activation, ACTIVATIONS)
+    check_prologue(operator, sizes, prologue)
+    if out is None:
+        text = f"out_channel_offset is {out_channel_offset}, but out is absent"
+        require(operator, out_channel_offset == 0, text)
+        target = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    else:
+        target = output_slice(operator, shape, out, out_channel_offset, images | vectors, "residual")
+    if target.numel() == 0:
+        empty = torch.empty((0, 2, shape[1]), device=input.device) if with_statistics else None
+        return target, empty, 1, 0
+    precision = precision_of(input.dtype, allow_tf32)
+    parts, part_pixels = _launch(
+        *(operator, sizes, input, weight, bias, scale, residual, activation, target, prologue),
+        *(precision, tile, with_statistics),
+    )
+    return target, parts, part_pixels, sizes.pixels
+
+
 def _launch(
+    operator: str,
     sizes: Geometry,
     input: Tensor,
     weight: Tensor,
@@ -207,46 +367,67 @@ def _launch(
     residual: Tensor | None,
     activation: str,
     target: Tensor,
+    prologue: Prologue,
     precision: str,
     tile: Tile | None,
-) -> None:
+    with_statistics: bool,
+) -> tuple[Tensor | None, int]:
     input, x_stride = as_nhwc(input)
-    weight, weight_stride = as_nhwc(weight)
-    if weight_stride != sizes.in_channels:  # a slice: the kernel wants an output channel's weights in one row
-        weight = weight.clone(memory_format=torch.channels_last)
+    weight = rows_of_weights(weight, sizes)
     residual, residual_stride = (None, 0) if residual is None else as_nhwc(residual)
     _, y_stride = as_nhwc(target)
+    counts = (sizes.in_channels, sizes.out_channels, x_stride, y_stride, residual_stride)
+    aligned = is_aligned((input, weight, target, residual), counts)
     if tile is None:
-        # Triton reads 16 bytes at once where it knows that addresses and channel counts are multiples of 16.
-        multiples = (sizes.in_channels, x_stride, input.data_ptr(), weight.data_ptr())
-        access = Access(all(number % 16 == 0 for number in multiples), precision)
-        tile = choose_tile(sizes, input.element_size(), access, machine_of(input.device))
-    n_tiles = triton.cdiv(sizes.out_channels, tile.block_n) * sizes.groups
-    programs = triton.cdiv(sizes.pixels, tile.block_m) * n_tiles
-    require(programs < 2**31, f"{programs} programs, more than a grid can have: split the batch")
-    with torch.cuda.device_of(input):
-        _conv2d_forward_kernel[(programs,)](
-            input,
-            weight,
-            target,
-            None if bias is None else bias.contiguous(),
-            None if scale is None else scale.contiguous(),
-            residual,
-            sizes.pixels,
-            *(sizes.in_h, sizes.in_w, sizes.out_h, sizes.out_w),
-            *(sizes.in_channels, sizes.out_channels, sizes.groups),
-            *(x_stride, y_stride, residual_stride),
-            *(*sizes.stride, *sizes.padding, *sizes.dilation),
-            KERNEL_H=sizes.kernel_h,
-            KERNEL_W=sizes.kernel_w,
-            ACTIVATION=activation,
-            PRECISION=precision,
-            ACROSS_TAPS=tile.spans_taps(sizes),
-            # The interpreter multiplies bfloat16 as if its bits were integers.
-            UPCAST=INTERPRETED and input.dtype == torch.bfloat16,
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+        access = Access(aligned, precision, prologue.scale is not None)
+        product = forward_product(sizes)
+        tile = choose_tile(product, input.element_size(), access, machine_of(input.device))
+    m_tiles = divide_up(sizes.pixels, tile.block_m)
+    channels = sizes.output_shape[1]
+    parts = torch.empty((m_tiles, 2, channels), device=input.device) if with_statistics else None
+    launch(
+        *(operator, conv2d_kernel, m_tiles * divide_up(sizes.out_channels, tile.block_n) * sizes.groups),
+        *(input, weight, target, residual, vector(bias), vector(scale)),
+        *(vector(prologue.scale), vector(prologue.shift), parts),
+        *(sizes.pixels, sizes.in_h, sizes.in_w, sizes.out_h, sizes.out_w),
+        *(sizes.in_channels, sizes.out_channels, sizes.groups, sizes.kernel_h, sizes.kernel_w),
+        *(x_stride, y_stride, residual_stride),
+        *(*sizes.stride, *sizes.padding, *sizes.dilation),
+        **_constants(
+            *(
+                input.dtype,
+                tile,
+                aligned,
+                sizes.pointwise,
+                tile.spans_taps(forward_product(sizes)),
+                precision,
+            ),
+            *(activation, prologue.activation == "relu"),
+        ),
+        **compiler_options(tile.num_warps, tile.num_stages),
+    )
+    return parts, tile.block_m
+
+
+def _constants(
+    dtype: torch.dtype,
+    tile: Tile,
+    aligned: bool,
+    pointwise: bool,
+    across_taps: bool,
+    precision: str,
+    activation: str,
+    pre_relu: bool,
+) -> dict[str, object]:
+    return {
+        "ALIGN": vector_elements(dtype, aligned),
+        "POINTWISE": pointwise,
+        "ACROSS_TAPS": across_taps,
+        "PRE_RELU": pre_relu,
+        "ACTIVATION": activation,
+        "PRECISION": precision,
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+    }

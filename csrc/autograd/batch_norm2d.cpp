@@ -1,7 +1,6 @@
-// Gradients of batch_norm2d and batch_norm_act.
-#include "ops/batch_norm2d.h"
-
+// Gradients of batch_norm2d, batch_norm2d_relu and batch_norm_act.
 #include "autograd/common.h"
+#include "ops/batch_norm2d_relu.h"
 
 namespace cnnfast {
 namespace {
@@ -11,7 +10,9 @@ using torch::autograd::variable_list;
 
 using GivenForward = decltype(batch_norm_act_composite);
 using BatchForward = decltype(batch_norm2d_composite);
+using ReluForward = decltype(batch_norm2d_relu_composite);
 using Backward = decltype(batch_norm2d_backward_composite);
+using ReluBackward = decltype(batch_norm2d_relu_backward_composite);
 
 struct Options {
   double eps;
@@ -89,6 +90,40 @@ class BatchNorm2d : public torch::autograd::Function<BatchNorm2d> {
   }
 };
 
+class BatchNorm2dRelu : public torch::autograd::Function<BatchNorm2dRelu> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& residual, double eps) {
+    static auto op = typed_operator<ReluForward>("cnnfast::batch_norm2d_relu");
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [output, mean, var, positive] = op.call(input, weight, bias, residual, eps);
+    ctx->saved_data["needs"] = std::vector<bool>{input.requires_grad(), wants_gradient(weight),
+                                                 wants_gradient(bias), wants_gradient(residual)};
+    ctx->saved_data["eps"] = eps;
+    ctx->save_for_backward({input, mean, var, value_or_undefined(weight), positive});
+    ctx->mark_non_differentiable({mean, var, positive});
+    ctx->set_materialize_grads(false);
+    return {output, mean, var, positive};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static auto op = typed_operator<ReluBackward>("cnnfast::batch_norm2d_relu_backward");
+    variable_list result(5);
+    if (!grads[0].defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    const auto needs = ctx->saved_data["needs"].toBoolList();
+    std::array<bool, 4> mask;
+    for (size_t i = 0; i < mask.size(); ++i) mask[i] = needs[i];
+    const auto [input, weight, bias, residual] =
+        op.call(grads[0], saved[0], saved[1], saved[2],
+                saved[3].defined() ? OptionalTensor(saved[3]) : OptionalTensor(), saved[4],
+                ctx->saved_data["eps"].toDouble(), mask);
+    const at::Tensor gradients[4] = {input, weight, bias, residual};
+    for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], gradients[i]);
+    return result;
+  }
+};
+
 at::Tensor batch_norm_act_autograd(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                    const OptionalTensor& weight, const OptionalTensor& bias,
                                    const OptionalTensor& residual, double eps, std::string_view activation) {
@@ -105,8 +140,19 @@ BatchNorm2dOutputs batch_norm2d_autograd(const at::Tensor& input, const Optional
     const auto plain = BatchNorm2d::apply(input, weight, bias, residual, eps, "none");
     return {activate(plain[0], parse_activation("batch_norm2d", activation)), plain[1], plain[2]};
   }
+  if (keeps_bits(input, activation)) {
+    const auto out = BatchNorm2dRelu::apply(input, weight, bias, residual, eps);
+    return {out[0], out[1], out[2]};
+  }
   const auto out = BatchNorm2d::apply(input, weight, bias, residual, eps, activation);
   return {out[0], out[1], out[2]};
+}
+
+BatchNorm2dReluOutputs batch_norm2d_relu_autograd(const at::Tensor& input, const OptionalTensor& weight,
+                                                  const OptionalTensor& bias, const OptionalTensor& residual,
+                                                  double eps) {
+  const auto out = BatchNorm2dRelu::apply(input, weight, bias, residual, eps);
+  return {out[0], out[1], out[2], out[3]};
 }
 
 }  // namespace
@@ -114,6 +160,8 @@ BatchNorm2dOutputs batch_norm2d_autograd(const at::Tensor& input, const Optional
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
   m.impl("batch_norm_act", TORCH_FN(batch_norm_act_autograd));
   m.impl("batch_norm2d", TORCH_FN(batch_norm2d_autograd));
+  m.impl("batch_norm2d_relu", TORCH_FN(batch_norm2d_relu_autograd));
+  m.impl("batch_norm2d_relu_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("batch_norm2d_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

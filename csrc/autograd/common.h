@@ -43,6 +43,13 @@ inline const at::Tensor& saved_output(const at::Tensor& saved, const at::Tensor&
   return saved.defined() ? saved : grad;
 }
 
+// Whether one bit per value is kept of ReLU in place of its output: on GPUs, for the types of their kernels.
+inline bool keeps_bits(const at::Tensor& images, std::string_view activation) {
+  const auto type = images.scalar_type();
+  return images.is_cuda() && images.dim() == 4 && activation == "relu" &&
+         (type == at::kFloat || type == at::kHalf || type == at::kBFloat16);
+}
+
 // Whether an activation's input is to be kept for its gradient. Then it runs by itself, by ATen.
 inline bool keeps_pre_activation(const char* op, std::string_view activation,
                                  std::initializer_list<OptionalTensor> tensors) {

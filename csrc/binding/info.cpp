@@ -9,5 +9,6 @@ PYBIND11_MODULE(_info, m) {
   m.def("available_isas", &cnnfast::available_isas,
         "Instruction sets compiled and runnable here, best first.");
   m.def("active_isa", &cnnfast::active_isa, "The instruction set in use.");
+  m.def("amx_state", &cnnfast::amx_state, "Empty where AMX can be used, else the reason why not.");
   m.def("openmp_threads", &cnnfast::openmp_threads, "Threads that a parallel region really gets.");
 }

@@ -247,6 +247,22 @@ bool ConvJob::split_by_channels(int team) const {
   return weight_floats > pixel_floats && uneven < 0.1;
 }
 
+bool ConvJob::divides_channels(int team) const {
+  if (g_.depthwise()) return false;
+  if (g_.algorithm.direct()) return split_by_channels(team);
+  const int64_t tile = g_.algorithm.tile;
+  const int64_t rows = (g_.out_height + tile - 1) / tile, columns = (g_.out_width + tile - 1) / tile;
+  return split_tiles_by_channels(g_.images * rows * columns, team);
+}
+
+std::pair<int64_t, int64_t> ConvJob::channels_of(int thread, int team) const {
+  const auto [begin, end] = share(panels_.count * g_.groups, 1, thread, team);
+  const auto first_of = [&](int64_t unit) {
+    return unit / panels_.count * g_.group_out() + unit % panels_.count * panels_.lanes();
+  };
+  return {first_of(begin), first_of(end)};
+}
+
 int64_t ConvJob::first_weight(int thread, int team) const {
   if (g_.narrow_groups() || !g_.algorithm.direct() || !split_by_channels(team)) return 0;
   const int64_t unit = share(panels_.count * g_.groups, 1, thread, team).first;

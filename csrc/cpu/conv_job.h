@@ -80,7 +80,7 @@ void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides 
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 
 // Scratch memory of the calling thread, kept for its next call. Each user has a slot of its own.
-enum class ScratchSlot { kWinograd, kStrip, kSums, kPacked, kCount };
+enum class ScratchSlot { kWinograd, kStrip, kSums, kPacked, kWidened, kGathered, kCount };
 float* thread_scratch(ScratchSlot slot, int64_t floats);
 
 // Output pixels over all images, and panels of output channels. far_input: the input does not come from the
@@ -114,6 +114,9 @@ class ConvJob {
                           int64_t first, int64_t last, int64_t row_begin, int64_t row_end) const;
   // Whether each thread of a team takes its own output channels of a direct convolution, not its own pixels.
   bool split_by_channels(int team) const;
+  // The same for every algorithm, and the channels [begin, end) of one thread where it is so.
+  bool divides_channels(int team) const;
+  std::pair<int64_t, int64_t> channels_of(int thread, int team) const;
   // Where the weights begin that a thread reads first.
   int64_t first_weight(int thread, int team) const;
   const ConvGeometry& geometry() const { return g_; }

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cpu/amx_permission.h"
+#include "cpu/bf16_table.h"
 #include "cpu/kernel_table.h"
 
 namespace cnnfast::cpu {
@@ -10,21 +12,32 @@ namespace {
 
 struct Isa {
   const KernelTable* table;
+  const Bf16Kernels* bf16;  // its name is that of the set
   bool runs_here;
+  std::string refusal = {};  // why it does not run where the CPU has it
 };
 
 // Best first. The compiler's run-time test asks the operating system too (XCR0), not just the CPU.
 std::vector<Isa> compiled() {
   std::vector<Isa> isas;
 #if defined(CNNFAST_ISA_AVX512)
-  isas.push_back({&kAvx512Kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                       __builtin_cpu_supports("avx512dq") &&
-                                       __builtin_cpu_supports("avx512vl")});
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(CNNFAST_ISA_AVX512_BF16)
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#if defined(CNNFAST_ISA_AMX)
+  const std::string& refusal = bf16 ? amx_refusal() : kNoAmx;
+  isas.push_back({&kAvx512Kernels, &kAmxBf16Kernels, bf16 && refusal.empty(), refusal});
+#endif
+  isas.push_back({&kAvx512Kernels, &kAvx512WithBf16Kernels, bf16});
+#endif
+  isas.push_back({&kAvx512Kernels, &kAvx512Bf16Kernels, avx512});
 #endif
 #if defined(CNNFAST_ISA_AVX2)
-  isas.push_back({&kAvx2Kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+  isas.push_back(
+      {&kAvx2Kernels, &kAvx2Bf16Kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
-  isas.push_back({&kPortableKernels, true});
+  isas.push_back({&kPortableKernels, &kPortableBf16Kernels, true});
   return isas;
 }
 
@@ -34,42 +47,55 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-const KernelTable& choose() {
+Isa choose() {
   const char* forced = std::getenv("CNNFAST_CPU_ISA");
   for (const Isa& isa : compiled()) {
     if (!forced || !*forced) {
-      if (isa.runs_here) return *isa.table;
-    } else if (std::string(forced) == isa.table->name) {
-      if (isa.runs_here) return *isa.table;
+      if (isa.runs_here) return isa;
+    } else if (std::string(forced) == isa.bf16->name) {
+      if (isa.runs_here) return isa;
+      const std::string why = isa.refusal.empty() ? "" : " (" + isa.refusal + ")";
       throw std::runtime_error("cnnfast: CNNFAST_CPU_ISA=" + std::string(forced) +
-                               " is not supported by this CPU; it runs: " + joined(available_isas()));
+                               " is not supported by this CPU" + why +
+                               "; it runs: " + joined(available_isas()));
     }
   }
   throw std::runtime_error("cnnfast: CNNFAST_CPU_ISA=" + std::string(forced ? forced : "") +
                            " is unknown or was not compiled; choose from: " + joined(compiled_isas()));
 }
 
+// At the first use and not while the library is loaded, where an exception would end the process.
+const Isa& chosen() {
+  static const Isa isa = choose();
+  return isa;
+}
+
 }  // namespace
 
 std::vector<std::string> compiled_isas() {
   std::vector<std::string> names;
-  for (const Isa& isa : compiled()) names.push_back(isa.table->name);
+  for (const Isa& isa : compiled()) names.push_back(isa.bf16->name);
   return names;
 }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const Isa& isa : compiled())
-    if (isa.runs_here) names.push_back(isa.table->name);
+    if (isa.runs_here) names.push_back(isa.bf16->name);
   return names;
 }
 
-std::string active_isa() { return kernels().name; }
+std::string active_isa() { return chosen().bf16->name; }
 
-// At the first use and not while the library is loaded, where an exception would end the process.
-const KernelTable& kernels() {
-  static const KernelTable& chosen = choose();
-  return chosen;
+std::string amx_state() {
+#if defined(CNNFAST_ISA_AMX)
+  return amx_refusal();
+#else
+  return "the compiler that built cnnfast does not know AMX";
+#endif
 }
+
+const KernelTable& kernels() { return *chosen().table; }
+const Bf16Kernels& bf16_kernels() { return *chosen().bf16; }
 
 }  // namespace cnnfast::cpu

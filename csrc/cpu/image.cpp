@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/bf16_table.h"
+#include "cpu/conv_job.h"
+
 namespace cnnfast::cpu {
 namespace {
 
@@ -10,21 +13,23 @@ namespace {
 // lines.
 constexpr int64_t kPixelBlock = 16;
 
-void zero_pixels(float* row, int64_t pixels, int64_t step, int64_t channels) {
+template <class T>
+void zero_pixels(T* row, int64_t pixels, int64_t step, int64_t channels) {
   if (step == channels) {
-    std::memset(row, 0, sizeof(float) * static_cast<size_t>(pixels * channels));
+    std::memset(row, 0, sizeof(T) * static_cast<size_t>(pixels * channels));
     return;
   }
   for (int64_t x = 0; x < pixels; ++x)
-    std::memset(row + x * step, 0, sizeof(float) * static_cast<size_t>(channels));
+    std::memset(row + x * step, 0, sizeof(T) * static_cast<size_t>(channels));
 }
 
 // One row of pixels between two layouts, each given by its pixel and channel stride.
-void copy_row(const float* from, int64_t from_pixel, int64_t from_channel, float* to, int64_t to_pixel,
+template <class T>
+void copy_row(const T* from, int64_t from_pixel, int64_t from_channel, T* to, int64_t to_pixel,
               int64_t to_channel, int64_t width, int64_t channels) {
   const bool dense = from_pixel == channels && to_pixel == channels;
   if (from_channel == 1 && to_channel == 1 && dense) {
-    std::memcpy(to, from, sizeof(float) * static_cast<size_t>(width * channels));
+    std::memcpy(to, from, sizeof(T) * static_cast<size_t>(width * channels));
     return;
   }
   for (int64_t begin = 0; begin < width; begin += kPixelBlock) {
@@ -35,10 +40,9 @@ void copy_row(const float* from, int64_t from_pixel, int64_t from_channel, float
   }
 }
 
-}  // namespace
-
-void copy_in(const float* source, TensorStrides s, ImageSize size, View target, int64_t row_begin,
-             int64_t row_end) {
+template <class T, class V>
+void copy_rows_in(const T* source, TensorStrides s, ImageSize size, V target, int64_t row_begin,
+                  int64_t row_end) {
   const int64_t from_pixel = size.width == 1 ? size.channels : s.pixel;
   const int64_t from_channel = size.channels == 1 ? 1 : s.channel;
   for (int64_t row = row_begin; row < row_end; ++row) {
@@ -48,8 +52,8 @@ void copy_in(const float* source, TensorStrides s, ImageSize size, View target, 
   }
 }
 
-void copy_out(View source, ImageSize size, float* target, TensorStrides s, int64_t row_begin,
-              int64_t row_end) {
+template <class T, class V>
+void copy_rows_out(V source, ImageSize size, T* target, TensorStrides s, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / size.height, y = row % size.height;
     copy_row(source.data + n * source.image + y * source.row, source.pixel, 1,
@@ -57,10 +61,11 @@ void copy_out(View source, ImageSize size, float* target, TensorStrides s, int64
   }
 }
 
-void zero_border(View target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
+template <class V>
+void zero_around(V target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
   const int64_t padded = size.width + b.left + b.right, step = target.pixel;
   for (int64_t n = image_begin; n < image_end; ++n) {
-    float* image = target.data + n * target.image - b.left * step;
+    auto* image = target.data + n * target.image - b.left * step;
     for (int64_t y = -b.top; y < 0; ++y) zero_pixels(image + y * target.row, padded, step, size.channels);
     for (int64_t y = size.height; y < size.height + b.bottom; ++y)
       zero_pixels(image + y * target.row, padded, step, size.channels);
@@ -69,6 +74,64 @@ void zero_border(View target, ImageSize size, Border b, int64_t image_begin, int
       zero_pixels(image + y * target.row + (b.left + size.width) * step, b.right, step, size.channels);
     }
   }
+}
+
+}  // namespace
+
+void copy_in(const float* source, TensorStrides s, ImageSize size, View target, int64_t row_begin,
+             int64_t row_end) {
+  copy_rows_in(source, s, size, target, row_begin, row_end);
+}
+
+void copy_in(const uint16_t* source, TensorStrides s, ImageSize size, View16 target, int64_t row_begin,
+             int64_t row_end) {
+  copy_rows_in(source, s, size, target, row_begin, row_end);
+}
+
+void copy_in(const float* source, TensorStrides s, ImageSize size, View16 target, int64_t row_begin,
+             int64_t row_end) {
+  const bool adjacent = s.channel == 1 || size.channels == 1;
+  float* pixels = adjacent ? nullptr : thread_scratch(ScratchSlot::kStrip, size.width * size.channels);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t n = row / size.height, y = row % size.height;
+    const float* from = source + n * s.image + y * s.row;
+    if (!adjacent)
+      copy_rows_in(from, s, {1, 1, size.width, size.channels}, View{pixels, 0, 0, size.channels}, 0, 1);
+    const PixelRun<const float> run =
+        adjacent ? PixelRun<const float>{from, s.pixel} : PixelRun<const float>{pixels, size.channels};
+    bf16_kernels().narrow(run, {target.data + n * target.image + y * target.row, target.pixel}, size.width,
+                          size.channels);
+  }
+}
+
+void copy_out(View source, ImageSize size, float* target, TensorStrides s, int64_t row_begin,
+              int64_t row_end) {
+  copy_rows_out(source, size, target, s, row_begin, row_end);
+}
+
+void copy_out(View16 source, ImageSize size, uint16_t* target, TensorStrides s, int64_t row_begin,
+              int64_t row_end) {
+  copy_rows_out(source, size, target, s, row_begin, row_end);
+}
+
+void copy_out(View16 source, ImageSize size, float* target, TensorStrides s, int64_t row_begin,
+              int64_t row_end) {
+  float* pixels = thread_scratch(ScratchSlot::kStrip, size.width * size.channels);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t n = row / size.height, y = row % size.height;
+    bf16_kernels().widen({source.data + n * source.image + y * source.row, source.pixel},
+                         {pixels, size.channels}, size.width, size.channels);
+    copy_rows_out(View{pixels, 0, 0, size.channels}, {1, 1, size.width, size.channels},
+                  target + n * s.image + y * s.row, s, 0, 1);
+  }
+}
+
+void zero_border(View target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
+  zero_around(target, size, b, image_begin, image_end);
+}
+
+void zero_border(View16 target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
+  zero_around(target, size, b, image_begin, image_end);
 }
 
 }  // namespace cnnfast::cpu

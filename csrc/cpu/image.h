@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/kernel_table.h"
+#include "cpu/view16.h"
 
 namespace cnnfast::cpu {
 
@@ -27,8 +28,19 @@ void copy_in(const float* source, TensorStrides strides, ImageSize size, View ta
 void copy_out(View source, ImageSize size, float* target, TensorStrides strides, int64_t row_begin,
               int64_t row_end);
 
+// The same for images of bfloat16 values; float32 values are rounded to nearest on the way in.
+void copy_in(const uint16_t* source, TensorStrides strides, ImageSize size, View16 target, int64_t row_begin,
+             int64_t row_end);
+void copy_in(const float* source, TensorStrides strides, ImageSize size, View16 target, int64_t row_begin,
+             int64_t row_end);
+void copy_out(View16 source, ImageSize size, uint16_t* target, TensorStrides strides, int64_t row_begin,
+              int64_t row_end);
+void copy_out(View16 source, ImageSize size, float* target, TensorStrides strides, int64_t row_begin,
+              int64_t row_end);
+
 // Writes zeros around the images whose first pixel inside the border is target.data, `size.channels` channels
 // wide.
 void zero_border(View target, ImageSize size, Border border, int64_t image_begin, int64_t image_end);
+void zero_border(View16 target, ImageSize size, Border border, int64_t image_begin, int64_t image_end);
 
 }  // namespace cnnfast::cpu

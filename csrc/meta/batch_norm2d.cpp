@@ -1,9 +1,10 @@
-// Shapes and strides of batch_norm2d and bn_act_conv2d, without data.
+// Shapes and strides of batch_norm2d, batch_norm2d_relu and bn_act_conv2d, without data.
 #include "ops/batch_norm2d.h"
 
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "ops/batch_norm2d_relu.h"
 #include "ops/bn_act_conv2d.h"
 
 namespace cnnfast {
@@ -51,6 +52,24 @@ BatchNormGradients batch_norm2d_backward_meta(const at::Tensor&, const at::Tenso
           image_gradient(mask[5], input)};
 }
 
+BatchNorm2dReluOutputs batch_norm2d_relu_meta(const at::Tensor& input, const OptionalTensor& weight,
+                                              const OptionalTensor& bias, const OptionalTensor& residual,
+                                              double eps) {
+  const auto [output, mean, var] = batch_norm2d_meta(input, weight, bias, residual, eps, "relu");
+  return {output, mean, var, at::empty_symint({bytes_of_bits(input)}, input.options().dtype(at::kByte))};
+}
+
+BatchNorm2dReluGradients batch_norm2d_relu_backward_meta(const at::Tensor&, const at::Tensor& input,
+                                                         const at::Tensor&, const at::Tensor&,
+                                                         const OptionalTensor& weight, const at::Tensor&,
+                                                         double, std::array<bool, 4> mask) {
+  const auto channels = input.sym_size(1);
+  return {image_gradient(mask[0], input),
+          channel_gradient(mask[1], channels, parameter_options(mask[1], weight, input)),
+          channel_gradient(mask[2], channels, parameter_options(mask[2], weight, input)),
+          image_gradient(mask[3], input)};
+}
+
 BatchNorm2dOutputs bn_act_conv2d_meta(const at::Tensor& input, const at::Tensor& weight,
                                       const OptionalTensor& bias, const OptionalTensor& bn_weight,
                                       const OptionalTensor& bn_bias, const OptionalTensor& mean,
@@ -94,6 +113,8 @@ BatchNormGradients bn_act_conv2d_backward_meta(const at::Tensor& grad_output, co
 TORCH_LIBRARY_IMPL(cnnfast, Meta, m) {
   m.impl("batch_norm2d", TORCH_FN(batch_norm2d_meta));
   m.impl("batch_norm2d_backward", TORCH_FN(batch_norm2d_backward_meta));
+  m.impl("batch_norm2d_relu", TORCH_FN(batch_norm2d_relu_meta));
+  m.impl("batch_norm2d_relu_backward", TORCH_FN(batch_norm2d_relu_backward_meta));
   m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d_meta));
   m.impl("bn_act_conv2d_backward", TORCH_FN(bn_act_conv2d_backward_meta));
 }

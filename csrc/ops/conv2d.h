@@ -32,6 +32,12 @@ std::vector<c10::SymInt> conv2d_output_sizes(const char* op, const at::Tensor& k
                                              c10::SymIntArrayRef input, const at::Tensor& weight,
                                              const Conv2dParams& params);
 
+// conv2d as csrc/cuda has it, where that is built: ATen's convolution, and one pass of our own behind it;
+// undefined where it does not serve the call. csrc/gpu/conv2d chooses between it and others.
+using DeviceConv2d = at::Tensor (*)(const Conv2dArgs& args, c10::SymIntArrayRef output_sizes);
+void set_device_conv2d(DeviceConv2d conv2d);
+DeviceConv2d device_conv2d();  // nullptr: none
+
 at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& scale, const OptionalTensor& residual,
                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,

@@ -140,6 +140,15 @@ InceptionSizes check_inception(const at::Tensor& input, at::TensorList weights, 
 
 std::vector<at::Tensor> inception_by(StageRunner run, const at::Tensor& input, at::TensorList weights,
                                      const OptionalTensors& biases, at::IntArrayRef list) {
+  return inception_by_branches(
+      [run](size_t, const Stage& stage, const at::Tensor& x, const at::Tensor& weight,
+            const OptionalTensor& bias, const at::Tensor& target) { run(stage, x, weight, bias, target); },
+      input, weights, biases, list);
+}
+
+std::vector<at::Tensor> inception_by_branches(BranchRunner run, const at::Tensor& input,
+                                              at::TensorList weights, const OptionalTensors& biases,
+                                              at::IntArrayRef list) {
   const auto branches = parse_branches(kOp, list);
   const auto sizes = check_inception(input, weights, biases, branches);
   const auto images = [&](const std::vector<c10::SymInt>& shape) {
@@ -154,7 +163,7 @@ std::vector<at::Tensor> inception_by(StageRunner run, const at::Tensor& input, a
       const Stage& stage = branches[b][s];
       const bool last = s + 1 == branches[b].size();
       const at::Tensor y = last ? slice : images(sizes.stages[b][s]);
-      run(stage, x, stage.conv < 0 ? at::Tensor() : weights[stage.conv],
+      run(b, stage, x, stage.conv < 0 ? at::Tensor() : weights[stage.conv],
           stage.conv < 0 ? OptionalTensor() : biases.get(stage.conv), y);
       if (!last) outputs.push_back(y);
       x = y;

@@ -2,6 +2,7 @@
 // Every branch's last stage writes into its slice of the output; nothing is concatenated afterwards.
 #pragma once
 #include <ATen/core/List.h>
+#include <c10/util/FunctionRef.h>
 
 #include "ops/common.h"
 #include "ops/conv2d.h"
@@ -45,10 +46,18 @@ InceptionSizes check_inception(const at::Tensor& input, at::TensorList weights, 
 using StageRunner = void (*)(const Stage& stage, const at::Tensor& input, const at::Tensor& weight,
                              const OptionalTensor& bias, const at::Tensor& target);
 
+// The same, told the number of the branch.
+using BranchRunner =
+    c10::function_ref<void(size_t branch, const Stage& stage, const at::Tensor& input,
+                           const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target)>;
+
 // The whole operator around `run`: output, then what the backward needs of the stages before each branch's
 // last, in order.
 std::vector<at::Tensor> inception_by(StageRunner run, const at::Tensor& input, at::TensorList weights,
                                      const OptionalTensors& biases, at::IntArrayRef branches);
+std::vector<at::Tensor> inception_by_branches(BranchRunner run, const at::Tensor& input,
+                                              at::TensorList weights, const OptionalTensors& biases,
+                                              at::IntArrayRef branches);
 
 std::vector<at::Tensor> inception_composite(const at::Tensor& input, at::TensorList weights,
                                             const OptionalTensors& biases, at::IntArrayRef branches);

@@ -220,6 +220,12 @@ void check_header(const at::Tensor& weights, const at::Tensor& plan) {
       "cnnfast: the network's constants are damaged (their checksum does not match); write the file again");
 }
 
+Storage storage(int64_t word) {
+  TORCH_CHECK(word == 0 || word == 1, "cnnfast: the plan's values have type ", word,
+              ", which this version does not know; update cnnfast");
+  return static_cast<Storage>(word);
+}
+
 }  // namespace
 
 bool is_view(Op op) { return op == Op::kFlatten || op == Op::kSlice || op == Op::kToImage; }
@@ -266,6 +272,12 @@ Graph parse(const at::Tensor& weights, const at::Tensor& plan) {
   const bool has_numbers = plan.const_data_ptr<int64_t>()[1] >= 4;
   const int64_t n_nodes = reader.next(), n_outputs = reader.next();
   Graph graph;
+  if (plan.const_data_ptr<int64_t>()[1] >= 5) {
+    graph.values = storage(reader.next());
+    graph.results = storage(reader.next());
+    TORCH_CHECK(graph.half() || graph.results == Storage::kFloat32,
+                "cnnfast: the plan is damaged: float32 values and bfloat16 outputs; write the file again");
+  }
   for (int64_t id = 0; id < n_nodes; ++id) {
     const int64_t op = reader.next(), activation = reader.next();
     TORCH_CHECK(op >= 0 && op < static_cast<int64_t>(kRules.size()) && activation >= 0 &&

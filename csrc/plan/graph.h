@@ -5,7 +5,8 @@
 // then output ids. A node is [op, activation, its two numbers, n_inputs, ids..., n_attributes,
 // attributes...]; ids count nodes in order, inputs come first. An offset counts floats in the constants, -1:
 // absent. A fraction is the bits of a float64; the activation's numbers are fractions. Format 3, which is
-// read too, has no such numbers.
+// read too, has no such numbers. Format 5 has two more words in front of the nodes: how values are stored
+// between nodes, and what the outputs are; in the others both are float32.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -17,7 +18,7 @@
 namespace cnnfast::plan {
 
 constexpr int64_t kMagic = 0x434E4E46;
-constexpr int64_t kFormatVersion = 4, kOldestFormat = 3;
+constexpr int64_t kFormatVersion = 5, kOldestFormat = 3;
 
 enum class Op : int64_t {
   kInput = 0,      // rank, channels or features (-1: any)
@@ -85,7 +86,12 @@ struct Node {
   std::vector<int64_t> attr;
 };
 
+enum class Storage : int64_t { kFloat32 = 0, kBFloat16 = 1 };
+
 struct Graph {
+  Storage values = Storage::kFloat32;   // of all that lies in the arena
+  Storage results = Storage::kFloat32;  // of the output tensors
+  bool half() const { return values == Storage::kBFloat16; }
   std::vector<Node> nodes;
   std::vector<int64_t> outputs;
   std::vector<int64_t> inputs;  // nodes that are inputs, in order

@@ -16,11 +16,11 @@ std::string sized(const char* what, const Place& place) { return what + (" " + s
 const float* row_of(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
 float* row_to(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
 
-class Binary : public Step {
+class Binary : public RowStep {
  public:
   Binary(int64_t node, bool multiply, bool per_channel, const Activation& activation,
          std::vector<Place> reads, Place to)
-      : Step(node, std::move(reads), std::move(to)),
+      : RowStep(node, std::move(reads), std::move(to)),
         multiply_(multiply),
         per_channel_(per_channel),
         activation_(activation) {}
@@ -28,13 +28,10 @@ class Binary : public Step {
     const char* what = multiply_ ? (reads_.size() == 3 ? "multiply and add" : "multiply") : "add";
     return sized(what, writes_) + (per_channel_ ? ", one value per channel" : "");
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), other = reads_[1].view(memory), out = writes_.view(memory);
     const View added = reads_.size() == 3 ? reads_[2].view(memory) : View{};
     const cpu::ImageSize size = writes_.size;
-    const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
       cpu::AffineCall call{};
@@ -94,16 +91,14 @@ class Mean : public Step {
   cpu::PoolCall call_;
 };
 
-class AdaptivePool : public Step {
+class AdaptivePool : public RowStep {
  public:
   AdaptivePool(int64_t node, bool max, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)), max_(max) {}
+      : RowStep(node, {std::move(from)}, std::move(to)), max_(max) {}
   std::string text() const override {
     return sized(max_ ? "adaptive max pool to" : "adaptive average pool to", writes_);
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     cpu::PoolCall call{};
     call.input = reads_[0].view(memory);
     call.output = writes_.view(memory);
@@ -113,7 +108,6 @@ class AdaptivePool : public Step {
     call.width = writes_.size.width;
     call.channels = writes_.size.channels;
     call.dilation_h = call.dilation_w = 1;
-    const auto [begin, end] = rows(thread, team);
     (max_ ? cpu::kernels().adaptive_max_pool : cpu::kernels().adaptive_avg_pool)(call, begin, end);
   }
 
@@ -121,23 +115,20 @@ class AdaptivePool : public Step {
   bool max_;
 };
 
-class Shuffle : public Step {
+class Shuffle : public RowStep {
  public:
-  Shuffle(int64_t node, std::vector<Place> parts, Place to) : Step(node, std::move(parts), std::move(to)) {
+  Shuffle(int64_t node, std::vector<Place> parts, Place to) : RowStep(node, std::move(parts), std::move(to)) {
     for (const Place& part : reads_) step_.push_back(part.buffer_channels);
   }
   std::string text() const override {
     return sized("shuffle", writes_) + ", " + std::to_string(reads_.size()) + " parts";
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const cpu::ImageSize size = writes_.size;
     std::vector<View> views;
     for (const Place& part : reads_) views.push_back(part.view(memory));
     const View out = writes_.view(memory);
     std::vector<const float*> part_rows(views.size());
-    const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
       for (size_t i = 0; i < views.size(); ++i) part_rows[i] = row_of(views[i], n, y);
@@ -165,17 +156,15 @@ void copy_pixels(const float* from, int64_t from_step, float* to, int64_t to_ste
     std::memcpy(to + x * to_step, from + x * from_step, sizeof(float) * static_cast<size_t>(channels));
 }
 
-class Pad : public Step {
+class Pad : public RowStep {
  public:
   Pad(int64_t node, int64_t top, int64_t left, float value, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)), top_(top), left_(left), value_(value) {}
+      : RowStep(node, {std::move(from)}, std::move(to)), top_(top), left_(left), value_(value) {}
   std::string text() const override { return sized("pad to", writes_); }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  std::optional<RowWindow> window_of(size_t) const override { return RowWindow{1, top_, 1}; }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), out = writes_.view(memory);
     const cpu::ImageSize from = reads_[0].size, size = writes_.size;
-    const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height - top_;
       float* to = row_to(out, n, y + top_);
@@ -224,10 +213,10 @@ std::vector<Source> sources_of(InterpolateMode mode, bool align_corners, double 
   return sources;
 }
 
-class Interpolate : public Step {
+class Interpolate : public RowStep {
  public:
   Interpolate(int64_t node, const std::vector<int64_t>& a, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)),
+      : RowStep(node, {std::move(from)}, std::move(to)),
         bilinear_(static_cast<InterpolateMode>(a[InterpolateAttr::kMode]) == InterpolateMode::kBilinear) {
     using A = InterpolateAttr;
     const auto mode = static_cast<InterpolateMode>(a[A::kMode]);
@@ -243,12 +232,10 @@ class Interpolate : public Step {
   std::string text() const override {
     return sized(bilinear_ ? "bilinear interpolation to" : "nearest interpolation to", writes_);
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  std::optional<RowWindow> window_of(size_t) const override { return std::nullopt; }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), out = writes_.view(memory);
     const cpu::ImageSize size = writes_.size;
-    const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
       const float *upper = row_of(in, n, rows_[y].first), *lower = row_of(in, n, rows_[y].second);
@@ -271,11 +258,11 @@ class Interpolate : public Step {
   std::vector<float> right_;
 };
 
-class Norm : public Step {
+class Norm : public RowStep {
  public:
   Norm(int64_t node, int64_t groups, const float* weight, const float* bias, float eps,
        const Activation& activation, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)) {
+      : RowStep(node, {std::move(from)}, std::move(to)) {
     call_.channels = writes_.size.channels;
     call_.height = writes_.size.height;
     call_.width = writes_.size.width;
@@ -290,35 +277,42 @@ class Norm : public Step {
     return sized("group norm of", writes_) + ", " + std::to_string(call_.groups) + " groups";
   }
 
+  // A group needs all rows of its image: begin and end are then those of images.
+  std::optional<RowWindow> window_of(size_t operand) const override {
+    return call_.groups == 0 ? RowStep::window_of(operand) : std::nullopt;
+  }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    if (call_.groups == 0) return cpu::kernels().layer_norm(on(memory), begin, end);
+    const int64_t height = writes_.size.height;
+    cpu::kernels().group_norm(on(memory), begin / height * call_.groups, end / height * call_.groups);
+  }
+
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
-    cpu::NormCall call = call_;
-    call.input = reads_[0].view(memory);
-    call.output = writes_.view(memory);
-    if (call.groups == 0) {
-      const auto [begin, end] = rows(thread, team);
-      cpu::kernels().layer_norm(call, begin, end);
-      return;
-    }
-    const auto [begin, end] = cpu::share(writes_.size.images * call.groups, 1, thread, team);
-    cpu::kernels().group_norm(call, begin, end);
+    if (call_.groups == 0) return RowStep::compute(memory, thread, team);
+    const auto [begin, end] = cpu::share(writes_.size.images * call_.groups, 1, thread, team);
+    cpu::kernels().group_norm(on(memory), begin, end);
   }
 
  private:
+  cpu::NormCall on(const Memory& memory) const {
+    cpu::NormCall call = call_;
+    call.input = reads_[0].view(memory);
+    call.output = writes_.view(memory);
+    return call;
+  }
+
   cpu::NormCall call_{};
 };
 
-class PReLU : public Step {
+class PReLU : public RowStep {
  public:
   PReLU(int64_t node, const float* slope, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)), slope_(slope) {}
+      : RowStep(node, {std::move(from)}, std::move(to)), slope_(slope) {}
   std::string text() const override { return sized("prelu", writes_); }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), out = writes_.view(memory);
     const cpu::ImageSize size = writes_.size;
-    const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
       cpu::kernels().prelu_pixels(row_of(in, n, y), in.pixel, slope_, row_to(out, n, y), out.pixel,

@@ -30,10 +30,12 @@ int64_t Lowering::last_reader(int64_t node) const {
 }
 
 // The residual's buffer, where the convolution may write over it: it has no later reader, and each value of
-// it is read where its sum is written. Direct convolutions keep partial sums in their output: not those.
+// it is read where its sum is written. Direct convolutions of float32 values keep partial sums in their
+// output: not those.
 int Lowering::buffer_of_residual(int64_t node) const {
   const Node& n = graph_.nodes[node];
-  if (n.op != Op::kConv2d || n.inputs.size() != 2 || algorithm_[node].direct()) return -1;
+  const bool partial_sums = algorithm_[node].direct() && !graph_.half();
+  if (n.op != Op::kConv2d || n.inputs.size() != 2 || partial_sums) return -1;
   const int64_t residual = n.inputs[1];
   if (source_of(read_by(node)) == residual || !may_be_overwritten(residual, node)) return -1;
   return buffer_of_[residual];

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "plan/image_steps.h"
+#include "plan/steps16.h"
 #include "plan/tuning.h"
 
 namespace cnnfast::plan {
@@ -45,12 +46,14 @@ void Lowering::run() {
   find_prologues();
   find_conv_pools();
   find_gathers();
-  find_siblings();
-  find_pool_convs();
-  find_scale_convs();
-  find_expansions();
-  find_inverted_residuals();
-  find_expansion_means();
+  if (!graph_.half()) {
+    find_siblings();
+    find_pool_convs();
+    find_scale_convs();
+    find_expansions();
+    find_inverted_residuals();
+    find_expansion_means();
+  }
   place_outputs();
   place_concats();
   place_rest();
@@ -105,7 +108,7 @@ cpu::ConvGeometry Lowering::conv_geometry(int64_t node) const {
 
 void Lowering::choose_algorithms() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
-    if (graph_.nodes[node].op == Op::kConv2d && values_[node].images > 0)
+    if (graph_.nodes[node].op == Op::kConv2d && values_[node].images > 0 && !takes_pairs_here(node))
       algorithm_[node] = algorithm_of(graph_.nodes[node], conv_geometry(node));
 }
 
@@ -117,7 +120,7 @@ void Lowering::find_prologues() {
       continue;
     const Node& next = graph_.nodes[reader[node]];
     const bool conv = next.op == Op::kConv2d && next.inputs[0] == static_cast<int64_t>(node) &&
-                      !algorithm_[reader[node]].direct();
+                      (graph_.half() ? !takes_pairs_here(reader[node]) : !algorithm_[reader[node]].direct());
     const bool pool = next.op == Op::kMaxPool2d || next.op == Op::kAvgPool2d || next.op == Op::kGlobalAvgPool;
     prologue_[node] = conv || pool;
   }
@@ -150,7 +153,7 @@ void Lowering::find_conv_pools() {
     const Op op = graph_.nodes[pool].op;
     const cpu::ConvGeometry g = conv_geometry(static_cast<int64_t>(node));
     if ((op != Op::kMaxPool2d && op != Op::kAvgPool2d) || g.narrow_groups() ||
-        g.packed_bytes() > kStripWeightBytes || g.images == 0)
+        g.packed_bytes() > kStripWeightBytes || g.images == 0 || takes_pairs_here(static_cast<int64_t>(node)))
       continue;
     pooled_by_[node] = pool;
     if (normed) pooled_by_[reader[node]] = pool;
@@ -196,6 +199,7 @@ cpu::Prologue Lowering::prologue_of(int64_t node) const {
 // What a convolution reads around its input.
 Border Lowering::border_of(int64_t node) const {
   if (prologue_[graph_.nodes[node].inputs[0]]) return {};
+  if (graph_.half() && !takes_pairs_here(node)) return {};  // the padding is put around widened strips
   using A = Conv2dAttr;
   const auto& a = graph_.nodes[node].attr;
   cpu::Overreach beyond = cpu::overreach(conv_geometry(node));
@@ -219,7 +223,7 @@ void Lowering::place_outputs() {
     const int64_t node = source_of(output);
     const int buffer = new_buffer(output, true);
     output_buffer_.push_back(buffer);
-    if (is_flattened(output) || takes_slice(output) || !can_write_slice(node)) continue;
+    if (graph_.half() || is_flattened(output) || takes_slice(output) || !can_write_slice(node)) continue;
     if (!needs_border(node)) buffer_of_[node] = buffer;
   }
 }
@@ -322,7 +326,8 @@ void Lowering::emit(int64_t node) {
       if (buffer_of_[node] == -1) return;
       const int64_t input = n.op == Op::kInput ? node : n.inputs[0];
       const auto at = std::find(graph_.inputs.begin(), graph_.inputs.end(), input) - graph_.inputs.begin();
-      return add(copy_in_step(node, at, place(node)));
+      return add_step(graph_.half() ? copy_in16_step(node, at, place(node))
+                                    : copy_in_step(node, at, place(node)));
     }
     case Op::kConv2d:
       return emit_conv(node);
@@ -371,6 +376,7 @@ void Lowering::emit_conv(int64_t node) {
   const Node& n = graph_.nodes[node];
   const auto& a = n.attr;
   const cpu::ConvGeometry g = conv_geometry(node);
+  if (graph_.half()) return emit_conv16(node, g, a[A::kPadTop], a[A::kPadLeft]);
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   add(conv_step(node, g, a[A::kPadTop], a[A::kPadLeft], constants_.conv_constants(node, g),
@@ -384,6 +390,7 @@ void Lowering::emit_linear(int64_t node) {
   const Value& in = values_[n.inputs[0]];
   const cpu::ConvGeometry g{in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
                             1,         1,           1,         1, 1,         n.activation};
+  if (graph_.half()) return emit_conv16(node, g, 0, 0);
   add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(n.inputs[0]), place(node), nullptr,
                 {}));
 }
@@ -442,6 +449,7 @@ void Lowering::emit_pool(int64_t node) {
       norm = lrn_params_of(graph_.nodes[conv]);
       conv = graph_.nodes[conv].inputs[0];
     }
+    if (graph_.half()) return emit_conv_pool16(conv, node, norm);
     const cpu::ConvGeometry g = conv_geometry(conv);
     const auto& a = graph_.nodes[conv].attr;
     return add(conv_pool_step(conv, g, a[Conv2dAttr::kPadTop], a[Conv2dAttr::kPadLeft],
@@ -456,7 +464,10 @@ void Lowering::emit_pool(int64_t node) {
     return add(mean_step(node, call, sums, place(node)));
   }
   call.prologue = prologue_of(node);
-  if (n.op == Op::kGlobalAvgPool) return add(mean_step(node, call, place(read_by(node)), place(node)));
+  if (n.op == Op::kGlobalAvgPool) {
+    const auto step = graph_.half() ? mean16_step : mean_step;
+    return add_step(step(node, call, place(read_by(node)), place(node)));
+  }
   add(pool_step(node, max, call, place(read_by(node)), place(node)));
 }
 
@@ -469,7 +480,7 @@ void Lowering::emit_concat(int64_t node) {
       Place to = place(node);
       to.channel = channel;
       to.size = from.size;
-      add(copy_out_step(node, from, to, false));
+      add_step(graph_.half() ? copy16_step(node, from, to) : copy_out_step(node, from, to, false));
     }
     channel += from.size.channels;
   }
@@ -487,11 +498,13 @@ void Lowering::emit_outputs() {
     to.border = {};
     to.buffer_channels = from.size.channels;
     to.fills_border = false;
-    add(copy_out_step(output, from, to, is_flattened(output)));
+    const bool flatten = is_flattened(output);
+    add_step(graph_.half() ? copy_out16_step(output, from, to, flatten, graph_.results == Storage::kFloat32)
+                           : copy_out_step(output, from, to, flatten));
   }
 }
 
-void Lowering::add(std::unique_ptr<Step> step) {
+void Lowering::add_step(std::unique_ptr<Step> step) {
   program_.flops_ += step->flops();
   program_.steps_.push_back(std::move(step));
 }

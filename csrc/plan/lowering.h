@@ -79,6 +79,11 @@ class Lowering {
   void emit_concat(int64_t node);
   void emit_outputs();
   void add(std::unique_ptr<Step> step);
+  // In lowering16.cpp.
+  bool takes_pairs_here(int64_t node) const;
+  void emit_conv16(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top, int64_t pad_left);
+  void emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<LrnParams>& norm);
+  void add_step(std::unique_ptr<Step> step);
   // In schedule.cpp.
   void order_steps(const std::vector<int64_t>& phase);
   void touch(int buffer, int64_t phase);

@@ -1,6 +1,10 @@
 #include "plan/network.h"
 
+#include <algorithm>
 #include <unordered_map>
+
+#include "cpu/bf16.h"
+#include "cpu/conv16_job.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -49,6 +53,13 @@ cpu::WeightStrides weight_strides(const cpu::ConvGeometry& g) {
   return {g.group_in() * kernel, kernel, g.kernel_w, 1};
 }
 
+std::vector<float> rounded_to_bf16(const float* values, int64_t count) {
+  std::vector<float> rounded(static_cast<size_t>(count));
+  std::transform(values, values + count, rounded.begin(),
+                 [](float x) { return cpu::from_bf16(cpu::to_bf16(x)); });
+  return rounded;
+}
+
 }  // namespace
 
 Network::Network(at::Tensor weights, const at::Tensor& plan)
@@ -69,16 +80,31 @@ std::shared_ptr<Program> Network::program(const std::vector<at::Tensor>& inputs)
   return program;
 }
 
-std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const cpu::ConvGeometry& g) {
-  const std::vector<int64_t> key{id,         g.in_channels,      g.kernel_h,
-                                 g.kernel_w, g.algorithm.points, g.algorithm.tile};
+std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const cpu::ConvGeometry& g,
+                                                             WeightForm form) {
+  const std::vector<int64_t> key{id,
+                                 g.in_channels,
+                                 g.kernel_h,
+                                 g.kernel_w,
+                                 g.algorithm.points,
+                                 g.algorithm.tile,
+                                 static_cast<int64_t>(form)};
   auto& packed = constants_[key];
   if (packed) return packed;
   const Node& node = graph_.nodes[id];
   const int64_t bias = node.attr[node.op == Op::kConv2d ? static_cast<int64_t>(Conv2dAttr::kBias) : 3];
   auto fresh = std::make_shared<ConvConstants>();
-  fresh->weight = cpu::pack_weight(g, constant(node.attr[0]), weight_strides(g));
-  fresh->shift = cpu::pack_channels(g, bias < 0 ? nullptr : constant(bias));
+  const float *weight = constant(node.attr[0]), *shift = bias < 0 ? nullptr : constant(bias);
+  if (form == WeightForm::kPairs) {
+    fresh->weight = cpu::pack_pairs(g, weight, weight_strides(g));
+    fresh->shift = cpu::pack_panels(g, shift);
+  } else {
+    const std::vector<float> rounded = form == WeightForm::kRounded
+                                           ? rounded_to_bf16(weight, g.out_channels * g.depth())
+                                           : std::vector<float>();
+    fresh->weight = cpu::pack_weight(g, rounded.empty() ? weight : rounded.data(), weight_strides(g));
+    fresh->shift = cpu::pack_channels(g, shift);
+  }
   packed = std::move(fresh);
   return packed;
 }

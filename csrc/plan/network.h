@@ -18,8 +18,8 @@ class Network : public ConstantStore {
   // The program for these sizes, planned on first use; the least recently used is forgotten beyond a bound.
   std::shared_ptr<Program> program(const std::vector<at::Tensor>& inputs);
 
-  std::shared_ptr<const ConvConstants> conv_constants(int64_t node,
-                                                      const cpu::ConvGeometry& geometry) override;
+  std::shared_ptr<const ConvConstants> conv_constants(int64_t node, const cpu::ConvGeometry& geometry,
+                                                      WeightForm form) override;
   const float* constant(int64_t offset) const override;
 
  private:

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <sstream>
 
+#include "cpu/bf16_table.h"
+#include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "plan/lowering.h"
 #include "plan/pace.h"
@@ -39,6 +41,22 @@ class Fetch {
   const float* end_;
 };
 
+// The kernels' own state of a thread, for as long as it lives: AMX tiles are configured once per run.
+class TileUse {
+ public:
+  explicit TileUse(bool half) : kernels_(half ? &cpu::bf16_kernels() : nullptr) {
+    if (kernels_ && kernels_->begin_thread) kernels_->begin_thread();
+  }
+  ~TileUse() {
+    if (kernels_ && kernels_->end_thread) kernels_->end_thread();
+  }
+  TileUse(const TileUse&) = delete;
+  TileUse& operator=(const TileUse&) = delete;
+
+ private:
+  const cpu::Bf16Kernels* kernels_;
+};
+
 cpu::TensorStrides input_strides(const at::Tensor& t, const Value& v, bool reshaped) {
   if (reshaped) {
     const int64_t plane = v.height * v.width;
@@ -64,6 +82,8 @@ Program::Program(const Graph& graph, const std::vector<std::vector<int64_t>>& in
     inputs_.push_back(v);
     input_reshaped_.push_back(reshaped);
   }
+  half_ = graph.half();
+  if (graph.results == Storage::kBFloat16) result_ = at::kBFloat16;
   Lowering(graph, values, constants, *this).run();
 }
 
@@ -86,14 +106,17 @@ std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std:
   for (const Output& output : outputs_) {
     const auto format =
         output.sizes.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    outputs.push_back(at::empty(output.sizes, inputs[0].options(), format));
-    memory.buffers[output.buffer] = outputs.back().data_ptr<float>();
+    outputs.push_back(at::empty(output.sizes, inputs[0].options().dtype(result_), format));
+    memory.buffers[output.buffer] = static_cast<float*>(outputs.back().data_ptr());
   }
   if (inputs_[0].images == 0) return outputs;
   for (size_t i = 0; i < inputs.size(); ++i) {
     dense.push_back(input_reshaped_[i] ? inputs[i].contiguous() : inputs[i]);
-    memory.inputs.push_back(
-        {dense.back().const_data_ptr<float>(), input_strides(dense.back(), inputs_[i], input_reshaped_[i])});
+    const at::Tensor& x = dense.back();
+    const bool half = x.scalar_type() == at::kBFloat16;
+    memory.inputs.push_back({half ? nullptr : x.const_data_ptr<float>(),
+                             half ? static_cast<const uint16_t*>(x.const_data_ptr()) : nullptr,
+                             input_strides(x, inputs_[i], input_reshaped_[i])});
   }
   auto arena = take_arena();
   for (size_t b = 0; b < buffer_offset_.size(); ++b)
@@ -101,6 +124,7 @@ std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std:
   const bool brief = flops_ < kBriefFlops;
   const bool serial = flops_ < kSerialFlops || (brief && !Pace::here().is_steady());
   cpu::parallel_team(serial ? 1 : cpu::team_size(), [&](int thread, int team, cpu::Barrier& barrier) {
+    const TileUse tiles(half_);
     if (seconds)
       run_timed(memory, thread, team, barrier, *seconds);
     else
@@ -152,8 +176,8 @@ std::string Program::text() const {
     if (step->flops() > 0) out << ", " << step->flops() / 1e6 << " MFLOP";
     out << "\n";
   }
-  out << "arena " << arena_bytes() << " bytes, " << flops_ / 1e6 << " MFLOP, kernels " << cpu::kernels().name
-      << "\n";
+  out << "arena " << arena_bytes() << " bytes" << (half_ ? " of bfloat16" : "") << ", " << flops_ / 1e6
+      << " MFLOP, kernels " << cpu::active_isa() << "\n";
   return out.str();
 }
 

@@ -11,13 +11,16 @@
 
 namespace cnnfast::plan {
 
+// Weights as they are, as float32 after rounding to bfloat16, or as pairs of bfloat16 (cpu/bf16_table.h).
+enum class WeightForm { kFloat, kRounded, kPairs };
+
 // Packs the constants of a convolution or linear node, or gives what was packed before; image sizes matter to
 // a linear layer over flattened images.
 class ConstantStore {
  public:
   virtual ~ConstantStore() = default;
-  virtual std::shared_ptr<const ConvConstants> conv_constants(int64_t node,
-                                                              const cpu::ConvGeometry& geometry) = 0;
+  virtual std::shared_ptr<const ConvConstants> conv_constants(int64_t node, const cpu::ConvGeometry& geometry,
+                                                              WeightForm form = WeightForm::kFloat) = 0;
   virtual const float* constant(int64_t offset) const = 0;
 };
 
@@ -56,6 +59,8 @@ class Program {
   std::vector<bool> input_reshaped_;
   int64_t arena_floats_ = 0;
   double flops_ = 0;
+  bool half_ = false;  // values in the arena are bfloat16
+  at::ScalarType result_ = at::kFloat;
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<cpu::AlignedFloats>> free_arenas_;

@@ -14,19 +14,22 @@ namespace {
 using TensorVector = std::vector<at::Tensor>;
 using RunPlan = TensorVector(at::TensorList, const at::Tensor&, const at::Tensor&, at::IntArrayRef);
 
-TensorVector checked_inputs(at::TensorList inputs) {
+TensorVector checked_inputs(at::TensorList inputs, const Network& network) {
   TORCH_CHECK(!inputs.empty(), "cnnfast::run_plan: inputs must not be empty");
+  const bool half = network.graph().half();
   for (const at::Tensor& input : inputs)
-    TORCH_CHECK(input.scalar_type() == at::kFloat && input.is_cpu() && input.layout() == at::kStrided,
-                "cnnfast::run_plan: a frozen network takes float32 CPU tensors, not ", input.scalar_type(),
+    TORCH_CHECK((input.scalar_type() == at::kFloat || (half && input.scalar_type() == at::kBFloat16)) &&
+                    input.is_cpu() && input.layout() == at::kStrided,
+                "cnnfast::run_plan: ", half ? "a network frozen in bfloat16" : "a frozen network",
+                " takes float32 ", half ? "or bfloat16 " : "", "CPU tensors, not ", input.scalar_type(),
                 " on ", input.device(), " of shape ", input.sizes());
   return inputs.vec();
 }
 
 TensorVector run_plan_cpu(at::TensorList inputs, const at::Tensor& weights, const at::Tensor& plan,
                           at::IntArrayRef) {
-  const auto checked = checked_inputs(inputs);
   const auto network = find_network(weights, plan);
+  const auto checked = checked_inputs(inputs, *network);
   TORCH_CHECK(checked.size() == network->graph().inputs.size(), "cnnfast::run_plan: the network takes ",
               network->graph().inputs.size(), " inputs, not ", checked.size());
   return network->program(checked)->run(checked);
@@ -39,10 +42,10 @@ TensorVector run_plan_meta(at::TensorList inputs, const at::Tensor&, const at::T
   std::vector<c10::SymIntArrayRef> sizes;
   for (const at::Tensor& input : inputs) sizes.push_back(input.sym_sizes());
   TensorVector outputs;
+  const auto options = inputs[0].options().dtype(signature[0] == kHalfOutputs ? at::kBFloat16 : at::kFloat);
   for (const auto& size : sizes_from_signature(signature, sizes))
-    outputs.push_back(
-        at::empty_symint(size, inputs[0].options(),
-                         size.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+    outputs.push_back(at::empty_symint(
+        size, options, size.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
   return outputs;
 }
 
@@ -60,22 +63,25 @@ TensorVector run_plan_autograd(at::TensorList inputs, const at::Tensor& weights,
 
 std::tuple<TensorVector, at::Tensor> profile_plan(at::TensorList inputs, const at::Tensor& weights,
                                                   const at::Tensor& plan) {
-  const auto checked = checked_inputs(inputs);
   const auto network = find_network(weights, plan);
+  const auto checked = checked_inputs(inputs, *network);
   std::vector<double> seconds(network->graph().nodes.size(), 0.0);
   auto outputs = network->program(checked)->run(checked, &seconds);
   return {std::move(outputs), at::tensor(seconds, at::kDouble)};
 }
 
 std::string describe_plan(at::TensorList inputs, const at::Tensor& weights, const at::Tensor& plan) {
-  return find_network(weights, plan)->program(checked_inputs(inputs))->text();
+  const auto network = find_network(weights, plan);
+  return network->program(checked_inputs(inputs, *network))->text();
 }
 
 std::tuple<int64_t, int64_t> tune_plan(at::TensorList inputs, const at::Tensor& weights,
                                        const at::Tensor& plan) {
+  const auto network = find_network(weights, plan);
+  TORCH_CHECK(!network->graph().half(), "cnnfast::tune_plan: networks frozen in bfloat16 are not tuned");
   std::vector<std::vector<int64_t>> sizes;
-  for (const at::Tensor& input : checked_inputs(inputs)) sizes.push_back(input.sizes().vec());
-  const Tuned tuned = tune(find_network(weights, plan)->graph(), sizes);
+  for (const at::Tensor& input : checked_inputs(inputs, *network)) sizes.push_back(input.sizes().vec());
+  const Tuned tuned = tune(network->graph(), sizes);
   return {tuned.timed, tuned.known};
 }
 

@@ -42,10 +42,11 @@ void Lowering::touch(int buffer, int64_t phase) {
 void Lowering::place_values() {
   std::vector<Lifetime> lifetimes;
   for (const Buffer& b : buffers_) {
-    const int64_t floats = b.size.images * (b.size.height + b.border.top + b.border.bottom) *
+    const int64_t values = b.size.images * (b.size.height + b.border.top + b.border.bottom) *
                            (b.size.width + b.border.left + b.border.right) * b.channels;
+    const int64_t held = graph_.half() ? (values + 1) / 2 : values;
     const bool used = !b.external && b.first >= 0;
-    lifetimes.push_back({used ? floats : 0, used ? b.first : 0, used ? b.last : -1});
+    lifetimes.push_back({used ? held : 0, used ? b.first : 0, used ? b.last : -1});
   }
   program_.buffer_offset_ = place_buffers(lifetimes, program_.arena_floats_);
   for (size_t b = 0; b < buffers_.size(); ++b)

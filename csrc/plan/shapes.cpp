@@ -365,6 +365,7 @@ std::vector<Value> infer(const Graph& graph, const std::vector<Sizes>& input_siz
 
 std::vector<int64_t> signature_of(const Graph& graph) {
   std::vector<int64_t> words;
+  if (graph.results == Storage::kBFloat16) words.push_back(kHalfOutputs);
   for (const int64_t output : graph.outputs) append_output(graph, output, words);
   return words;
 }
@@ -372,7 +373,7 @@ std::vector<int64_t> signature_of(const Graph& graph) {
 std::vector<std::vector<c10::SymInt>> sizes_from_signature(
     at::IntArrayRef s, const std::vector<c10::SymIntArrayRef>& input_sizes) {
   std::vector<std::vector<c10::SymInt>> outputs;
-  for (size_t at = 0; at < s.size();) {
+  for (size_t at = !s.empty() && s[0] == kHalfOutputs; at < s.size();) {
     TORCH_CHECK(s.size() - at >= 7 && s[at + 1] >= 0 && s[at + 1] < static_cast<int64_t>(input_sizes.size()),
                 "cnnfast::run_plan: signature is damaged: use plan_signature(weights, plan)");
     const int64_t rank = s[at], windows = s[at + 6];

@@ -37,7 +37,9 @@ std::vector<Value> infer(const Graph& graph, const std::vector<std::vector<int64
 
 // How output sizes follow from input sizes, as plain numbers. Per output: rank, number of the input,
 // channels, sizes of the image that the input is reshaped to (3 numbers, -1: not reshaped), count of windows
-// (-1: height and width are 1), and the windows (10 numbers each).
+// (-1: height and width are 1), and the windows (10 numbers each). In front of all stands kHalfOutputs where
+// the outputs are bfloat16.
+constexpr int64_t kHalfOutputs = -1;
 std::vector<int64_t> signature_of(const Graph& graph);
 std::vector<std::vector<c10::SymInt>> sizes_from_signature(
     at::IntArrayRef signature, const std::vector<c10::SymIntArrayRef>& input_sizes);

@@ -105,10 +105,10 @@ class Conv : public Step {
   int64_t first_tap_;
 };
 
-class Pool : public Step {
+class Pool : public RowStep {
  public:
   Pool(int64_t node, bool max, cpu::PoolCall call, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)), max_(max), call_(call) {}
+      : RowStep(node, {std::move(from)}, std::move(to)), max_(max), call_(call) {}
   std::string text() const override {
     std::ostringstream out;
     out << (call_.prologue.scale ? "affine, " : "") << (max_ ? "max" : "average") << " pool "
@@ -116,13 +116,13 @@ class Pool : public Step {
         << " to " << size_text(writes_.size);
     return out.str();
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  std::optional<RowWindow> window_of(size_t) const override {
+    return RowWindow{call_.stride_h, call_.pad_h, (call_.kernel_h - 1) * call_.dilation_h + 1};
+  }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     cpu::PoolCall call = call_;
     call.input = reads_[0].view(memory);
     call.output = writes_.view(memory);
-    const auto [begin, end] = rows(thread, team);
     (max_ ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, begin, end);
   }
 
@@ -229,24 +229,24 @@ class ConvPool : public Step {
   int64_t scratch_ = 0;
 };
 
-class Affine : public Step {
+class Affine : public RowStep {
  public:
   Affine(int64_t node, const float* scale, const float* shift, Activation activation,
          std::vector<Place> reads, Place to)
-      : Step(node, std::move(reads), std::move(to)), scale_(scale), shift_(shift), activation_(activation) {}
+      : RowStep(node, std::move(reads), std::move(to)),
+        scale_(scale),
+        shift_(shift),
+        activation_(activation) {}
   std::string text() const override {
     return std::string(scale_               ? "affine "
                        : reads_.size() == 2 ? "add "
                                             : "activation ") +
            size_text(writes_.size);
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), out = writes_.view(memory);
     const View other = reads_.size() == 2 ? reads_[1].view(memory) : View{};
     const cpu::ImageSize size = writes_.size;
-    const auto [begin, end] = rows(thread, team);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
       auto at = [&](const View& v) { return v.data ? v.data + n * v.image + y * v.row : nullptr; };
@@ -262,18 +262,15 @@ class Affine : public Step {
   Activation activation_;
 };
 
-class LocalResponseNorm : public Step {
+class LocalResponseNorm : public RowStep {
  public:
   LocalResponseNorm(int64_t node, const LrnParams& p, Place from, Place to)
-      : Step(node, {std::move(from)}, std::move(to)), params_(p) {}
+      : RowStep(node, {std::move(from)}, std::move(to)), params_(p) {}
   std::string text() const override {
     return "local response norm of " + std::to_string(params_.size) + " channels, " + size_text(writes_.size);
   }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const cpu::ImageSize size = writes_.size;
-    const auto [begin, end] = rows(thread, team);
     cpu::kernels().lrn(lrn_call(params_, reads_[0].view(memory), writes_.view(memory), size.channels,
                                 size.height, size.width),
                        begin, end);
@@ -303,6 +300,13 @@ View Place::view(const Memory& memory) const {
   return v;
 }
 
+cpu::View16 Place::view16(const Memory& memory) const {
+  cpu::View16 v = strides16();
+  v.data = reinterpret_cast<uint16_t*>(memory.buffers[buffer]) + border.top * row() +
+           border.left * buffer_channels + channel;
+  return v;
+}
+
 std::pair<int64_t, int64_t> Step::rows(int thread, int team) const {
   return cpu::share(writes_.size.images * writes_.size.height, 1, thread, team);
 }
@@ -323,10 +327,24 @@ void fill_border(const Place& place, const Memory& memory, int thread, int team)
 
 }  // namespace
 
-void Step::run(const Memory& memory, int thread, int team) const {
+void Step::fill_borders(const Memory& memory, int thread, int team) const {
   fill_border(writes_, memory, thread, team);
   for (const Place& place : also_writes_) fill_border(place, memory, thread, team);
+}
+
+void Step::run(const Memory& memory, int thread, int team) const {
+  fill_borders(memory, thread, team);
   compute(memory, thread, team);
+}
+
+void RowStep::compute(const Memory& memory, int thread, int team) const {
+  const auto [begin, end] = rows(thread, team);
+  compute_rows(memory, begin, end);
+}
+
+std::optional<RowWindow> RowStep::window_of(size_t operand) const {
+  if (reads_[operand].size.height != writes_.size.height) return std::nullopt;
+  return RowWindow{1, 0, 1};
 }
 
 std::unique_ptr<Step> copy_in_step(int64_t node, size_t input, Place to) {

@@ -2,6 +2,7 @@
 // between phases.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,9 +13,10 @@
 
 namespace cnnfast::plan {
 
-// Tensors of a call, by position.
+// Tensors of a call, by position: of float32 values, or of bfloat16 ones.
 struct External {
   const float* data;
+  const uint16_t* data16;
   cpu::TensorStrides strides;  // inputs alone
 };
 
@@ -39,6 +41,9 @@ struct Place {
   cpu::View strides() const { return {nullptr, image(), row(), buffer_channels}; }
   // The first pixel inside the border, and its neighbours' distances.
   cpu::View view(const Memory& memory) const;
+  // The same where the buffer holds bfloat16 values.
+  cpu::View16 strides16() const { return {nullptr, image(), row(), buffer_channels}; }
+  cpu::View16 view16(const Memory& memory) const;
 };
 
 std::string size_text(const cpu::ImageSize& size);
@@ -71,6 +76,8 @@ class Step {
 
  protected:
   virtual void compute(const Memory& memory, int thread, int team) const = 0;
+  // Zeros around the images that the step writes.
+  virtual void fill_borders(const Memory& memory, int thread, int team) const;
   // Rows of the output that this thread takes.
   std::pair<int64_t, int64_t> rows(int thread, int team) const;
 
@@ -78,6 +85,25 @@ class Step {
   std::vector<Place> reads_;
   Place writes_;
   std::vector<Place> also_writes_;
+};
+
+// Rows of an operand that output rows [begin, end) of the same image need: from begin * stride - before on,
+// `extent` for each, cut at the image's ends.
+struct RowWindow {
+  int64_t stride, before, extent;
+};
+
+// A step whose output rows can be computed by themselves.
+class RowStep : public Step {
+ public:
+  using Step::Step;
+  // Output rows [begin, end) over all images.
+  virtual void compute_rows(const Memory& memory, int64_t begin, int64_t end) const = 0;
+  // None: all rows of the image. The default goes by the operand's height.
+  virtual std::optional<RowWindow> window_of(size_t operand) const;
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override;
 };
 
 // Constants of a convolution, packed for this CPU.

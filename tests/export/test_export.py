@@ -271,7 +271,7 @@ def test_exported_archive_with_a_damaged_plan_is_an_error(tmp_path):
 @needs_extension
 def test_exported_archive_of_a_newer_format_says_what_to_do(tmp_path):
     script = torch.jit.script(cnnfast.freeze(make("lenet"), images("lenet")))
-    script.plan[1] += 1
+    script.plan[1] = FORMAT + 1
     torch.jit.save(script, tmp_path / "net.pt")
     with pytest.raises(RuntimeError, match=f"has format version {FORMAT + 1}, .*; update"):
         torch.jit.load(tmp_path / "net.pt")(images("lenet"))
@@ -282,7 +282,7 @@ def test_exported_program_of_a_newer_format_says_what_to_do(tmp_path):
     frozen = cnnfast.freeze(make("lenet"), images("lenet"))
     options = {"format": "pt2", "example_inputs": images("lenet"), "verify": False}
     program = torch.export.load(cnnfast.export(frozen, tmp_path / "net.pt2", **options))
-    program.state_dict["plan"][1] += 1
+    program.state_dict["plan"][1] = FORMAT + 1
     torch.export.save(program, tmp_path / "newer.pt2")
     with pytest.raises(RuntimeError, match=f"has format version {FORMAT + 1}, .*; update"):
         loaded(tmp_path / "newer.pt2", "pt2")(images("lenet"))

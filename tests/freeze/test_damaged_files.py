@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     x = torch.randn(2, 1, 9, 9)
     frozen, folder = cnnfast.freeze(model.eval(), x), tmp_path_factory.mktemp("damage")
     frozen.save(folder / "net")
+    frozen.in_bfloat16().save(folder / "net16")
     cnnfast.export(frozen, folder / "net.pt", verify=False)
     torch.save((x, frozen(x)), folder / "example")
     return folder
@@ -57,9 +58,10 @@ def test_a_thousand_damaged_files(folder):
     assert counts["errors"] > 950 and counts["other"] == 0
 
 
-def test_files_made_to_fit_their_checksums(folder):
+@pytest.mark.parametrize("file", ["net", "net16"])
+def test_files_made_to_fit_their_checksums(folder, file):
     """They may describe another network, or none; they are read with the same care."""
-    counts = outcome("made", folder, "net", 300)
+    counts = outcome("made", folder, file, 300)
     assert counts["errors"] > 100 and sum(counts.values()) == 300
 
 

@@ -339,19 +339,6 @@ def test_freeze_report_and_profile():
         frozen.profile(images("resnet"), repeats=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"dtype": torch.bfloat16}, "float32 only"),
-        ({"dtype": "auto"}, "float32 only"),
-    ],
-)
-def test_freeze_refuses_options_of_later_versions(options, words):
-    with pytest.raises(ValueError, match=words):
-        cnnfast.freeze(make("lenet"), images("lenet"), **options)
-    assert cnnfast.freeze(make("lenet"), images("lenet"), winograd=False)(images("lenet")).shape == (3, 10)
-
-
 def test_freeze_refuses_models_and_inputs_in_words():
     model, x = make("lenet"), images("lenet")
     with pytest.raises(TypeError, match="torch.nn.Module"):

@@ -1,6 +1,7 @@
 """Plans as words: what is written is read, and damaged words are an error."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from fuse.networks import NETWORKS, images, make
 
 from cnnfast.plan.build import build
 from cnnfast.plan.codec import Constants, decode, encode
-from cnnfast.plan.nodes import FORMAT, MAGIC, OLDEST_FORMAT, PlanError
+from cnnfast.plan.nodes import FLOAT_FORMAT, FORMAT, MAGIC, OLDEST_FORMAT, PlanError, Storage
 from cnnfast.plan.show import lines
 
 
@@ -21,9 +22,20 @@ def words_of(name):
 def test_plan_words_round_trip(name):
     built, words = words_of(name)
     assert words.dtype == torch.int64 and words.dim() == 1
-    assert words[:5].tolist() == [MAGIC, FORMAT, 7, 7, built.weights.numel()]
+    assert words[:5].tolist() == [MAGIC, FLOAT_FORMAT, 7, 7, built.weights.numel()]
     assert words[5] == len(built.plan.nodes) == len(built.names)
     assert decode(words) == built.plan
+
+
+def test_plan_words_of_bfloat16_values():
+    """Two words more, which say how values and results are stored."""
+    built, words = words_of("resnet")
+    half = replace(built.plan, values=Storage.BFLOAT16)
+    longer = encode(half, built.weights, checksum=lambda data: 7)
+    assert longer.tolist() == [MAGIC, FORMAT, *words[2:7].tolist(), 1, 0, *words[7:].tolist()]
+    assert decode(longer) == half and half.half and not built.plan.half
+    with pytest.raises(PlanError, match="values are unknown to this version"):
+        decode(torch.cat([longer[:7], torch.tensor([2]), longer[8:]]))
 
 
 def test_plan_words_by_hand():
@@ -33,7 +45,7 @@ def test_plan_words_by_hand():
     words = encode(built.plan, built.weights, checksum=lambda data: 7).tolist()
     assert built.weights.numel() == 16 and built.weights[:12].equal(model[0].weight.detach().view(-1))
     # operation, activation and its two numbers, inputs, attributes
-    header = [MAGIC, FORMAT, 7, 7, 16, 2, 1]
+    header = [MAGIC, FLOAT_FORMAT, 7, 7, 16, 2, 1]
     conv = [1, 1, 0, 0, 1, 0, 17, 0, 3, 2, 1, 2, -1, 2, 1, 1, 0, 1, 0, 1, 1, 1, 6, 0]
     assert words == [*header, *[0, 0, 0, 0, 0, 2, 4, 2], *conv, 1]
 
@@ -57,7 +69,7 @@ def test_plan_damaged_words_are_an_error_or_a_plan():
         (lambda plan: plan[:20], "ends in the middle"),
         (lambda plan: plan.double(), "1-D int64"),
         (
-            lambda plan: torch.cat([plan[:1], plan[1:2] + 1, plan[2:]]),
+            lambda plan: torch.cat([plan[:1], torch.tensor([FORMAT + 1]), plan[2:]]),
             f"format {FORMAT + 1}, this cnnfast reads formats {OLDEST_FORMAT} to {FORMAT}: update",
         ),
         (lambda plan: torch.cat([plan[:1], plan[1:2] - 2, plan[2:]]), "save the network again"),

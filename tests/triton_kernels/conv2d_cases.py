@@ -38,7 +38,13 @@ SHAPES = (
     Shape((1, 34, 6, 7), (70, 17, 3, 3), {"padding": 1, "groups": 2}),
     Shape((1, 9, 5, 7), (9, 1, 3, 3), {"padding": 1, "groups": 9}),
     Shape((1, 3, 4, 4), (4, 3, 1, 1), {"padding": 2, "stride": 3}),
+    Shape((2, 16, 7, 6), (24, 16, 1, 1), {"stride": 2}),
+    Shape((1, 8, 9, 8), (16, 8, 3, 3), {"padding": 1, "stride": 2}),
+    Shape((1, 4, 9, 11), (3, 4, 3, 2), {"padding": 2, "stride": (2, 4), "dilation": (2, 6)}),
+    Shape((1, 2, 2, 3), (5, 2, 2, 2), {"padding": 2, "stride": 5}),
 )
+# Of the prologue: a shift that would be seen if it leaked into the padding.
+SHIFT = 3.0
 
 
 def make_operands(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Tensor]:
@@ -55,6 +61,20 @@ def make_operands(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) 
         "residual": spatial.shape,
     }
     return {name: torch.randn(*size, generator=random).to(device, dtype) for name, size in sizes.items()}
+
+
+def make_prologue(channels: int, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    scale, shift = torch.randn(channels, generator=random), torch.randn(channels, generator=random) + SHIFT
+    return {"pre_scale": scale.to(device, dtype), "pre_shift": shift.to(device, dtype)}
+
+
+def after_prologue(input: Tensor, prologue: dict[str, Tensor], relu: bool) -> tuple[Tensor, Tensor]:
+    """What the convolution multiplies, in float64, and the sums of the absolute terms behind it."""
+    scale, shift = (t.cpu().double()[:, None, None] for t in (prologue["pre_scale"], prologue["pre_shift"]))
+    x = input.cpu().double()
+    value = x * scale + shift
+    return torch.relu(value) if relu else value, (x * scale).abs() + shift.abs()
 
 
 def expected_and_bound(operands: dict[str, Tensor], options: dict, activation: str) -> tuple[Tensor, Tensor]:
@@ -82,13 +102,34 @@ def assert_close(
 ) -> None:
     """product_error: relative error of a product and its share of the sums (2e-6 float32, 1e-3 TF32)."""
     expected, terms = expected_and_bound(operands, options, activation)
+    assert_within(output, expected, product_error * terms)
+
+
+def assert_within(output: Tensor, expected: Tensor, error: Tensor) -> None:
+    """Within `error` of the answer and one rounding of it."""
     assert output.shape == expected.shape
-    allowed = ROUNDING[output.dtype] * expected.abs() + product_error * terms + 1e-7
+    allowed = ROUNDING[output.dtype] * expected.abs() + error + 1e-7
     if output.dtype == torch.float16:
         allowed = allowed + 2.0**-24  # numbers below the normal range
-    error = (output.cpu().double() - expected).abs()
-    wrong = ~(error <= allowed)
+    wrong = ~((output.cpu().double() - expected).abs() <= allowed)
     assert not wrong.any(), (
         f"{int(wrong.sum())} of {wrong.numel()} wrong, first at {wrong.nonzero()[0].tolist()}: "
         f"{output.cpu()[wrong][0]} instead of {expected[wrong][0]}"
     )
+
+
+def make_gradient_operands(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    meta = torch.empty(shape.input, device="meta"), torch.empty(shape.weight, device="meta")
+    sizes = {"x": shape.input, "w": shape.weight, "dy": F.conv2d(*meta, **shape.options).shape}
+    return {name: torch.randn(*size, generator=random).to(dtype) for name, size in sizes.items()}
+
+
+def gradients(x, w, dy, options) -> tuple[Tensor, Tensor]:
+    x, w = x.double().requires_grad_(), w.double().requires_grad_()
+    return torch.autograd.grad(F.conv2d(x, w, **options), (x, w), dy.double())
+
+
+def gradients_and_bounds(x, w, dy, options, error: float = 2e-6):
+    bounds = gradients(x.abs(), w.abs(), dy.abs(), options)
+    return gradients(x, w, dy, options), [bound * error for bound in bounds]

@@ -1,6 +1,6 @@
 """The Triton convolution in Triton's interpreter, against float64.
 
-Needs TRITON_INTERPRET=1 before the first import: test_conv2d_interpreter.py runs it in its own process.
+Needs TRITON_INTERPRET=1 before the first import: test_interpreter.py runs it in its own process.
 """
 
 import mmap
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from conv2d_cases import ACTIVATIONS, DTYPES, SHAPES, Shape, assert_close, make_operands
 
-from cnnfast.triton.conv2d import INTERPRETED, conv2d
+from cnnfast.triton.blocks import INTERPRETED
+from cnnfast.triton.conv2d import conv2d
+from cnnfast.triton.tiles import GATHER_SHAPES, IEEE_SHAPES, Tile
 from cnnfast.triton.tiles import SHAPES as TILE_SHAPES
-from cnnfast.triton.tiles import SMALL_SHAPES, Tile
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
@@ -20,8 +21,14 @@ ODD = Shape((2, 17, 5, 4), (33, 17, 3, 3), {"padding": 1})
 TINY = Shape((2, 5, 5, 4), (7, 5, 3, 3), {"padding": 1})
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+SHAPES_AND_TYPES = [
+    pytest.param(shape, dtype, marks=pytest.mark.gpu_proof if (i + j) % 3 else (), id=f"{shape}-{dtype}")
+    for i, shape in enumerate(SHAPES)
+    for j, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_TYPES)
 def test_conv2d_shapes(shape, dtype):
     operands = make_operands(shape, dtype, "cpu")
     output = conv2d(**operands, **shape.options, activation="relu")
@@ -29,7 +36,9 @@ def test_conv2d_shapes(shape, dtype):
     assert_close(output, operands, shape.options, "relu")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", (DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.gpu_proof) for dtype in DTYPES[1:])), ids=str
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("absent", ("bias", "scale", "residual", "bias scale residual"))
 def test_conv2d_epilogue(absent, activation, dtype):
@@ -46,7 +55,13 @@ def test_conv2d_float32_parameters_of_a_narrow_input(dtype):
     assert_close(conv2d(**operands, padding=1), operands, TINY.options)
 
 
-@pytest.mark.parametrize("tile", TILE_SHAPES + SMALL_SHAPES[:1], ids=str)
+@pytest.mark.parametrize(
+    "tile",
+    [
+        pytest.param(tile, marks=pytest.mark.gpu_proof if i % 5 else (), id=str(tile))
+        for i, tile in enumerate(sorted({*TILE_SHAPES, *IEEE_SHAPES, *GATHER_SHAPES}))
+    ],
+)
 @pytest.mark.parametrize("block_k", (16, 64))
 def test_conv2d_every_tile(tile, block_k):
     """17 channels and 9 taps: with block_k 16 a step is part of one tap, with 64 it spans several."""

@@ -2,7 +2,21 @@
 
 import pytest
 import torch
-from conv2d_cases import ACTIVATIONS, DTYPES, SHAPES, Shape, assert_close, make_operands
+import torch.nn.functional as F
+from conv2d_cases import (
+    ACTIVATIONS,
+    DTYPES,
+    ROUNDING,
+    SHAPES,
+    Shape,
+    after_prologue,
+    assert_close,
+    assert_within,
+    gradients_and_bounds,
+    make_gradient_operands,
+    make_operands,
+    make_prologue,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,13 +64,13 @@ def test_conv2d_activations_on_gpu(conv2d, dtype, activation):
 @pytest.mark.parametrize("shape", (WIDE, ODD), ids=("wide", "odd"))
 def test_conv2d_every_tile_on_gpu(conv2d, shape, dtype):
     from cnnfast.triton.conv2d_arguments import geometry
-    from cnnfast.triton.tiles import Access, candidates, machine_of
+    from cnnfast.triton.tiles import Access, candidates, forward_product, machine_of
 
     operands = make_operands(shape, dtype, DEVICE)
-    sizes = geometry(operands["input"], operands["weight"], 1, shape.options["padding"], 1, 1)
+    sizes = geometry("test", shape.input, shape.weight, 1, shape.options["padding"], 1, 1)
     access = Access(shape is WIDE, "tf32")
     machine = machine_of(operands["input"].device)
-    for tile in candidates(sizes, operands["input"].element_size(), access, machine):
+    for tile in candidates(forward_product(sizes), dtype.itemsize, access, machine):
         output = conv2d(**operands, **shape.options, tile=tile, allow_tf32=True)
         error = PRODUCT_ERROR[dtype == torch.float32]
         assert_close(output, operands, shape.options, product_error=error)
@@ -83,3 +97,44 @@ def test_conv2d_in_a_cuda_graph(conv2d):
     output.fill_(torch.nan)
     graph.replay()
     assert_close(output, operands, WIDE.options)
+
+
+STRIDED = Shape((2, 64, 15, 13), (128, 64, 3, 3), {"padding": 1, "stride": 2})
+
+
+@pytest.mark.parametrize("allow_tf32", (False, True), ids=("ieee", "tf32"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", (*SHAPES, WIDE, STRIDED), ids=str)
+def test_gradients_on_gpu(shape, dtype, allow_tf32):
+    from cnnfast.triton.conv2d_input_grad import conv2d_input_grad
+    from cnnfast.triton.conv2d_weight_grad import conv2d_weight_grad
+
+    t = make_gradient_operands(shape, dtype)
+    gpu = {name: tensor.to(DEVICE) for name, tensor in t.items()}
+    error = PRODUCT_ERROR[allow_tf32 and dtype == torch.float32]
+    (dx, dw), bounds = gradients_and_bounds(t["x"], t["w"], t["dy"], shape.options, error)
+    options = shape.options | {"allow_tf32": allow_tf32}
+    assert_within(conv2d_input_grad(gpu["dy"], gpu["w"], shape.input, **options), dx, bounds[0])
+    output = conv2d_weight_grad(gpu["dy"], gpu["x"], shape.weight[2:], **options)
+    assert_within(output, dw, bounds[1])
+    again = conv2d_weight_grad(gpu["dy"], gpu["x"], shape.weight[2:], **options)
+    assert torch.equal(output, again), "sums in another order"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", (WIDE, ODD), ids=("wide", "odd"))
+def test_prologue_and_statistics_on_gpu(shape, dtype):
+    from cnnfast.triton.conv2d import conv2d_statistics
+
+    operands = make_operands(shape, dtype, DEVICE)
+    prologue = make_prologue(shape.input[1], torch.float32, DEVICE)
+    output, mean, var = conv2d_statistics(
+        operands["input"], operands["weight"], padding=1, **prologue, pre_activation="relu", allow_tf32=False
+    )
+    a, terms = after_prologue(operands["input"], prologue, relu=True)
+    w = operands["weight"].cpu().double()
+    bound = F.conv2d(terms, w.abs(), padding=1) * (2e-6 + ROUNDING[dtype])
+    assert_within(output, F.conv2d(a, w, padding=1), bound)
+    values = output.cpu().double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean.cpu().double(), values.mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var.cpu().double(), values.var(1, correction=0), rtol=1e-4, atol=0)

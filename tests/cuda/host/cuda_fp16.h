@@ -1,6 +1,6 @@
 // Stand-in for CUDA's header of the same name: storage and conversions, rounding to nearest even.
 #pragma once
-#include "host_cuda.h"
+#include "emulation.h"
 
 struct __half {
   uint16_t bits;

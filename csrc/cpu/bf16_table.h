@@ -1,0 +1,64 @@
+// Kernels for values stored as bfloat16 (the upper half of a float32). A table of its own: what computes in
+// float32 alone does not see it. Strides and offsets are counted in values of 2 bytes.
+#pragma once
+#include <stdint.h>
+
+#include "activation.h"
+#include "cpu/view16.h"
+
+namespace cnnfast::cpu {
+
+// Output channels of a panel of packed weights, and of its halves; products of a dot product that lie
+// together.
+constexpr int64_t kPanelChannels = 32, kHalfPanel = 16, kPairBlock = 32;
+
+// y = act(conv(x) + shift + residual) for one group, rounded once: see ConvCall for the stretches that a dot
+// product runs over. Weights are packed as pairs: panel, block of 32 positions of the dot product, half
+// panel, pair of positions, channel, position of the pair; with zeros behind the last position, and a last
+// panel of at most 16 channels has one half.
+struct Conv16Call {
+  View16 input, output, residual;     // residual.data may be null
+  const uint16_t *readable, *beyond;  // memory around the input: what lies outside is not touched
+  int64_t images, height, width;      // of the output
+  int64_t stride_h, stride_w;
+  const int64_t* tap;
+  int64_t taps, length;
+  const uint16_t* weight;
+  const float* shift;    // padded to whole panels, or null
+  int64_t channels;      // output channels
+  int64_t block_pixels;  // output pixels worked on per pass over the panels where their values are gathered
+  int64_t near_pixels;   // and where they are read from the image: its part stays in the second-level cache
+  void* scratch;         // conv_scratch bytes of the calling thread, aligned to a cache line
+  Activation activation;
+};
+
+// `pixels` pixels of `channels` adjacent values, `step` apart.
+template <class T>
+struct PixelRun {
+  T* data;
+  int64_t step;
+};
+
+struct Bf16Kernels {
+  const char* name;
+  bool multiplies;  // has instructions that multiply bfloat16: faster than float32 wherever there is a choice
+  void (*widen)(PixelRun<const uint16_t> from, PixelRun<float> to, int64_t pixels, int64_t channels);
+  // To nearest, ties to even; NaN stays NaN.
+  void (*narrow)(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, int64_t channels);
+  // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
+  void (*conv)(const Conv16Call&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
+               int64_t panel_end);
+  int64_t (*conv_scratch)(const Conv16Call&);
+  // Before the first and behind the last convolution of a thread: null where there is nothing to do.
+  void (*begin_thread)();
+  void (*end_thread)();
+};
+
+// One per instruction set that was compiled.
+extern const Bf16Kernels kPortableBf16Kernels, kAvx2Bf16Kernels, kAvx512Bf16Kernels, kAvx512WithBf16Kernels,
+    kAmxBf16Kernels;
+
+// Those of the set chosen for this process.
+const Bf16Kernels& bf16_kernels();
+
+}  // namespace cnnfast::cpu

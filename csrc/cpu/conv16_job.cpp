@@ -1,0 +1,148 @@
+#include "cpu/conv16_job.h"
+
+#include <algorithm>
+
+#include "cpu/bf16.h"
+#include "cpu/parallel.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Gathered values of a block of pixels stay in the second-level cache while all panels pass over them.
+constexpr int64_t kBlockBytes = 256 * 1024;
+// So does the part of the image that a block is read from.
+constexpr int64_t kNearBytes = 768 * 1024;
+constexpr int64_t kPixelGrain = 16;
+// Fewer weights are packed by one thread.
+constexpr int64_t kSerialWeights = 1 << 16;
+
+// Pixels of a block: whole register blocks of two or three tiles.
+int64_t whole_grains(int64_t pixels) {
+  constexpr int64_t kBlock = 6 * kPixelGrain;
+  return std::clamp<int64_t>(pixels / kBlock, 1, 24) * kBlock;
+}
+
+int64_t padded_depth(const ConvGeometry& g) { return round_up(g.depth(), kPairBlock); }
+
+// Values of one group.
+int64_t group_values(const ConvGeometry& g) { return padded_depth(g) * round_up(g.group_out(), kHalfPanel); }
+
+// The pairs of one panel of one group, [first, first + kPanelChannels) of its channels.
+void pack_panel(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t first,
+                uint16_t* to) {
+  const int64_t channels = std::min(kPanelChannels, g.group_out() - first);
+  const int64_t stored = round_up(channels, kHalfPanel);
+  std::fill_n(to, padded_depth(g) * stored, uint16_t{0});
+  int64_t k = 0;
+  for (int64_t y = 0; y < g.kernel_h; ++y)
+    for (int64_t x = 0; x < g.kernel_w; ++x)
+      for (int64_t i = 0; i < g.group_in(); ++i, ++k) {
+        const float* from =
+            weight + first * strides.out + i * strides.in + y * strides.row + x * strides.column;
+        const int64_t within = k % kPairBlock;
+        uint16_t* block = to + (k - within) * stored + within / 2 * 2 * kHalfPanel + within % 2;
+        for (int64_t c = 0; c < channels; ++c)
+          block[c / kHalfPanel * kPairBlock * kHalfPanel + c % kHalfPanel * 2] =
+              to_bf16(from[c * strides.out]);
+      }
+}
+
+}  // namespace
+
+int64_t pairs_bytes(const ConvGeometry& g) {
+  return g.groups * group_values(g) * static_cast<int64_t>(sizeof(uint16_t));
+}
+
+AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, WeightStrides strides) {
+  AlignedFloats packed(pairs_bytes(g) / static_cast<int64_t>(sizeof(float)));
+  const int64_t panels = (g.group_out() + kPanelChannels - 1) / kPanelChannels;
+  const int threads = g.out_channels * g.depth() < kSerialWeights ? 1 : team_size();
+  parallel_team(threads, [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(g.groups * panels, 1, thread, team);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t group = unit / panels, first = unit % panels * kPanelChannels;
+      pack_panel(g, weight + group * g.group_out() * strides.out, strides, first,
+                 values16(packed) + group * group_values(g) + first * padded_depth(g));
+    }
+  });
+  return packed;
+}
+
+AlignedFloats pack_panels(const ConvGeometry& g, const float* values) {
+  if (!values) return AlignedFloats(0);
+  const int64_t padded = round_up(g.group_out(), kPanelChannels);
+  AlignedFloats packed(g.groups * padded);
+  std::fill_n(packed.data(), packed.size(), 0.0f);
+  for (int64_t group = 0; group < g.groups; ++group)
+    std::copy_n(values + group * g.group_out(), g.group_out(), packed.data() + group * padded);
+  return packed;
+}
+
+Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual)
+    : g_(geometry),
+      input_(input),
+      output_(output),
+      residual_(residual),
+      panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels) {
+  const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in();
+  const int64_t columns = adjacent ? 1 : g_.kernel_w;
+  length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
+  for (int64_t y = 0; y < g_.kernel_h; ++y)
+    for (int64_t x = 0; x < columns; ++x)
+      tap_.push_back(y * g_.dilation_h * input.row + x * g_.dilation_w * input.pixel);
+}
+
+// As ConvJob's.
+bool Conv16Job::split_by_channels(int team) const {
+  const int64_t units = panels_ * g_.groups;
+  if (team == 1 || units < team) return false;
+  const int64_t pixels = g_.images * g_.out_height * g_.out_width;
+  if (pixels < team * kPixelGrain) return true;
+  const int64_t pixel_values = pixels * (g_.in_channels * g_.stride_h * g_.stride_w + g_.out_channels);
+  return g_.out_channels * g_.depth() > pixel_values && units % team * 10 < units;
+}
+
+void Conv16Job::run(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m, int thread,
+                    int team) const {
+  const int64_t pixels = g_.images * g_.out_height * g_.out_width, units = panels_ * g_.groups;
+  const bool by_channels = split_by_channels(team);
+  const std::pair<int64_t, int64_t> all_pixels{0, pixels}, all_units{0, units};
+  const auto [pixel_begin, pixel_end] = by_channels ? all_pixels : share(pixels, kPixelGrain, thread, team);
+  const auto [unit_begin, unit_end] = by_channels ? share(units, 1, thread, team) : all_units;
+  if (pixel_begin >= pixel_end) return;
+  Conv16Call call{};
+  call.readable = m.readable;
+  call.beyond = m.beyond;
+  call.images = g_.images;
+  call.height = g_.out_height;
+  call.width = g_.out_width;
+  call.stride_h = g_.stride_h;
+  call.stride_w = g_.stride_w;
+  call.tap = tap_.data();
+  call.taps = static_cast<int64_t>(tap_.size());
+  call.length = length_;
+  call.channels = g_.group_out();
+  const int64_t operand = bf16_kernels().multiplies ? sizeof(uint16_t) : sizeof(float);
+  call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));
+  call.near_pixels = whole_grains(kNearBytes / (g_.group_in() * g_.stride_h * g_.stride_w * 2));
+  call.activation = g_.activation;
+  const int64_t bytes = bf16_kernels().conv_scratch(call);
+  call.scratch = thread_scratch(ScratchSlot::kGathered, (bytes + 3) / 4);
+  for (int64_t group = 0; group < g_.groups; ++group) {
+    const int64_t first = std::max(unit_begin, group * panels_) - group * panels_;
+    const int64_t last = std::min(unit_end, (group + 1) * panels_) - group * panels_;
+    if (first >= last) continue;
+    const int64_t in = group * g_.group_in(), out = group * g_.group_out();
+    call.input = {const_cast<uint16_t*>(m.input) + in, input_.image, input_.row, input_.pixel};
+    call.output = {m.output + out, output_.image, output_.row, output_.pixel};
+    call.residual = {m.residual ? const_cast<uint16_t*>(m.residual) + out : nullptr, residual_.image,
+                     residual_.row, residual_.pixel};
+    call.weight = values16(pairs) + group * group_values(g_);
+    call.shift = shift.size() ? shift.data() + group * round_up(g_.group_out(), kPanelChannels) : nullptr;
+    bf16_kernels().conv(call, pixel_begin, pixel_end, first, last);
+  }
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,49 @@
+// A convolution of bfloat16 values made ready for the kernels that multiply packed pairs: as ConvJob.
+#pragma once
+#include <vector>
+
+#include "cpu/bf16_table.h"
+#include "cpu/conv_job.h"
+
+namespace cnnfast::cpu {
+
+// Values of 2 bytes in memory for floats.
+inline uint16_t* values16(AlignedFloats& memory) { return reinterpret_cast<uint16_t*>(memory.data()); }
+inline const uint16_t* values16(const AlignedFloats& memory) {
+  return reinterpret_cast<const uint16_t*>(memory.data());
+}
+
+// Weights rounded to bfloat16, as pairs in the order of bf16_table.h, group by group.
+AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, WeightStrides strides);
+int64_t pairs_bytes(const ConvGeometry& g);
+// One value per output channel, padded to whole panels for every group; null stays empty.
+AlignedFloats pack_panels(const ConvGeometry& g, const float* values);
+
+// One run's memory. input: the first tap of the first output pixel; readable, beyond: what may be read around
+// it.
+struct Conv16Memory {
+  const uint16_t *input, *readable, *beyond;
+  uint16_t* output;
+  const uint16_t* residual;  // or null
+};
+
+class Conv16Job {
+ public:
+  // Strides alone count in the views. The input has its padding around it.
+  Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual);
+  // The share of `thread` out of `team`.
+  void run(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory, int thread,
+           int team) const;
+  const ConvGeometry& geometry() const { return g_; }
+
+ private:
+  bool split_by_channels(int team) const;
+
+  ConvGeometry g_;
+  View16 input_, output_, residual_;
+  int64_t panels_;  // of one group
+  std::vector<int64_t> tap_;
+  int64_t length_;
+};
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,10 @@
+#include "cpu/vec16/amx.h"
+
+#include "cpu/kernels/bf16_table.inl"
+#include "cpu/kernels/conv_amx.inl"
+
+namespace cnnfast::cpu {
+extern const Bf16Kernels kAmxBf16Kernels = {
+    "amx",         true, widen, narrow, amx_conv<NativeDot>, amx_scratch<NativeDot>, Tiles::configure,
+    Tiles::release};
+}  // namespace cnnfast::cpu

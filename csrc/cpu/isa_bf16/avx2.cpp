@@ -1,0 +1,7 @@
+#include "cpu/vec16/avx2.h"
+
+#include "cpu/kernels/bf16_table.inl"
+
+namespace cnnfast::cpu {
+extern const Bf16Kernels kAvx2Bf16Kernels = CNNFAST_WIDENED_KERNELS("avx2");
+}  // namespace cnnfast::cpu

@@ -1,0 +1,7 @@
+#include "cpu/vec16/avx512.h"
+
+#include "cpu/kernels/bf16_table.inl"
+
+namespace cnnfast::cpu {
+extern const Bf16Kernels kAvx512Bf16Kernels = CNNFAST_WIDENED_KERNELS("avx512");
+}  // namespace cnnfast::cpu

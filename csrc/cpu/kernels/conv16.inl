@@ -1,0 +1,197 @@
+// Direct convolution of bfloat16 values with packed bfloat16 weights, float32 sums, one rounding. The values
+// of a block of pixels are gathered in the order of the dot product first, once for all output channels: no
+// alignment, no remainder of a stretch and no border then concerns the inner loop.
+//
+// Products are those of `Dot`: a vector instruction, or float32 multiply-adds of widened values.
+namespace {
+
+// Widened values and float32 multiply-adds.
+struct WidenedDot {
+  using Operand = float;
+  static void gather(const uint16_t* from, int64_t count, float* to) {
+    int64_t i = 0;
+    for (; i + Vec::kWidth <= count; i += Vec::kWidth) Bf16::load(from + i).store(to + i);
+    if (i < count) Bf16::load_first(from + i, count - i).store_first(to + i, count - i);
+  }
+  struct Weights {
+    Vec even, odd;
+  };
+  static Weights load(const uint16_t* pairs) {
+    Weights w;
+    Bf16::load_pairs(pairs, w.even, w.odd);
+    return w;
+  }
+  static Vec add(const Weights& w, const float* pair, Vec acc) {
+    return Vec::fma(Vec::set1(pair[0]), w.even, Vec::fma(Vec::set1(pair[1]), w.odd, acc));
+  }
+};
+
+// Where an output pixel lies.
+struct OutputPixel {
+  const uint16_t* input;
+  uint16_t* output;
+  const uint16_t* residual;
+};
+
+// Walks over output pixels in memory order.
+class Pixel16Walk {
+ public:
+  Pixel16Walk(const Conv16Call& c, int64_t pixel) : c_(c) {
+    const int64_t row = pixel / c.width;
+    x_ = pixel % c.width;
+    y_ = row % c.height;
+    n_ = row / c.height;
+    locate();
+  }
+  const OutputPixel& here() const { return here_; }
+  void step() {
+    if (++x_ < c_.width) {
+      here_.input += c_.stride_w * c_.input.pixel;
+      here_.output += c_.output.pixel;
+      if (here_.residual) here_.residual += c_.residual.pixel;
+      return;
+    }
+    x_ = 0;
+    if (++y_ == c_.height) {
+      y_ = 0;
+      if (++n_ == c_.images) return;  // past the end: nothing may be formed from it
+    }
+    locate();
+  }
+
+ private:
+  uint16_t* at(const View16& v) const { return v.data + n_ * v.image + y_ * v.row + x_ * v.pixel; }
+  void locate() {
+    here_ = {c_.input.data + n_ * c_.input.image + y_ * c_.stride_h * c_.input.row +
+                 x_ * c_.stride_w * c_.input.pixel,
+             at(c_.output), c_.residual.data ? at(c_.residual) : nullptr};
+  }
+
+  const Conv16Call& c_;
+  int64_t n_, y_, x_;
+  OutputPixel here_;
+};
+
+inline int64_t depth_of(const Conv16Call& c) { return c.taps * c.length; }
+inline int64_t padded_depth(const Conv16Call& c) {
+  return (depth_of(c) + kPairBlock - 1) / kPairBlock * kPairBlock;
+}
+
+// What stands between the sums and memory, for channels [channel, channel + lanes).
+inline void finish_vector(const Conv16Call& c, Vec sum, const OutputPixel& pixel, int64_t channel,
+                          int64_t lanes) {
+  if (c.shift) sum = sum + Vec::load(c.shift + channel);
+  const bool whole = lanes >= Vec::kWidth;
+  if (pixel.residual)
+    sum = sum +
+          (whole ? Bf16::load(pixel.residual + channel) : Bf16::load_first(pixel.residual + channel, lanes));
+  sum = apply(c.activation, sum);
+  whole ? Bf16::store(sum, pixel.output + channel) : Bf16::store_first(sum, pixel.output + channel, lanes);
+}
+
+// R pixels of H halves of a panel. x: gathered values, `step` apart; halves: those that the panel stores.
+template <class Dot, int H, int R>
+void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
+               const uint16_t* weight, int64_t halves, int64_t channel) {
+  constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
+  Vec acc[R][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[r][j] = Vec::zero();
+  for (int64_t k = 0; k < padded_depth(c); k += kPairBlock) {
+    const uint16_t* w = weight + k * halves * kHalfPanel;
+    const int64_t left = (depth_of(c) - k + 1) / 2, pairs = left < kPairBlock / 2 ? left : kPairBlock / 2;
+    for (int64_t p = 0; p < pairs; ++p, w += 2 * kHalfPanel) {
+      typename Dot::Weights loaded[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        loaded[j] = Dot::load(w + j / kPerHalf * (kPairBlock * kHalfPanel) + j % kPerHalf * 2 * Vec::kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const auto* pair = x + r * step + k + 2 * p;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) acc[r][j] = Dot::add(loaded[j], pair, acc[r][j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      const int64_t lanes = c.channels - channel - j * Vec::kWidth;
+      if (lanes > 0) finish_vector(c, acc[r][j], pixels[r], channel + j * Vec::kWidth, lanes);
+    }
+}
+
+template <class Dot, int H, int R = kDotPixels>
+void dot_block_of(int64_t count, const Conv16Call& c, const typename Dot::Operand* x, int64_t step,
+                  const OutputPixel* pixels, const uint16_t* weight, int64_t halves, int64_t channel) {
+  if constexpr (R > 1) {
+    if (count < R) return dot_block_of<Dot, H, R - 1>(count, c, x, step, pixels, weight, halves, channel);
+  }
+  dot_block<Dot, H, R>(c, x, step, pixels, weight, halves, channel);
+}
+
+// Register blocks as equal as possible, so that none is tiny.
+template <class Dot, int H>
+void dot_blocks(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
+                int64_t count, const uint16_t* weight, int64_t halves, int64_t channel) {
+  const int64_t blocks = (count + kDotPixels - 1) / kDotPixels;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = count * b / blocks, last = count * (b + 1) / blocks;
+    dot_block_of<Dot, H>(last - first, c, x + first * step, step, pixels + first, weight, halves, channel);
+  }
+}
+
+// All pixels of a block in one panel.
+template <class Dot>
+void dot_panel(const Conv16Call& c, const typename Dot::Operand* x, const OutputPixel* pixels, int64_t count,
+               int64_t panel) {
+  const int64_t step = padded_depth(c), channel = panel * kPanelChannels, left = c.channels - channel;
+  const int64_t halves = left > kHalfPanel ? 2 : 1;
+  const uint16_t* weight = c.weight + channel * step;
+  if (halves == 2 && kDotHalves == 2)
+    return dot_blocks<Dot, 2>(c, x, step, pixels, count, weight, halves, channel);
+  for (int64_t half = 0; half < halves; ++half)
+    dot_blocks<Dot, 1>(c, x, step, pixels, count, weight + half * kPairBlock * kHalfPanel, halves,
+                       channel + half * kHalfPanel);
+}
+
+// The values of one pixel in the order of the dot product, zeros behind them.
+template <class Dot>
+void gather_pixel(const Conv16Call& c, const uint16_t* from, typename Dot::Operand* to) {
+  for (int64_t t = 0; t < c.taps; ++t, to += c.length) Dot::gather(from + c.tap[t], c.length, to);
+  for (int64_t k = depth_of(c); k < padded_depth(c); ++k) *to++ = 0;
+}
+
+inline int64_t gathered_pixels(const Conv16Call& c) {
+  return (c.block_pixels + kDotPixels - 1) / kDotPixels * kDotPixels;
+}
+
+template <class Dot>
+int64_t gather_scratch(const Conv16Call& c) {
+  const auto values = static_cast<int64_t>(sizeof(typename Dot::Operand)) * padded_depth(c);
+  return gathered_pixels(c) * (values + static_cast<int64_t>(sizeof(OutputPixel)));
+}
+
+template <class Dot>
+void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
+                   int64_t panel_end) {
+  using Operand = typename Dot::Operand;
+  auto* values = static_cast<Operand*>(c.scratch);
+  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * padded_depth(c));
+  Pixel16Walk walk(c, pixel_begin);
+  for (int64_t at = pixel_begin; at < pixel_end;) {
+    const int64_t left = pixel_end - at, count = left < c.block_pixels ? left : c.block_pixels;
+    for (int64_t p = 0; p < count; ++p, walk.step()) {
+      pixels[p] = walk.here();
+      gather_pixel<Dot>(c, pixels[p].input, values + p * padded_depth(c));
+    }
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+      dot_panel<Dot>(c, values, pixels, count, panel);
+    at += count;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,103 @@
+// Tiles of AMX: eight registers of 16 rows of 64 bytes. Written as assembly with a memory clobber: the
+// compiler's own intrinsics name neither what a load reads nor, in some versions, the right registers.
+//
+// CNNFAST_EMULATE_AMX: the same in plain C++, for the tests of the kernels on other machines.
+#pragma once
+#include <stdint.h>
+
+namespace {
+
+constexpr int kTileRows = 16, kTileBytes = 64;
+
+#if defined(CNNFAST_EMULATE_AMX)
+
+struct EmulatedTiles {
+  bool configured = false;
+  unsigned char bytes[8][kTileRows][kTileBytes];
+  unsigned char* row(int tile, int r) {
+    if (!configured) __builtin_trap();
+    return bytes[tile][r];
+  }
+};
+inline thread_local EmulatedTiles emulated_tiles;
+
+struct Tiles {
+  static void configure() { emulated_tiles.configured = true; }
+  static void release() { emulated_tiles.configured = false; }
+  template <int T>
+  static void zero() {
+    for (int r = 0; r < kTileRows; ++r) __builtin_memset(emulated_tiles.row(T, r), 0, kTileBytes);
+  }
+  template <int T>
+  static void load(const void* from, int64_t stride) {
+    for (int r = 0; r < kTileRows; ++r)
+      __builtin_memcpy(emulated_tiles.row(T, r), static_cast<const char*>(from) + r * stride, kTileBytes);
+  }
+  template <int T>
+  static void store(void* to, int64_t stride) {
+    for (int r = 0; r < kTileRows; ++r)
+      __builtin_memcpy(static_cast<char*>(to) + r * stride, emulated_tiles.row(T, r), kTileBytes);
+  }
+  // C += A B, A of 16 rows of pairs, B of 16 pairs of rows.
+  template <int C, int A, int B>
+  static void multiply() {
+    for (int m = 0; m < kTileRows; ++m) {
+      float sum[16];
+      __builtin_memcpy(sum, emulated_tiles.row(C, m), kTileBytes);
+      for (int k = 0; k < 32; ++k) {
+        const float a = value(emulated_tiles.row(A, m), k);
+        for (int n = 0; n < 16; ++n) sum[n] += a * value(emulated_tiles.row(B, k / 2), 2 * n + k % 2);
+      }
+      __builtin_memcpy(emulated_tiles.row(C, m), sum, kTileBytes);
+    }
+  }
+
+ private:
+  static float value(const unsigned char* row, int i) {
+    const uint32_t bits = static_cast<uint32_t>(row[2 * i]) << 16 | static_cast<uint32_t>(row[2 * i + 1])
+                                                                        << 24;
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof(x));
+    return x;
+  }
+};
+
+#else
+
+struct Tiles {
+  // All eight with 16 rows of 64 bytes.
+  static void configure() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int t = 0; t < 8; ++t) {
+      config.row_bytes[t] = kTileBytes;
+      config.rows[t] = kTileRows;
+    }
+    asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
+  }
+  static void release() { asm volatile("tilerelease" : : : "memory"); }
+  template <int T>
+  static void zero() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(T));
+  }
+  template <int T>
+  static void load(const void* from, int64_t stride) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(T), "r"(from), "r"(stride) : "memory");
+  }
+  template <int T>
+  static void store(void* to, int64_t stride) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(T), "r"(to), "r"(stride) : "memory");
+  }
+  // C += A B, A of 16 rows of pairs, B of 16 pairs of rows.
+  template <int C, int A, int B>
+  static void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+  }
+};
+
+#endif
+
+}  // namespace

@@ -1,0 +1,45 @@
+// Eight bfloat16 values as a vector of floats, and back.
+#pragma once
+#include "cpu/vec/avx2.h"
+
+namespace {
+
+struct Bf16 {
+  static Vec load(const uint16_t* p) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Vec load_first(const uint16_t* p, int64_t n) {
+    alignas(16) uint16_t lanes[8] = {};
+    __builtin_memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t));
+    return load(lanes);
+  }
+  static void store(Vec x, uint16_t* p) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(x)); }
+  static void store_first(Vec x, uint16_t* p, int64_t n) {
+    alignas(16) uint16_t lanes[8];
+    store(x, lanes);
+    __builtin_memcpy(p, lanes, static_cast<size_t>(n) * sizeof(uint16_t));
+  }
+  // p[0], p[2], ... and p[1], p[3], ...
+  static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = {_mm256_castsi256_ps(_mm256_slli_epi32(u, 16))};
+    odd = {_mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+  }
+
+ private:
+  static Vec widened(__m128i bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static __m128i narrowed(Vec x) {
+    const __m256i u = _mm256_castps_si256(x.v), upper = _mm256_srli_epi32(u, 16);
+    const __m256i tie = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), tie);
+    const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+    const __m256i bits = _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), quiet, nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  }
+};
+
+// Register block of dot products: pixels, and halves of a panel of output channels.
+constexpr int kDotPixels = 4, kDotHalves = 1;
+
+}  // namespace

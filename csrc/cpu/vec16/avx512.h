@@ -1,0 +1,44 @@
+// Sixteen bfloat16 values as a vector of floats, and back.
+#pragma once
+#include "cpu/vec/avx512.h"
+
+namespace {
+
+struct Bf16 {
+  static Vec load(const uint16_t* p) {
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Vec load_first(const uint16_t* p, int64_t n) {
+    return widened(_mm256_maskz_loadu_epi16(first(n), p));
+  }
+  static void store(Vec x, uint16_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x)); }
+  static void store_first(Vec x, uint16_t* p, int64_t n) {
+    _mm256_mask_storeu_epi16(p, first(n), narrowed(x));
+  }
+  // p[0], p[2], ... and p[1], p[3], ...
+  static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m512i u = _mm512_loadu_si512(p);
+    even = {_mm512_castsi512_ps(_mm512_slli_epi32(u, 16))};
+    odd = {_mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+  }
+
+ private:
+  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static Vec widened(__m256i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static __m256i narrowed(Vec x) {
+    const __m512i u = _mm512_castps_si512(x.v), upper = _mm512_srli_epi32(u, 16);
+    const __m512i tie = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), tie);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+    const __m512i bits =
+        _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, upper, _mm512_set1_epi32(0x40));
+    return _mm512_cvtepi32_epi16(bits);
+  }
+};
+
+// Register block of dot products: pixels, and halves of a panel of output channels.
+constexpr int kDotPixels = 12, kDotHalves = 2;
+
+}  // namespace

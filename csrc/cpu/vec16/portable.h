@@ -1,0 +1,43 @@
+// Four bfloat16 values as a vector of floats, and back.
+#pragma once
+#include "cpu/vec/portable.h"
+
+namespace {
+
+typedef uint32_t Unsigned4 __attribute__((vector_size(16)));
+
+struct Bf16 {
+  static Vec load(const uint16_t* p) { return widened(Unsigned4{p[0], p[1], p[2], p[3]} << 16); }
+  static Vec load_first(const uint16_t* p, int64_t n) {
+    uint16_t lanes[4] = {};
+    for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  static void store(Vec x, uint16_t* p) { store_first(x, p, 4); }
+  static void store_first(Vec x, uint16_t* p, int64_t n) {
+    Unsigned4 u;
+    __builtin_memcpy(&u, &x.v, sizeof(u));
+    const Unsigned4 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
+    const Unsigned4 bits = x.v != x.v ? quiet : rounded;
+    for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(bits[i]);
+  }
+  // p[0], p[2], ... and p[1], p[3], ...
+  static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    Unsigned4 u;
+    __builtin_memcpy(&u, p, sizeof(u));
+    even = widened(u << 16);
+    odd = widened(u & 0xffff0000u);
+  }
+
+ private:
+  static Vec widened(Unsigned4 bits) {
+    Vec r;
+    __builtin_memcpy(&r.v, &bits, sizeof(r.v));
+    return r;
+  }
+};
+
+// Register block of dot products: pixels, and halves of a panel of output channels.
+constexpr int kDotPixels = 2, kDotHalves = 1;
+
+}  // namespace

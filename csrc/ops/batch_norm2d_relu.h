@@ -1,0 +1,27 @@
+// batch_norm2d with ReLU that gives one bit per value for its gradient, in place of the output: what autograd
+// runs on GPUs, where reading the output again costs sixteen or thirty-two times as much.
+#pragma once
+#include "ops/batch_norm2d.h"
+
+namespace cnnfast {
+
+// Output, mean, var, bits.
+using BatchNorm2dReluOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+// Of input, weight, bias, residual.
+using BatchNorm2dReluGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// How many bytes the bits of a batch of images take.
+c10::SymInt bytes_of_bits(const at::Tensor& images);
+
+void check_batch_norm2d_relu_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                      const at::Tensor& mean, const at::Tensor& var,
+                                      const OptionalTensor& weight, const at::Tensor& positive);
+
+BatchNorm2dReluOutputs batch_norm2d_relu_composite(const at::Tensor& input, const OptionalTensor& weight,
+                                                   const OptionalTensor& bias, const OptionalTensor& residual,
+                                                   double eps);
+BatchNorm2dReluGradients batch_norm2d_relu_backward_composite(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+    const OptionalTensor& weight, const at::Tensor& positive, double eps, std::array<bool, 4> output_mask);
+
+}  // namespace cnnfast

@@ -1,0 +1,44 @@
+// What lowering does differently where values are bfloat16.
+#include "plan/lowering.h"
+#include "plan/steps16.h"
+
+namespace cnnfast::plan {
+
+bool Lowering::takes_pairs_here(int64_t node) const {
+  return graph_.half() && takes_pairs(conv_geometry(node));
+}
+
+void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left) {
+  const Node& n = graph_.nodes[node];
+  const Place from = place(read_by(node));
+  std::optional<Place> residual;
+  if (n.inputs.size() == 2) residual = place(n.inputs[1]);
+  const Place* added = residual ? &*residual : nullptr;
+  if (takes_pairs(g))
+    return add_step(pair_conv_step(node, g, pad_top, pad_left,
+                                   constants_.conv_constants(node, g, WeightForm::kPairs), from, place(node),
+                                   added));
+  add_step(widened_conv_step(node, g, pad_top, pad_left,
+                             constants_.conv_constants(node, g, WeightForm::kRounded), from, place(node),
+                             added, prologue_of(node), std::nullopt));
+}
+
+void Lowering::emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<LrnParams>& norm) {
+  const cpu::ConvGeometry g = conv_geometry(conv);
+  const Node& n = graph_.nodes[conv];
+  const bool max = graph_.nodes[pool].op == Op::kMaxPool2d;
+  add_step(widened_conv_step(conv, g, n.attr[Conv2dAttr::kPadTop], n.attr[Conv2dAttr::kPadLeft],
+                             constants_.conv_constants(conv, g, WeightForm::kRounded), place(n.inputs[0]),
+                             place(pool), nullptr, {}, PoolBehind{strips_[conv], norm, max, pool_of(pool)}));
+}
+
+// Steps that do not know bfloat16 run on widened strips.
+void Lowering::add(std::unique_ptr<Step> step) {
+  if (!graph_.half()) return add_step(std::move(step));
+  auto* rows = dynamic_cast<RowStep*>(step.get());
+  TORCH_INTERNAL_ASSERT(rows, "cnnfast: ", step->text(), " has no bfloat16 form");
+  step.release();
+  add_step(widened_step(std::unique_ptr<RowStep>(rows)));
+}
+
+}  // namespace cnnfast::plan

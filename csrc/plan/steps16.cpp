@@ -1,0 +1,304 @@
+#include "plan/steps16.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "cpu/bf16_table.h"
+#include "cpu/conv16_job.h"
+#include "cpu/parallel.h"
+
+namespace cnnfast::plan {
+namespace {
+
+using cpu::View;
+using cpu::View16;
+
+// Widened rows of a strip, operands and result: they stay in the second-level cache.
+constexpr int64_t kStripFloats = 24 * 1024;
+// Few images: enough strips to occupy some threads.
+constexpr int64_t kUnits = 8;
+// Channels that one thread averages at a time.
+constexpr int64_t kMeanVectors = 4;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A step that writes bfloat16 values.
+template <class Base>
+class Writes16 : public Base {
+ public:
+  using Base::Base;
+
+ protected:
+  void fill_borders(const Memory& memory, int thread, int team) const override {
+    if (!this->writes_.fills_border) return;
+    const Place& place = this->writes_;
+    const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
+    cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
+  }
+};
+
+class CopyIn16 : public Writes16<Step> {
+ public:
+  CopyIn16(int64_t node, size_t input, Place to) : Writes16(node, {}, std::move(to)), input_(input) {}
+  std::string text() const override { return "copy in " + size_text(writes_.size); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const External& source = memory.inputs[input_];
+    const auto [begin, end] = rows(thread, team);
+    if (source.data16)
+      cpu::copy_in(source.data16, source.strides, writes_.size, writes_.view16(memory), begin, end);
+    else
+      cpu::copy_in(source.data, source.strides, writes_.size, writes_.view16(memory), begin, end);
+  }
+
+ private:
+  size_t input_;
+};
+
+class Copy16 : public Writes16<Step> {
+ public:
+  Copy16(int64_t node, Place from, Place to) : Writes16(node, {std::move(from)}, std::move(to)) {}
+  std::string text() const override { return "copy " + size_text(writes_.size); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const View16 to = writes_.view16(memory);
+    const auto [begin, end] = rows(thread, team);
+    cpu::copy_out(reads_[0].view16(memory), writes_.size, to.data, {to.image, 1, to.row, to.pixel}, begin,
+                  end);
+  }
+};
+
+// Output tensors have no border.
+class CopyOut16 : public Step {
+ public:
+  CopyOut16(int64_t node, Place from, Place to, bool flatten, bool to_float)
+      : Step(node, {std::move(from)}, std::move(to)), flatten_(flatten), to_float_(to_float) {}
+  std::string text() const override {
+    return (flatten_ ? "flatten " : "copy ") + size_text(reads_[0].size) + (to_float_ ? " to float32" : "");
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const cpu::ImageSize size = reads_[0].size;
+    const int64_t plane = size.height * size.width, row = size.width * size.channels;
+    const cpu::TensorStrides strides = flatten_
+                                           ? cpu::TensorStrides{plane * size.channels, plane, size.width, 1}
+                                           : cpu::TensorStrides{size.height * row, 1, row, size.channels};
+    const auto [begin, end] = cpu::share(size.images * size.height, 1, thread, team);
+    const View16 from = reads_[0].view16(memory);
+    float* to = memory.buffers[writes_.buffer];
+    if (to_float_)
+      cpu::copy_out(from, size, to, strides, begin, end);
+    else
+      cpu::copy_out(from, size, reinterpret_cast<uint16_t*>(to), strides, begin, end);
+  }
+
+ private:
+  bool flatten_, to_float_;
+};
+
+std::vector<Place> with_optional(Place first, const Place* second) {
+  std::vector<Place> places{std::move(first)};
+  if (second) places.push_back(*second);
+  return places;
+}
+
+class PairConv : public Writes16<Step> {
+ public:
+  PairConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
+           std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to)
+      : Writes16(node, std::move(reads), std::move(to)),
+        constants_(std::move(constants)),
+        job_(g, reads_[0].strides16(), writes_.strides16(),
+             reads_.size() == 2 ? reads_[1].strides16() : View16{}),
+        first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
+
+  double flops() const override { return job_.geometry().flops(); }
+  std::string text() const override {
+    std::ostringstream out;
+    const cpu::ConvGeometry& g = job_.geometry();
+    out << "conv " << g.kernel_h << "x" << g.kernel_w << ", " << g.in_channels
+        << " channels, pairs of bfloat16 to " << size_text(writes_.size);
+    return out.str();
+  }
+  Constants first_constants(int, int) const override {
+    return {constants_->weight.data(), constants_->weight.size()};
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const Place& from = reads_[0];
+    const auto* buffer = reinterpret_cast<const uint16_t*>(memory.buffers[from.buffer]);
+    const uint16_t* residual = reads_.size() == 2 ? reads_[1].view16(memory).data : nullptr;
+    job_.run(constants_->weight, constants_->shift,
+             {from.view16(memory).data + first_tap_, buffer, buffer + from.size.images * from.image(),
+              writes_.view16(memory).data, residual},
+             thread, team);
+  }
+
+ private:
+  std::shared_ptr<const ConvConstants> constants_;
+  cpu::Conv16Job job_;
+  int64_t first_tap_;
+};
+
+class Mean16 : public Writes16<Step> {
+ public:
+  Mean16(int64_t node, const cpu::PoolCall& call, Place from, Place to)
+      : Writes16(node, {std::move(from)}, std::move(to)), call_(call) {}
+  std::string text() const override {
+    return (call_.prologue.scale ? "affine, " : "") + ("mean over images, to " + size_text(writes_.size));
+  }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const int64_t lanes = kMeanVectors * cpu::kernels().vector_width,
+                  parts = divide_up(call_.channels, lanes);
+    const auto [begin, end] = cpu::share(writes_.size.images * parts, 1, thread, team);
+    if (begin >= end) return;
+    const View16 in = reads_[0].view16(memory), out = writes_.view16(memory);
+    const int64_t height = call_.in_height, width = call_.in_width;
+    float* pixels = cpu::thread_scratch(cpu::ScratchSlot::kWidened, (height * width + 1) * lanes);
+    float* means = pixels + height * width * lanes;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / parts, first = unit % parts * lanes;
+      cpu::PoolCall call = call_;
+      call.channels = std::min(lanes, call_.channels - first);
+      if (call.prologue.scale) {
+        call.prologue.scale += first;
+        call.prologue.shift += first;
+      }
+      for (int64_t y = 0; y < height; ++y)
+        cpu::bf16_kernels().widen({in.data + n * in.image + y * in.row + first, in.pixel},
+                                  {pixels + y * width * call.channels, call.channels}, width, call.channels);
+      call.input = {pixels, 0, width * call.channels, call.channels};
+      call.output = {means, 0, 0, call.channels};
+      cpu::kernels().image_mean(call, 0, 0, call.channels);
+      cpu::bf16_kernels().narrow({means, call.channels}, {out.data + n * out.image + first, out.pixel}, 1,
+                                 call.channels);
+    }
+  }
+
+ private:
+  cpu::PoolCall call_;
+};
+
+// The step runs on memory that has the rows of a strip where the arena has all of them; between a value's
+// rows lies what lies there in the arena, untouched.
+class Widened : public Writes16<Step> {
+ public:
+  explicit Widened(std::unique_ptr<RowStep> step)
+      : Writes16(step->node(), step->reads(), step->writes()), step_(std::move(step)) {
+    int64_t row = writes_.row();
+    for (size_t i = 0; i < reads_.size(); ++i) row += step_->window_of(i) ? reads_[i].row() : 0;
+    const int64_t height = writes_.size.height;
+    strip_ = std::clamp<int64_t>(kStripFloats / row, 1, height);
+    strip_ = std::min(strip_, std::max<int64_t>(1, writes_.size.images * height / kUnits));
+    for (size_t i = 0; i < reads_.size(); ++i)
+      if (!step_->window_of(i) && reads_[i].size.height > 1) strip_ = height;
+    strips_ = divide_up(height, strip_);
+  }
+  double flops() const override { return step_->flops(); }
+  std::string text() const override { return step_->text(); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const auto [begin, end] = cpu::share(writes_.size.images * strips_, 1, thread, team);
+    if (begin >= end) return;
+    Memory widened;
+    widened.buffers.resize(memory.buffers.size(), nullptr);
+    for (int64_t unit = begin; unit < end; ++unit)
+      run_strip(memory, widened, unit / strips_, unit % strips_ * strip_);
+  }
+
+ private:
+  struct Rows {
+    int64_t begin, end;
+  };
+  Rows rows_of(size_t operand, int64_t begin, int64_t end) const {
+    const int64_t height = reads_[operand].size.height;
+    const auto w = step_->window_of(operand);
+    if (!w) return {0, height};
+    return {std::clamp<int64_t>(begin * w->stride - w->before, 0, height),
+            std::clamp<int64_t>((end - 1) * w->stride - w->before + w->extent, 0, height)};
+  }
+
+  void run_strip(const Memory& memory, Memory& widened, int64_t image, int64_t begin) const {
+    const int64_t end = std::min(begin + strip_, writes_.size.height);
+    std::vector<std::pair<const Place*, Rows>> areas;  // one per buffer: what is read and written there
+    const auto include = [&](const Place& place, const Rows& rows) {
+      for (auto& [other, all] : areas)
+        if (other->buffer == place.buffer) {
+          all = {std::min(all.begin, rows.begin), std::max(all.end, rows.end)};
+          return;
+        }
+      areas.emplace_back(&place, rows);
+    };
+    include(writes_, {begin, end});
+    for (size_t i = 0; i < reads_.size(); ++i) include(reads_[i], rows_of(i, begin, end));
+    int64_t floats = 0;
+    for (const auto& [place, rows] : areas) floats += (rows.end - rows.begin) * place->row();
+    float* at = cpu::thread_scratch(cpu::ScratchSlot::kWidened, floats);
+    for (const auto& [place, rows] : areas) {
+      widened.buffers[place->buffer] =
+          at - image * place->image() - (place->border.top + rows.begin) * place->row();
+      at += (rows.end - rows.begin) * place->row();
+    }
+    for (size_t i = 0; i < reads_.size(); ++i)
+      for_rows(reads_[i], memory, widened, image, rows_of(i, begin, end), [&](auto narrow, auto wide) {
+        cpu::bf16_kernels().widen({narrow.data, narrow.step}, wide, reads_[i].size.width,
+                                  reads_[i].size.channels);
+      });
+    step_->compute_rows(widened, image * writes_.size.height + begin, image * writes_.size.height + end);
+    for_rows(writes_, memory, widened, image, {begin, end}, [&](auto narrow, auto wide) {
+      cpu::bf16_kernels().narrow({wide.data, wide.step}, narrow, writes_.size.width, writes_.size.channels);
+    });
+  }
+
+  // body(row in the arena, the same row widened)
+  template <class Body>
+  static void for_rows(const Place& place, const Memory& memory, const Memory& widened, int64_t image,
+                       const Rows& rows, Body&& body) {
+    const View16 narrow = place.view16(memory);
+    const View wide = place.view(widened);
+    for (int64_t y = rows.begin; y < rows.end; ++y)
+      body(cpu::PixelRun<uint16_t>{narrow.data + image * narrow.image + y * narrow.row, narrow.pixel},
+           cpu::PixelRun<float>{wide.data + image * wide.image + y * wide.row, wide.pixel});
+  }
+
+  std::unique_ptr<RowStep> step_;
+  int64_t strip_, strips_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to) {
+  return std::make_unique<CopyIn16>(node, input, std::move(to));
+}
+
+std::unique_ptr<Step> copy16_step(int64_t node, Place from, Place to) {
+  return std::make_unique<Copy16>(node, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool flatten, bool to_float) {
+  return std::make_unique<CopyOut16>(node, std::move(from), std::move(to), flatten, to_float);
+}
+
+std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                     int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                     Place from, Place to, const Place* residual) {
+  return std::make_unique<PairConv>(node, geometry, pad_top, pad_left, std::move(constants),
+                                    with_optional(std::move(from), residual), std::move(to));
+}
+
+std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to) {
+  return std::make_unique<Mean16>(node, call, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> widened_step(std::unique_ptr<RowStep> step) {
+  return std::make_unique<Widened>(std::move(step));
+}
+
+}  // namespace cnnfast::plan

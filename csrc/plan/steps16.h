@@ -1,0 +1,39 @@
+// Steps of plans whose values are bfloat16: every value lies in the arena rounded once, and is computed in
+// float32.
+#pragma once
+#include "plan/steps.h"
+
+namespace cnnfast::plan {
+
+// Whether a convolution multiplies packed bfloat16 pairs; otherwise strips of its input are widened for the
+// float32 kernels.
+bool takes_pairs(const cpu::ConvGeometry& geometry);
+
+std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to);
+// Within the arena.
+std::unique_ptr<Step> copy16_step(int64_t node, Place from, Place to);
+// Into an output tensor, of float32 or bfloat16 values.
+std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool flatten, bool to_float);
+// constants: packed pairs.
+std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                     int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                     Place from, Place to, const Place* residual);
+
+// A pooling behind a convolution, with a local response normalisation between them where there is one.
+struct PoolBehind {
+  std::vector<Strip> strips;
+  std::optional<LrnParams> norm;
+  bool max;
+  cpu::PoolCall pool;
+};
+// constants: as those of conv_step. `to` is the pooling's place where there is one. Of a prologue, scale,
+// shift and activation count.
+std::unique_ptr<Step> widened_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                        int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                        Place from, Place to, const Place* residual,
+                                        const cpu::Prologue& prologue, std::optional<PoolBehind> behind);
+std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to);
+// Any step that computes rows: strip by strip, on widened copies of its operands.
+std::unique_ptr<Step> widened_step(std::unique_ptr<RowStep> step);
+
+}  // namespace cnnfast::plan

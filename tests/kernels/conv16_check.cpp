@@ -1,0 +1,346 @@
+// The bfloat16 convolution kernels against sums in double, AMX tiles and AVX512-BF16 products emulated. Every
+// buffer ends where its last value ends, so that a sanitizer sees each read beyond; outputs are poisoned
+// first.
+#define CNNFAST_EMULATE_AMX
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+// clang-format off: kernels want their vector type first
+#include "cpu/vec16/portable.h"
+#include "cpu/kernels/bf16_table.inl"
+#include "cpu/kernels/conv_amx.inl"
+// clang-format on
+
+namespace {
+
+float widened(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+uint16_t rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if (std::isnan(x)) return 0x7fc0;
+  const uint32_t lower = bits & 0xffffu, upper = bits >> 16;
+  return static_cast<uint16_t>(upper + (lower > 0x8000u || (lower == 0x8000u && (upper & 1u))));
+}
+
+// Half the distance of two bfloat16 values near x.
+double half_step(double x) { return x == 0 ? 0.0 : std::ldexp(1.0, std::ilogb(x) - 8); }
+
+// What AVX512-BF16 does, but for denormal values.
+struct EmulatedDot {
+  using Operand = uint16_t;
+  struct Weights {
+    Vec even, odd;
+  };
+  static void gather(const uint16_t* from, int64_t count, uint16_t* to) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(uint16_t));
+  }
+  static Weights load(const uint16_t* pairs) {
+    Weights w;
+    Bf16::load_pairs(pairs, w.even, w.odd);
+    return w;
+  }
+  static Vec add(const Weights& w, const uint16_t* pair, Vec acc) {
+    return acc + (Vec::set1(widened(pair[0])) * w.even + Vec::set1(widened(pair[1])) * w.odd);
+  }
+};
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 2654435761u + 1) {}
+  uint64_t next() {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return state_;
+  }
+  int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint64_t>(n)); }
+  float value() { return static_cast<float>(below(2001) - 1000) / 500.0f; }
+
+ private:
+  uint64_t state_;
+};
+
+struct Case {
+  int64_t images, height, width, in, out, kernel_h, kernel_w, stride_h, stride_w, dilation_w, pad, in_slice,
+      out_slice;
+  bool residual, shift;
+  Activation activation;
+  int64_t block_pixels, near_pixels;
+  uint16_t special;  // a NaN or Inf somewhere in the input; 0: none
+};
+
+constexpr uint16_t kPoison = 0x7fab;
+
+class Check {
+ public:
+  explicit Check(const Case& c, uint64_t seed) : c_(c), random_(seed) {
+    padded_h_ = c.height + 2 * c.pad;
+    padded_w_ = c.width + 2 * c.pad;
+    out_h_ = (padded_h_ - c.kernel_h) / c.stride_h + 1;
+    out_w_ = (padded_w_ - (c.kernel_w - 1) * c.dilation_w - 1) / c.stride_w + 1;
+    in_pixel_ = c.in + c.in_slice;
+    out_pixel_ = c.out + c.out_slice;
+    fill();
+    pack();
+  }
+
+  using Kernel = void (*)(const Conv16Call&, int64_t, int64_t, int64_t, int64_t);
+  int64_t tiles() {
+    const Conv16Call call = this->call();
+    if (call.length % kPairBlock != 0) return 0;
+    const int64_t pixels = c_.images * out_h_ * out_w_;
+    const int64_t count = pixels < call.near_pixels ? pixels : call.near_pixels;
+    std::vector<PixelTile> built(static_cast<size_t>(most_tiles(call)));
+    return straight_tiles(call, Pixel16Walk(call, 0), count, built.data());
+  }
+
+  // Pixels and panels in two shares each, as threads would take them. Number of wrong values.
+  int64_t run(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
+    output_.assign(output_.size(), kPoison);
+    Conv16Call call = this->call();
+    std::vector<float> scratch(static_cast<size_t>(scratch_bytes(call) + 3) / 4 + 16);
+    call.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+    const int64_t pixels = c_.images * out_h_ * out_w_, panels = (c_.out + 31) / 32;
+    const int64_t cut = pixels / 3, panel_cut = panels / 2;
+    for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, cut}, {cut, pixels}})
+      for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, panel_cut}, {panel_cut, panels}})
+        if (first < last && begin < end) kernel(call, first, last, begin, end);
+    return compare(name);
+  }
+
+ private:
+  void fill() {
+    input_.resize(static_cast<size_t>((c_.images * padded_h_ * padded_w_ - 1) * in_pixel_ + c_.in));
+    for (uint16_t& x : input_) x = kPoison;
+    for (int64_t n = 0; n < c_.images; ++n)
+      for (int64_t y = 0; y < padded_h_; ++y)
+        for (int64_t x = 0; x < padded_w_; ++x)
+          for (int64_t i = 0; i < c_.in; ++i) {
+            const bool inside = y >= c_.pad && y < c_.pad + c_.height && x >= c_.pad && x < c_.pad + c_.width;
+            input_[at_input(n, y, x, i)] = inside ? rounded(random_.value()) : uint16_t{0};
+          }
+    if (c_.special)
+      input_[at_input(random_.below(c_.images), c_.pad + random_.below(c_.height),
+                      c_.pad + random_.below(c_.width), random_.below(c_.in))] = c_.special;
+    for (int64_t i = 0; i < c_.out * c_.kernel_h * c_.kernel_w * c_.in; ++i)
+      weight_.push_back(rounded(random_.value()));
+    for (int64_t i = 0; i < (c_.out + 31) / 32 * 32; ++i) shift_.push_back(random_.value());
+    output_.resize(static_cast<size_t>((c_.images * out_h_ * out_w_ - 1) * out_pixel_ + c_.out));
+    for (size_t i = 0; i < output_.size(); ++i) residual_.push_back(rounded(random_.value()));
+    const bool adjacent = c_.dilation_w == 1 && in_pixel_ == c_.in;
+    for (int64_t y = 0; y < c_.kernel_h; ++y)
+      for (int64_t x = 0; x < (adjacent ? 1 : c_.kernel_w); ++x)
+        tap_.push_back((y * padded_w_ + x * c_.dilation_w) * in_pixel_);
+    length_ = adjacent ? c_.kernel_w * c_.in : c_.in;
+  }
+
+  // Position k of the dot product and channel, as the table's header says it.
+  void pack() {
+    const int64_t depth = c_.kernel_h * c_.kernel_w * c_.in, padded = (depth + 31) / 32 * 32;
+    for (int64_t panel = 0; panel < c_.out; panel += 32)
+      for (int64_t k0 = 0; k0 < padded; k0 += 32)
+        for (int64_t half = 0; half < (c_.out - panel > 16 ? 2 : 1); ++half)
+          for (int64_t k = k0; k < k0 + 32; k += 2)
+            for (int64_t channel = panel + 16 * half; channel < panel + 16 * half + 16; ++channel)
+              for (int64_t i = k; i < k + 2; ++i)
+                packed_.push_back(channel < c_.out && i < depth ? weight_[channel * depth + i] : uint16_t{0});
+  }
+
+  size_t at_input(int64_t n, int64_t y, int64_t x, int64_t i) const {
+    return static_cast<size_t>(((n * padded_h_ + y) * padded_w_ + x) * in_pixel_ + i);
+  }
+  View16 out_view(std::vector<uint16_t>& memory) const {
+    return {memory.data(), out_h_ * out_w_ * out_pixel_, out_w_ * out_pixel_, out_pixel_};
+  }
+
+  Conv16Call call() {
+    Conv16Call call{};
+    call.input = {input_.data(), padded_h_ * padded_w_ * in_pixel_, padded_w_ * in_pixel_, in_pixel_};
+    call.output = out_view(output_);
+    call.residual = c_.residual ? out_view(residual_) : View16{nullptr, 0, 0, 0};
+    call.readable = input_.data();
+    call.beyond = input_.data() + input_.size();
+    call.images = c_.images;
+    call.height = out_h_;
+    call.width = out_w_;
+    call.stride_h = c_.stride_h;
+    call.stride_w = c_.stride_w;
+    call.tap = tap_.data();
+    call.taps = static_cast<int64_t>(tap_.size());
+    call.length = length_;
+    call.weight = packed_.data();
+    call.shift = c_.shift ? shift_.data() : nullptr;
+    call.channels = c_.out;
+    call.block_pixels = c_.block_pixels;
+    call.near_pixels = c_.near_pixels;
+    call.activation = c_.activation;
+    return call;
+  }
+
+  int64_t compare(const char* name) {
+    int64_t wrong = 0;
+    for (int64_t n = 0; n < c_.images; ++n)
+      for (int64_t y = 0; y < out_h_; ++y)
+        for (int64_t x = 0; x < out_w_; ++x) {
+          const int64_t first = ((n * out_h_ + y) * out_w_ + x) * out_pixel_;
+          for (int64_t o = 0; o < c_.out; ++o) {
+            double size = 0;
+            const double wanted = truth(n, y, x, o, first, size);
+            const double got = widened(output_[first + o]);
+            const bool fits = std::isfinite(wanted)
+                                  ? std::abs(got - wanted) <= half_step(wanted) + 2e-6 * size
+                                  : (std::isnan(wanted) ? std::isnan(got) : got == wanted);
+            if (!fits && ++wrong < 4)
+              std::printf("%s: image %ld row %ld column %ld channel %ld: %g instead of %g\n", name,
+                          static_cast<long>(n), static_cast<long>(y), static_cast<long>(x),
+                          static_cast<long>(o), got, wanted);
+          }
+          const bool last = n == c_.images - 1 && y == out_h_ - 1 && x == out_w_ - 1;
+          for (int64_t o = c_.out; o < (last ? c_.out : out_pixel_); ++o)
+            if (output_[first + o] != kPoison && ++wrong < 4)
+              std::printf("%s: wrote beside its slice\n", name);
+        }
+    return wrong;
+  }
+
+  double truth(int64_t n, int64_t y, int64_t x, int64_t o, int64_t place, double& size) {
+    double sum = c_.shift ? shift_[o] : 0.0;
+    size = std::abs(sum);
+    const uint16_t* w = weight_.data() + o * c_.kernel_h * c_.kernel_w * c_.in;
+    for (int64_t ky = 0; ky < c_.kernel_h; ++ky)
+      for (int64_t kx = 0; kx < c_.kernel_w; ++kx)
+        for (int64_t i = 0; i < c_.in; ++i, ++w) {
+          const double term =
+              static_cast<double>(widened(
+                  input_[at_input(n, y * c_.stride_h + ky, x * c_.stride_w + kx * c_.dilation_w, i)])) *
+              widened(*w);
+          sum += term;
+          size += std::abs(term);
+        }
+    if (c_.residual) sum += widened(residual_[place + o]);
+    if (c_.activation.kind == Activation::kReLU) return sum < 0 ? 0 : sum;
+    if (c_.activation.kind == Activation::kSigmoid) return 1 / (1 + std::exp(-sum));
+    return sum;
+  }
+
+  Case c_;
+  Random random_;
+  int64_t padded_h_, padded_w_, out_h_, out_w_, in_pixel_, out_pixel_, length_ = 0;
+  std::vector<uint16_t> input_, output_, residual_, weight_, packed_;
+  std::vector<float> shift_;
+  std::vector<int64_t> tap_;
+};
+
+Case drawn(Random& random) {
+  Case c{};
+  const int64_t channels[] = {1, 3, 8, 19, 31, 32, 33, 64, 96};
+  const int64_t outputs[] = {1, 5, 16, 17, 32, 33, 47, 64, 80};
+  c.images = 1 + random.below(3);
+  c.height = 1 + random.below(12);
+  c.width = 1 + random.below(37);
+  c.in = channels[random.below(9)];
+  c.out = outputs[random.below(9)];
+  c.pad = random.below(3);
+  const int64_t most_h = c.height + 2 * c.pad, most_w = c.width + 2 * c.pad;
+  c.kernel_h = 1 + random.below(most_h < 5 ? most_h : 5);
+  c.kernel_w = 1 + random.below(most_w < 5 ? most_w : 5);
+  c.stride_h = 1 + random.below(2);
+  c.stride_w = 1 + random.below(3);
+  c.dilation_w = c.kernel_w > 1 && (c.kernel_w - 1) * 2 < most_w && random.below(4) == 0 ? 2 : 1;
+  c.in_slice = random.below(3) == 0 ? 1 + random.below(40) : 0;
+  c.out_slice = random.below(3) == 0 ? 1 + random.below(40) : 0;
+  c.residual = random.below(2) == 0;
+  c.shift = random.below(2) == 0;
+  const Activation::Kind kinds[] = {Activation::kNone, Activation::kReLU, Activation::kSigmoid};
+  c.activation = {kinds[random.below(3)], 0.0f, 0.0f};
+  c.block_pixels = 16 * (1 + random.below(6));
+  c.near_pixels = 16 * (1 + random.below(20));
+  const uint16_t specials[] = {0, 0, 0, 0x7fc0, 0x7f80};
+  c.special = specials[random.below(5)];
+  return c;
+}
+
+std::string text(const Case& c) {
+  char line[300];
+  std::snprintf(
+      line, sizeof(line),
+      "%ld images %ldx%ld, %ld to %ld channels, kernel %ldx%ld, stride %ldx%ld, dilation %ld, pad %ld, "
+      "slices %ld %ld, residual %d, shift %d, activation %d, block %ld, special %x",
+      static_cast<long>(c.images), static_cast<long>(c.height), static_cast<long>(c.width),
+      static_cast<long>(c.in), static_cast<long>(c.out), static_cast<long>(c.kernel_h),
+      static_cast<long>(c.kernel_w), static_cast<long>(c.stride_h), static_cast<long>(c.stride_w),
+      static_cast<long>(c.dilation_w), static_cast<long>(c.pad), static_cast<long>(c.in_slice),
+      static_cast<long>(c.out_slice), c.residual, c.shift, static_cast<int>(c.activation.kind),
+      static_cast<long>(c.block_pixels), c.special);
+  return line;
+}
+
+// The rounding of the vector type against one written with integers.
+int64_t check_rounding() {
+  Random random(7);
+  int64_t wrong = 0;
+  for (int i = 0; i < 200000; ++i) {
+    const uint32_t bits =
+        i < 4096 ? static_cast<uint32_t>(i) << 20 | 0x8000u : static_cast<uint32_t>(random.next());
+    float x[4];
+    uint16_t stored[4];
+    for (float& lane : x) std::memcpy(&lane, &bits, sizeof(bits));
+    Bf16::store(Vec::load(x), stored);
+    const bool nan = std::isnan(x[0]);
+    wrong += nan ? !std::isnan(widened(stored[3])) : stored[3] != rounded(x[0]);
+  }
+  return wrong;
+}
+
+// Pixels that lie apart, to floats and back.
+int64_t check_rows() {
+  Random random(9);
+  int64_t wrong = 0;
+  for (const int64_t channels : {1, 3, 4, 7, 16, 33})
+    for (const int64_t apart : {0, 1, 5}) {
+      const int64_t pixels = 6, step = channels + apart;
+      std::vector<uint16_t> from(static_cast<size_t>((pixels - 1) * step + channels)),
+          to(from.size(), kPoison);
+      std::vector<float> floats(static_cast<size_t>(pixels * channels));
+      for (uint16_t& x : from) x = rounded(random.value());
+      widen({from.data(), step}, {floats.data(), channels}, pixels, channels);
+      narrow({floats.data(), channels}, {to.data(), step}, pixels, channels);
+      for (int64_t i = 0; i < static_cast<int64_t>(from.size()); ++i)
+        wrong += to[i] != (i % step < channels ? from[i] : kPoison);
+    }
+  return wrong;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int64_t cases = count > 1 ? std::atoi(arguments[1]) : 300;
+  int64_t wrong = check_rounding(), straight = 0;
+  wrong += check_rows();
+  if (wrong) std::printf("rounding or rows: %ld wrong\n", static_cast<long>(wrong));
+  Tiles::configure();
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(static_cast<uint64_t>(i) + 100);
+    const Case c = drawn(random);
+    Check check(c, static_cast<uint64_t>(i));
+    straight += check.tiles() > 0;
+    const int64_t before = wrong;
+    wrong += check.run("amx", amx_conv<EmulatedDot>, amx_scratch<EmulatedDot>);
+    wrong += check.run("pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
+    wrong += check.run("widened", gathered_conv<WidenedDot>, gather_scratch<WidenedDot>);
+    if (wrong != before) std::printf("case %ld: %s\n", static_cast<long>(i), text(c).c_str());
+  }
+  Tiles::release();
+  std::printf("%ld cases, %ld with tiles loaded from the image, %ld wrong values\n", static_cast<long>(cases),
+              static_cast<long>(straight), static_cast<long>(wrong));
+  return wrong != 0;
+}
