@@ -30,7 +30,8 @@ std::vector<Isa> compiled() {
   const std::string& refusal = bf16 ? amx_refusal() : kNoAmx;
   isas.push_back({&kAvx512Kernels, &kAmxBf16Kernels, bf16 && refusal.empty(), refusal});
 #endif
-  // Intel's vdpbf16ps takes four times as long as vfmadd231ps (docs/performance.md): half the products a second.
+  // Intel's vdpbf16ps takes four times as long as vfmadd231ps (docs/performance.md): half the products a
+  // second.
   isas.push_back({&kAvx512Kernels, &kAvx512WithBf16Kernels, bf16, {}, !__builtin_cpu_is("intel")});
 #endif
   isas.push_back({&kAvx512Kernels, &kAvx512Bf16Kernels, avx512});
