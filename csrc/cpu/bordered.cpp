@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/channel_sums.h"
+#include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
 #include "cpu/parallel.h"
 
@@ -21,7 +22,7 @@ Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const
   const int64_t channels = sizes[1], height = sizes[2] + b.top + b.bottom,
                 width = sizes[3] + b.left + b.right;
   Bordered t;
-  t.storage = at::empty({sizes[0], height, width, channels}, options);
+  t.storage = gradient_empty({sizes[0], height, width, channels}, options);
   t.view = {t.storage.data_ptr<float>(), height * width * channels, width * channels, channels};
   const int64_t first = b.top * t.view.row + b.left * t.view.pixel;
   t.view.data += first;
@@ -35,7 +36,7 @@ Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& ou
   if (activation.kind == Activation::kNone) {
     if (sums) *sums = channel_sums(grad.data, grad.stride, grad.rows, grad.channels, nullptr);
     Bordered t{grad.storage, grad.storage, {}};
-    t.view = with_border(grad.storage, border, t.storage);
+    t.view = with_border_kept(grad.storage, border, t.storage);
     return t;
   }
   const PixelRows y = pixel_rows(output);

@@ -6,6 +6,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
+#include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -49,7 +50,7 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& siz
 }
 
 at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes, const BringIn& bring_in) {
-  const at::Tensor output = at::empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor output = output_empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
   conv2d_into(a, output, bring_in);
   return output;
 }

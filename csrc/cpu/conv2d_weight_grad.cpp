@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cpu/conv_job.h"
+#include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -84,7 +85,7 @@ ConvAlgorithm choose_gradient_algorithm(const ConvGeometry& g) {
 // The input in memory with what tiles or taps read around it, as a view of the first tap.
 View bring_in(const at::Tensor& input, const Conv2dParams& p, Overreach beyond, at::Tensor& storage) {
   const int64_t ph = p.padding[0], pw = p.padding[1];
-  View v = with_border(input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, storage);
+  View v = with_border_kept(input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, storage);
   v.data -= ph * v.row + pw * v.pixel;
   return v;
 }
@@ -171,7 +172,7 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
     return conv2d_weight_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   const Conv2dParams p{stride, padding, dilation, groups};
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
-  at::Tensor weight_grad = at::empty_like(weight);
+  at::Tensor weight_grad = gradient_empty_like(weight);
   if (grad_output.numel() == 0) return weight_grad.zero_();
   ConvGeometry g = geometry_of(grad_output, weight, p);
   g.algorithm = choose_gradient_algorithm(g);
@@ -179,7 +180,7 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
   const Overreach beyond = overreach(g);
   at::Tensor input_storage, grad_storage;
   const View in = bring_in(input, p, beyond, input_storage);
-  const View grad = with_border(grad_output, {}, grad_storage);
+  const View grad = with_border_kept(grad_output, {}, grad_storage);
   for (int64_t group = 0; group < groups; ++group) {
     View own_in = in, own_grad = grad;
     own_in.data += group * g.in_channels;

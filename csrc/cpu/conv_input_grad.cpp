@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 
@@ -136,9 +137,9 @@ std::vector<PackedConv> InputGradient::weights(float* to, at::Tensor& held) cons
 
 at::Tensor InputGradient::run(const View& grad) const {
   const bool direct_write = channels_adjacent(input_) && input_.is_non_overlapping_and_dense();
-  const at::Tensor result = direct_write
-                                ? at::empty_like(input_)
-                                : at::empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor result =
+      !direct_write ? gradient_empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast)
+                    : gradient_empty_like(input_);
   float* packed = thread_scratch(ScratchSlot::kPacked, packed_floats_);
   at::Tensor held;
   const std::vector<PackedConv> packed_weights = weights(packed, held);
@@ -177,7 +178,7 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
   if (grad_output.numel() == 0) return at::zeros_like(input);
   const InputGradient gradient(input, weight, p, grad_output.sizes());
   at::Tensor storage;
-  return gradient.run(with_border(grad_output, gradient.border(), storage));
+  return gradient.run(with_border_kept(grad_output, gradient.border(), storage));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/channel_sums.h"
+#include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
 #include "cpu/normalised_conv.h"
 #include "cpu/pack_cache.h"
@@ -76,7 +77,7 @@ DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weight
       check_dense_block({input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation}));
   const auto kind = parse_activation("dense_block", activation);
   const bool batch = uses_batch_statistics(means, vars);
-  const at::Tensor output = at::empty(sizes, input.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor output = output_empty(sizes, input.options(), at::MemoryFormat::ChannelsLast);
   const at::Tensor mean = at::empty({batch ? sizes[1] : 0}, input.options()), var = at::empty_like(mean);
   copy_images(input, output.narrow(1, 0, input.size(1)));
   if (batch) compute_statistics(output, 0, input.size(1), mean, var);

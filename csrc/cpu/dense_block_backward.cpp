@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/channel_sums.h"
+#include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -92,8 +93,8 @@ class Backward {
   // The layer's activated input, of some images.
   at::Tensor activated(const DenseLayer& layer, const Normalisation& norm, int64_t first,
                        int64_t count) const {
-    const at::Tensor images = at::empty({count, layer.inputs, values_.size(2), values_.size(3)},
-                                        values_.options(), at::MemoryFormat::ChannelsLast);
+    const at::Tensor images = gradient_empty({count, layer.inputs, values_.size(2), values_.size(3)},
+                                             values_.options(), at::MemoryFormat::ChannelsLast);
     const Pixels x(values_);
     const float* source = x.data + first * pixels_per_image() * x.channels;
     float* target = images.data_ptr<float>();

@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -114,7 +115,7 @@ ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTen
 
 at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
                      const OptionalTensor& residual, Activation activation) {
-  const at::Tensor output = at::empty(sizes, x.storage.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor output = output_empty(sizes, x.storage.options(), at::MemoryFormat::ChannelsLast);
   if (output.numel() == 0) return output;
   const PixelRows r = present(residual) ? pixel_rows(*residual) : PixelRows{};
   parallel_team(threads_for(output.numel()), [&](int thread, int team, Barrier&) {
@@ -138,7 +139,7 @@ View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation
                             at::Tensor& storage) {
   const ImageSize size = image_size(t);
   const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
-  storage = at::empty({size.images, height, width, size.channels}, t.options());
+  storage = output_empty({size.images, height, width, size.channels}, t.options());
   View to{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
   to.data += b.top * to.row + b.left * to.pixel;
   const at::Tensor images = channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
@@ -270,7 +271,7 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
   const PixelRows grad = pixel_rows(grad_output), x = pixel_rows(input), y = pixel_rows(output);
   const at::Tensor center = mean.contiguous();
   const at::Tensor grad_residual =
-      need_residual ? at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
+      need_residual ? gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
                     : no_gradient(input);
   NormBackwardCall call{};
   call.grad = grad.data;
@@ -318,7 +319,7 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
                                                double eps, std::string_view activation, bool batch_statistics,
                                                std::array<bool, 6> output_mask) {
   const at::Tensor grad_input =
-      output_mask[0] ? at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
+      output_mask[0] ? gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
                      : no_gradient(input);
   InputTarget target;
   if (output_mask[0]) target.dense = grad_input.data_ptr<float>();

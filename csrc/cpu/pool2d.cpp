@@ -4,6 +4,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 
@@ -63,7 +64,7 @@ void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_includ
 }
 
 at::Tensor output_of(const at::Tensor& input, const std::vector<c10::SymInt>& sizes) {
-  return at::empty(concrete(sizes), input.options(), at::MemoryFormat::ChannelsLast);
+  return output_empty(concrete(sizes), input.options(), at::MemoryFormat::ChannelsLast);
 }
 
 }  // namespace
@@ -118,7 +119,7 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
               "cnnfast::max_pool2d_backward: grad_output has shape ", grad_output.sizes(),
               ", but the output has ", at::IntArrayRef(sizes));
   // The layout that eager PyTorch gives it, and that compiled graphs expect.
-  at::Tensor grad_input = at::empty(input.sizes(), input.options(), input.suggest_memory_format());
+  at::Tensor grad_input = gradient_empty(input.sizes(), input.options(), input.suggest_memory_format());
   if (!channels_adjacent(grad_input)) return composite();
   const at::Tensor images = images_of(input), grad = images_of(grad_output);
   const MaxPoolBackwardCall call{call_of(images, params, sizes), view_of(grad), view_of(grad_input)};

@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -33,12 +34,14 @@ View view_of(const at::Tensor& t) {
   return v;
 }
 
-View with_border(const at::Tensor& t, Border b, at::Tensor& storage) {
+namespace {
+
+View copy_with_border(const at::Tensor& t, Border b, at::Tensor& storage, decltype(output_empty)& empty) {
   const bool bordered = b.top || b.left || b.bottom || b.right;
   if (!bordered && channels_adjacent(t)) return view_of(t);
   const ImageSize size = image_size(t);
   const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
-  storage = at::empty({size.images, height, width, size.channels}, t.options());
+  storage = empty({size.images, height, width, size.channels}, t.options(), std::nullopt);
   View v{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
   v.data += b.top * v.row + b.left * v.pixel;
   const float* source = t.const_data_ptr<float>();
@@ -50,6 +53,16 @@ View with_border(const at::Tensor& t, Border b, at::Tensor& storage) {
     zero_border(v, size, b, image_begin, image_end);
   });
   return v;
+}
+
+}  // namespace
+
+View with_border(const at::Tensor& t, Border border, at::Tensor& storage) {
+  return copy_with_border(t, border, storage, output_empty);
+}
+
+View with_border_kept(const at::Tensor& t, Border border, at::Tensor& storage) {
+  return copy_with_border(t, border, storage, gradient_empty);
 }
 
 }  // namespace cnnfast::cpu

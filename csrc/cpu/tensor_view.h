@@ -27,5 +27,7 @@ bool channels_adjacent(const at::Tensor& t);
 // border. Keeps what it allocates in `storage`; returns the tensor's own memory where nothing has to be
 // copied.
 View with_border(const at::Tensor& t, Border border, at::Tensor& storage);
+// The same for a step of training (cpu/memory_pool.h).
+View with_border_kept(const at::Tensor& t, Border border, at::Tensor& storage);
 
 }  // namespace cnnfast::cpu

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "autograd/common.h"
+#include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "plan/network.h"
 #include "plan/tuning.h"
@@ -98,6 +99,7 @@ int64_t checksum_of(const at::Tensor& data) {
 
 void clear_caches() {
   cpu::clear_pack_cache();
+  cpu::release_kept_memory();
   clear_networks();
 }
 
