@@ -7,25 +7,29 @@
 
 namespace cnnfast::gpu {
 
-template <class Name, auto* kComposite, int kForm = 0>
+// kHoldsConvs: kernels of csrc/cuda that ask for convolutions by their own choice. Forced to be Triton's,
+// they run inside those.
+template <class Name, auto* kComposite, bool kHoldsConvs = false>
 struct Chosen;
 
 // Name::value is the operator's. The first argument is the image whose device and type decide.
-template <class Name, class Result, class... Args, Result (*kComposite)(Args...), int kForm>
-struct Chosen<Name, kComposite, kForm> {
+template <class Name, class Result, class... Args, Result (*kComposite)(Args...), bool kHoldsConvs>
+struct Chosen<Name, kComposite, kHoldsConvs> {
   using Call = std::tuple<const std::decay_t<Args>&...>;
 
   static Result run(Args... args) {
-    const auto kernel = DeviceKernel<kComposite, kForm>::get();
+    const auto kernel = DeviceKernel<kComposite>::get();
     const Call call(args...);
     const at::Tensor& images = std::get<0>(call);
-    const bool nothing_to_choose = !kernel && forced_backend() != "cuda";
+    const bool by_triton = kHoldsConvs && forced_backend() == "triton";
+    const bool nothing_to_choose = !kernel && forced_backend() != "cuda" && !by_triton;
     if (nothing_to_choose || forced_backend() == "aten" || images.numel() == 0) return kComposite(args...);
     Key key(Name::value, images);
     (key.add(args), ...);
     return run_chosen<Call, Result>(Name::value, key.text(), images.device(), call, [&] {
       return Backends<Call, Result>{
-          {"cuda", why_no_cuda(kernel), [kernel](const Call& call) { return std::apply(kernel, call); }},
+          {by_triton ? "triton" : "cuda", why_no_cuda(kernel),
+           [kernel](const Call& call) { return std::apply(kernel, call); }},
           {"aten", "", [](const Call& call) { return std::apply(kComposite, call); }}};
     });
   }

@@ -28,12 +28,12 @@ namespace {
   _(global_avg_pool2d, global_avg_pool2d_composite)                       \
   _(local_response_norm, local_response_norm_composite)                   \
   _(local_response_norm_backward, local_response_norm_backward_composite) \
-  _(inception, inception_composite)                                       \
-  _(dense_block, dense_block_composite)                                   \
   _(dense_block_backward, dense_block_backward_composite)
 
 #define CNNFAST_NAMED(op, composite) CNNFAST_NAME(op##_name, #op);
 CNNFAST_CHOSEN(CNNFAST_NAMED)
+CNNFAST_NAME(inception_name, "inception");
+CNNFAST_NAME(dense_block_name, "dense_block");
 
 // It uses up a gradient's memory, so that it cannot be timed: the kernels of csrc/cuda where they are built
 // and serve the call, unless another backend is forced.
@@ -69,6 +69,8 @@ DenseBlockGradients dense_block_backward_in_place(const at::Tensor& grad_output,
 TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) {
 #define CNNFAST_REGISTERED(op, composite) m.impl(#op, &Chosen<op##_name, composite>::run);
   CNNFAST_CHOSEN(CNNFAST_REGISTERED)
+  m.impl("inception", &Chosen<inception_name, inception_composite, true>::run);
+  m.impl("dense_block", &Chosen<dense_block_name, dense_block_composite, true>::run);
   m.impl("batch_norm_act", &BatchNormAct::run);
   m.impl("dense_block_backward_", TORCH_FN(dense_block_backward_in_place));
 }

@@ -1,7 +1,7 @@
 """The GPU half on the host: csrc/cuda's kernels under emulation, Triton's launches by the stub driver.
 
-Blocks run as they do on a GPU: their order of kernels, their slices, their streams. Where launches write shows
-that nothing is concatenated.
+Blocks run as they do on a GPU: their order of kernels, their slices, their streams. Where launches write
+shows that nothing is concatenated.
 """
 
 import os
