@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -341,6 +342,45 @@ void combine(const Values& v, const Known& kernel) {
     }
 }
 
+int64_t tiles(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Programs that a call takes, by the comments at the kernels' heads.
+int64_t programs(const Values& v, const Known& k) {
+  if (k.kernel == "sum_parts") return tiles(v["numel"], k.number("BLOCK"));
+  if (k.kernel == "combine")
+    return tiles(v["parts"], k.number("ROWS")) * tiles(v["channels"], k.number("COLUMNS"));
+  const int64_t m = k.number("BLOCK_M"), n = k.number("BLOCK_N"), taps = v["kernel_h"] * v["kernel_w"];
+  if (k.kernel == "conv2d") return tiles(v["pixels"], m) * tiles(v["out_channels"], n) * v["groups"];
+  if (k.kernel == "conv2d_input_grad") {
+    const int64_t phases = v["stride_h"] * v["stride_w"];
+    const int64_t pixels = v["batch"] * tiles(v["in_h"], v["stride_h"]) * tiles(v["in_w"], v["stride_w"]);
+    return tiles(pixels, m) * phases * tiles(v["in_channels"], n) * v["groups"];
+  }
+  const int64_t columns =
+      k.is("ACROSS_TAPS", "1") ? tiles(taps * v["in_channels"], n) : taps * tiles(v["in_channels"], n);
+  return tiles(v["out_channels"], m) * columns * v["groups"] * tiles(v["pixels"], v["part_pixels"]);
+}
+
+// What a kernel relies on and this driver does not need.
+std::string violation_of(const Launch& launch, const Values& v, const Known& k) {
+  const int64_t wanted = programs(v, k), found = int64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
+  // A cluster's blocks are one program.
+  const int64_t blocks = launch.attributes.empty() ? 1 : found / wanted;
+  if (found != wanted * blocks)
+    return k.kernel + " has " + std::to_string(found) + " programs, needs " + std::to_string(wanted);
+  if (k.kernel == "conv2d_input_grad")
+    for (const std::string way : {"h", "w"}) {
+      const int64_t stride = v["stride_" + way], step = stride / std::gcd(stride, v["dilation_" + way]);
+      if (v["tap_step_" + way] != step) return "tap_step_" + way + " is not " + std::to_string(step);
+      if (stride != 1 && !k.is("STRIDED", "1")) return "the kernel is for stride 1";
+    }
+  if (k.kernel == "conv2d_weight_grad" && v["part_pixels"] % k.number("BLOCK_K"))
+    return "part_pixels is no multiple of BLOCK_K";
+  const bool pointwise = v["kernel_h"] * v["kernel_w"] == 1 && v["pad_h"] == 0 && v["pad_w"] == 0;
+  if (k.is("POINTWISE", "1") && !pointwise) return "the kernel is for 1x1 convolutions without padding";
+  return "";
+}
+
 template <typename T>
 void compute(const Values& values, const Known& kernel) {
   if (kernel.kernel == "conv2d") convolve<T>(values, kernel);
@@ -365,6 +405,7 @@ void compute(const Launch& launch, const Layout& layout) {
     const uint8_t* at = launch.bytes.data() + layout.offsets[i];
     values.by_name[kernel.names[i]] = layout.sizes[i] == 8 ? read<int64_t>(at) : read<int32_t>(at);
   }
+  if (const std::string text = violation_of(launch, values, kernel); !text.empty()) state().violation = text;
   if (kernel.dtype == "float16") compute<c10::Half>(values, kernel);
   if (kernel.dtype == "bfloat16") compute<c10::BFloat16>(values, kernel);
   if (kernel.dtype == "float32") compute<float>(values, kernel);

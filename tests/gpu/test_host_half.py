@@ -46,3 +46,7 @@ def test_dense_block_backward(half):
 
 def test_convolutions_with_batch_norm(half):
     half.worker.run("normalised_convolutions", CNNFAST_BACKEND="cuda")
+
+
+def test_convolutions_and_their_last_pass(half):
+    half.worker.run("convolutions_and_their_last_pass", CNNFAST_BACKEND="cuda")

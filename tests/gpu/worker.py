@@ -28,6 +28,11 @@ CASES = {
     "pointwise": ((2, 32, 5, 7), (16, 32, 1, 1), {}),
     "padded": ((2, 16, 6, 5), (24, 16, 3, 3), {"padding": [1, 1]}),
     "strided": ((1, 16, 9, 8), (8, 16, 3, 2), {"stride": [2, 1], "padding": [1, 0], "dilation": [1, 2]}),
+    "spread": (
+        (1, 16, 9, 9),
+        (24, 16, 3, 3),
+        {"stride": [2, 2], "padding": [1, 1], "dilation": [2, 2]},
+    ),
     "grouped": ((2, 32, 4, 4), (16, 16, 3, 3), {"padding": [1, 1], "groups": 2}),
     "first_layer": (
         (2, 3, 13, 11),
@@ -279,7 +284,7 @@ def two_backends():
     batch = F.batch_norm(x, None, None, weight, bias, True)
     pool, no_dilation = ([3, 2], [2, 2], [1, 1]), [1, 1]
     leaf = x.clone().requires_grad_()
-    pooled, averaged = F.max_pool2d(leaf, *pool), F.avg_pool2d(leaf, *pool)
+    pooled, averaged = F.max_pool2d(leaf, *pool), F.avg_pool2d(leaf, *pool, count_include_pad=False)
     lrn = F.local_response_norm(leaf, 3)
 
     def of(y):
@@ -310,8 +315,8 @@ def two_backends():
         ),
         "max_pool2d": ((x, *pool, no_dilation, False), pooled),
         "max_pool2d_backward": ((grad(pooled), x, *pool, no_dilation, False), of(pooled)),
-        "avg_pool2d": ((x, *pool, False, True, None), averaged),
-        "avg_pool2d_backward": ((grad(averaged), x, *pool, False, True, None), of(averaged)),
+        "avg_pool2d": ((x, *pool, False, False, None), averaged),
+        "avg_pool2d_backward": ((grad(averaged), x, *pool, False, False, None), of(averaged)),
         "local_response_norm": ((x, 3), lrn),
         "local_response_norm_backward": ((grad(lrn), x, 3, 1e-4, 0.75, 1.0), of(lrn)),
     }
@@ -535,10 +540,11 @@ def dense_block_gradients():
         near(output, truth.detach())
         mask = [True] * (1 + layers) + [False] * layers + [True] * (2 * layers)
         for name in ("dense_block_backward", "dense_block_backward_"):
+            grad = channels_last(cotangent.clone())
             found = below_autograd(
-                name, channels_last(cotangent.clone()), output, weights, gains, shifts, means, spreads,
-                mean, var, 1e-5, "relu", mask,
-            )  # fmt: skip
+                name, grad, output, weights, gains, shifts, means, spreads, mean, var, 1e-5, "relu", mask
+            )
+            assert torch.equal(grad, cotangent) == (name == "dense_block_backward"), "whose memory is used up"
             flat = [found[0], *found[1], *found[3], *found[4]]
             for actual, truth_of in zip(flat, wanted, strict=True):
                 torch.testing.assert_close(actual.double(), truth_of, rtol=1e-4, atol=1e-4)
@@ -553,10 +559,16 @@ def normalised_convolutions():
     leaves = [t.double().requires_grad_() for t in (x, w, gain, shift, residual)]
     conv = F.conv2d(leaves[0], leaves[1], padding=1)
     truth = F.relu(F.batch_norm(conv, None, None, leaves[2], leaves[3], True) + leaves[4])
+    bias = torch.randn(6)
     y, found_conv, mean, var = below_autograd(
-        "conv2d_batch_norm", x, w, None, gain, shift, residual, activation="relu", **options
+        "conv2d_batch_norm", x, w, bias, gain, shift, residual, activation="relu", **options
     )
     near(y, truth.detach())
+    near(found_conv, conv.detach())
+    true_var, true_mean = torch.var_mean(conv.detach(), (0, 2, 3), correction=0)
+    near(mean, true_mean + bias.double())
+    near(var, true_var)
+    mean = mean - bias
     *bits, positive = below_autograd("conv2d_batch_norm_relu", x, w, gain, shift, residual, **options)
     near(bits[0], truth.detach())
     assert torch.equal(positive, bits_of(bits[0]))
@@ -583,6 +595,25 @@ def normalised_convolutions():
     )  # fmt: skip
     for i, place in enumerate((0, 1, 3, 4, 5)):
         torch.testing.assert_close(found[place].double(), wanted[i], rtol=1e-4, atol=1e-4)
+
+
+def convolutions_and_their_last_pass():
+    """conv2d as ATen's convolution and one emulated pass, with everything that the pass does."""
+    for case in CASES:
+        x, w, bias, scale, residual, options = operands(case)
+        for b, s, r in (
+            (bias, scale, residual),
+            (bias, None, None),
+            (None, scale, None),
+            (None, None, residual),
+        ):
+            check(call(x, w, b, s, r, **options), expected(x, w, b, s, r, options))
+            y = call(x, w, b, s, r, activation="none", **options)
+            torch.testing.assert_close(torch.relu(y), expected(x, w, b, s, r, options), rtol=2e-3, atol=2e-3)
+            assert (y < 0).any()
+    assert STUB.stub_launches() == 0
+    text = error_of(lambda: call(x, w, activation="gelu", **options))
+    assert "CNNFAST_BACKEND=cuda cannot serve this call: the CUDA kernels have no form for" in text, text
 
 
 def two_backends_on_the_host():
