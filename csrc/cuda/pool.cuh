@@ -237,15 +237,20 @@ __global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) pool_backward(Pool
   float sum[kCount] = {};
   for_windows_around(w, p, [&](int32_t position, int32_t y, int32_t x, int64_t pixel) {
     float grad[kCount];
-    load_pack<T, kVector>(args.grad.data + (pixel * args.grad.pixel + p.channel), grad);
+    // After what it is weighed with: fewer registers are taken at once.
+    const auto load_grad = [&] {
+      load_pack<T, kVector>(args.grad.data + (pixel * args.grad.pixel + p.channel), grad);
+    };
     if constexpr (kKind == PoolKind::kMax) {
       const auto winner =
           load_as<Winners<kCount>, uint8_t>(args.winners + (pixel * args.layout.channels + p.channel));
+      load_grad();
       for (int lane = 0; lane < kCount; ++lane)
         sum[lane] += winner.lanes[lane] == position ? grad[lane] : 0.0f;
     } else {
       const float factor =
           1.0f / divisor_of(rows_of(w, y), columns_of(w, x), args.count_include_pad, args.divisor_override);
+      load_grad();
       for (int lane = 0; lane < kCount; ++lane) sum[lane] = fmaf(grad[lane], factor, sum[lane]);
     }
   });
