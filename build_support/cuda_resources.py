@@ -106,7 +106,7 @@ def _readable(names: list[str]) -> list[str]:
     for name in result.stdout.splitlines():
         name = re.sub(r"^void ", "", name).replace("cnnfast::cuda::", "")
         name = name[: name.rindex(">(") + 1] if ">(" in name else name.split("(")[0]
-        readable.append(re.sub(r"\((bool|int|Source)\)", "", name))
+        readable.append(re.sub(r"\((bool|int|Source|PoolKind)\)", "", name))
     return readable
 
 

@@ -29,6 +29,12 @@ TORCH_LIBRARY(cnnfast, m) {
       "Tensor? bn_bias=None, Tensor? residual=None, *, int[2] stride=1, int[2] padding=0, int[2] dilation=1, "
       "int groups=1, float eps=1e-05, str activation=\"none\") "
       "-> (Tensor output, Tensor conv_output, Tensor mean, Tensor var)");
+  // The same without bias and with ReLU, and one bit per value for its gradient, as batch_norm2d_relu's: what
+  // autograd runs on GPUs. Not differentiable by itself.
+  m.def(
+      "conv2d_batch_norm_relu(Tensor input, Tensor weight, Tensor? bn_weight=None, Tensor? bn_bias=None, "
+      "Tensor? residual=None, *, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, "
+      "float eps=1e-05) -> (Tensor output, Tensor conv_output, Tensor mean, Tensor var, Tensor positive)");
   // Gradients of input, weight, bias, bn_weight, bn_bias, residual. conv_mean is the mean of conv_output.
   m.def(
       "conv2d_batch_norm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bn_weight, "

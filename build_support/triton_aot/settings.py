@@ -13,7 +13,7 @@ ARCHS = (80, 86, 89, 90, 100, 120)
 # The architecture whose PTX is kept for chips that are newer than all of ARCHS. Code for 90 and later is
 # specific to one architecture (sm_90a), this is not.
 PTX_ARCH = 80
-MOST_VARIANTS = 160
+MOST_VARIANTS = 224
 
 
 def wanted_archs() -> tuple[int, ...]:

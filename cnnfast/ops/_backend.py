@@ -6,8 +6,8 @@ triton  Triton kernels: those that were compiled into the library, else those of
 auto    the fastest, as measured at the first call with a shape
 
 The rule stands in csrc/gpu/choice.h, where scripts and C++ have it; this file adds what only Python can
-launch. A backend that cannot serve a call is an error where it is forced, and says why. Operators with one
-implementation alone do not ask.
+launch. A backend that cannot serve a call is an error where it is forced, and says why. Operators that have
+no such backend at all choose among those that they have.
 """
 
 import os

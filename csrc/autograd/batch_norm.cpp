@@ -69,7 +69,7 @@ class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
   }
 };
 
-// The same with ReLU as two operators, a convolution and a normalisation that gives bits for the gradient.
+// The same with ReLU, of which bits are kept for the gradient.
 class Conv2dBatchNormRelu : public torch::autograd::Function<Conv2dBatchNormRelu> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
@@ -77,9 +77,8 @@ class Conv2dBatchNormRelu : public torch::autograd::Function<Conv2dBatchNormRelu
                                const OptionalTensor& bn_bias, const OptionalTensor& residual,
                                at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                int64_t groups, double eps) {
-    static auto convolve = typed_operator<decltype(conv2d_composite)>("cnnfast::conv2d");
-    static auto normalise =
-        typed_operator<decltype(batch_norm2d_relu_composite)>("cnnfast::batch_norm2d_relu");
+    static auto op =
+        typed_operator<decltype(conv2d_batch_norm_relu_composite)>("cnnfast::conv2d_batch_norm_relu");
     check_conv2d_batch_norm({input,
                              weight,
                              bias,
@@ -90,10 +89,8 @@ class Conv2dBatchNormRelu : public torch::autograd::Function<Conv2dBatchNormRelu
                              eps,
                              "relu"});
     at::AutoDispatchBelowADInplaceOrView below;
-    const OptionalTensor none;
-    const at::Tensor conv =
-        convolve.call(input, weight, none, none, none, stride, padding, dilation, groups, "none");
-    const auto [output, mean, var, positive] = normalise.call(conv, bn_weight, bn_bias, residual, eps);
+    const auto [output, conv, mean, var, positive] =
+        op.call(input, weight, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps);
     ctx->saved_data["needs"] =
         std::vector<bool>{input.requires_grad(),     weight.requires_grad(),  wants_gradient(bias),
                           wants_gradient(bn_weight), wants_gradient(bn_bias), wants_gradient(residual)};
@@ -166,6 +163,7 @@ BatchNormOutputs conv2d_batch_norm_autograd(const at::Tensor& input, const at::T
 
 TORCH_LIBRARY_IMPL(cnnfast, Autograd, m) {
   m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm_autograd));
+  m.impl("conv2d_batch_norm_relu", torch::autograd::autogradNotImplementedFallback());
   m.impl("conv2d_batch_norm_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -1,13 +1,13 @@
-// batch_norm_act, batch_norm2d and their gradients on CUDA tensors: float32, float16 and bfloat16 by the
-// kernels, other types and activations by ATen.
+// batch_norm_act, batch_norm2d and their gradients on CUDA tensors by the kernels: float32, float16 and
+// bfloat16.
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/batch_norm_kernels.h"
 #include "cuda/batch_norm_tensors.h"
 #include "cuda/tensors.h"
 #include "ops/batch_norm2d_relu.h"
+#include "ops/device_kernel.h"
 
 namespace cnnfast::cuda {
 namespace {
@@ -130,8 +130,7 @@ at::Tensor batch_norm_act(const at::Tensor& input, const at::Tensor& mean, const
                           const OptionalTensor& residual, double eps, std::string_view activation) {
   check_batch_norm_act(input, mean, var, weight, bias, residual, activation);
   const Activation act = parse_activation("batch_norm_act", activation);
-  if (!served(input) || !has_kernel(act))
-    return batch_norm_act_composite(input, mean, var, weight, bias, residual, eps, activation);
+  if (!served(input) || !has_kernel(act)) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor output = empty_images(input.sizes(), input);
   normalise_into(input, Normalisation(mean, var, weight, bias, eps), residual, act, output);
@@ -201,8 +200,7 @@ BatchNorm2dOutputs batch_norm2d(const at::Tensor& input, const OptionalTensor& w
                                 const OptionalTensor& bias, const OptionalTensor& residual, double eps,
                                 std::string_view activation) {
   const Activation act = parse_activation("batch_norm2d", activation);
-  if (!served(input) || !has_kernel(act))
-    return batch_norm2d_composite(input, weight, bias, residual, eps, activation);
+  if (!served(input) || !has_kernel(act)) throw Unserved();
   check_batch_norm2d(input, weight, bias, residual, activation);
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor x = with_pixels(input);  // one copy for both passes, where there must be one
@@ -215,7 +213,7 @@ BatchNorm2dOutputs batch_norm2d(const at::Tensor& input, const OptionalTensor& w
 BatchNorm2dReluOutputs batch_norm2d_relu(const at::Tensor& input, const OptionalTensor& weight,
                                          const OptionalTensor& bias, const OptionalTensor& residual,
                                          double eps) {
-  if (!served(input)) return batch_norm2d_relu_composite(input, weight, bias, residual, eps);
+  if (!served(input)) throw Unserved();
   check_batch_norm2d(input, weight, bias, residual, "relu");
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor x = with_pixels(input);
@@ -230,9 +228,7 @@ BatchNorm2dReluGradients batch_norm2d_relu_backward(const at::Tensor& grad_outpu
                                                     const at::Tensor& mean, const at::Tensor& var,
                                                     const OptionalTensor& weight, const at::Tensor& positive,
                                                     double eps, std::array<bool, 4> output_mask) {
-  if (!served(input) || !served_with(input, grad_output))
-    return batch_norm2d_relu_backward_composite(grad_output, input, mean, var, weight, positive, eps,
-                                                output_mask);
+  if (!served(input) || !served_with(input, grad_output)) throw Unserved();
   check_batch_norm2d_relu_backward(grad_output, input, mean, var, weight, positive);
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor bits = positive.contiguous();
@@ -253,8 +249,7 @@ BatchNormGradients batch_norm2d_backward(const at::Tensor& grad_output, const at
   const Activation act = parse_activation("batch_norm2d_backward", activation);
   if (!served(input) || !served_with(input, grad_output) || !output_determines(act) ||
       (act.kind != Activation::kNone && !served_with(input, output)))
-    return batch_norm2d_backward_composite(grad_output, input, mean, var, weight, output, eps, activation,
-                                           batch_statistics, output_mask);
+    throw Unserved();
   TORCH_CHECK(grad_output.sizes() == input.sizes(), "cnnfast::batch_norm2d_backward: grad_output has shape ",
               grad_output.sizes(), ", but input has ", input.sizes());
   const c10::cuda::CUDAGuard guard(input.device());
@@ -264,12 +259,36 @@ BatchNormGradients batch_norm2d_backward(const at::Tensor& grad_output, const at
                   input, mean, var, weight);
 }
 
-TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) {
-  m.impl("batch_norm_act", TORCH_FN(batch_norm_act));
-  m.impl("batch_norm2d", TORCH_FN(batch_norm2d));
-  m.impl("batch_norm2d_backward", TORCH_FN(batch_norm2d_backward));
-  m.impl("batch_norm2d_relu", TORCH_FN(batch_norm2d_relu));
-  m.impl("batch_norm2d_relu_backward", TORCH_FN(batch_norm2d_relu_backward));
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> statistics(const at::Tensor& input) {
+  if (!served(input)) throw Unserved();
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Statistics s = batch_statistics(input);
+  return {s.mean, s.var};
 }
 
+std::tuple<at::Tensor, at::Tensor> batch_norm_act_bits(const at::Tensor& input, const at::Tensor& mean,
+                                                       const at::Tensor& var, const OptionalTensor& weight,
+                                                       const OptionalTensor& bias,
+                                                       const OptionalTensor& residual, double eps) {
+  check_batch_norm_act(input, mean, var, weight, bias, residual, "relu");
+  if (!served(input)) throw Unserved();
+  const c10::cuda::CUDAGuard guard(input.device());
+  at::Tensor output = empty_images(input.sizes(), input), mask = mask_like(input);
+  normalise_into(input, Normalisation(mean, var, weight, bias, eps), residual, {Activation::kReLU}, output,
+                 mask);
+  return {output, mask};
+}
+
+[[maybe_unused]] const bool registered[] = {
+    DeviceKernel<batch_statistics_composite>::set(statistics),
+    DeviceKernel<batch_norm_act_composite>::set(batch_norm_act),
+    DeviceKernel<batch_norm_act_bits_composite>::set(batch_norm_act_bits),
+    DeviceKernel<batch_norm2d_composite>::set(batch_norm2d),
+    DeviceKernel<batch_norm2d_backward_composite>::set(batch_norm2d_backward),
+    DeviceKernel<batch_norm2d_relu_composite>::set(batch_norm2d_relu),
+    DeviceKernel<batch_norm2d_relu_backward_composite>::set(batch_norm2d_relu_backward)};
+
+}  // namespace
 }  // namespace cnnfast::cuda

@@ -3,13 +3,13 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/batch_norm_tensors.h"
 #include "cuda/convolution.h"
 #include "cuda/tensors.h"
 #include "ops/bn_act_conv2d.h"
 #include "ops/conv_gradients.h"
+#include "ops/device_kernel.h"
 
 namespace cnnfast::cuda {
 namespace {
@@ -33,9 +33,7 @@ BatchNormOutputs conv2d_batch_norm(const at::Tensor& input, const at::Tensor& we
   const auto sizes = plain(
       check_conv2d_batch_norm({input, weight, bias, bn_weight, bn_bias, residual, params, eps, activation}));
   const Activation act = parse_activation("conv2d_batch_norm", activation);
-  if (!served(input) || !served_output(sizes) || !has_kernel(act) || input.numel() == 0)
-    return conv2d_batch_norm_composite(input, weight, bias, bn_weight, bn_bias, residual, stride, padding,
-                                       dilation, groups, eps, activation);
+  if (!served(input) || !served_output(sizes) || !has_kernel(act) || input.numel() == 0) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   const OptionalTensor none;
   const at::Tensor conv = conv2d_images({input, weight, none, none, none, params, "none"});
@@ -53,10 +51,7 @@ BatchNormGradients conv2d_batch_norm_backward(const at::Tensor& grad_output, con
                                               at::IntArrayRef dilation, int64_t groups, double eps,
                                               std::string_view activation, std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
-  if (!served(conv_output) || conv_output.numel() == 0)
-    return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,
-                                                var, output, stride, padding, dilation, groups, eps,
-                                                activation, output_mask);
+  if (!served(conv_output) || !served_with(conv_output, input)) throw Unserved();
   const auto none = [&] { return no_gradient(input); };
   const bool need_conv = need_input || need_weight;
   const auto norm = cuda::batch_norm2d_backward(
@@ -80,9 +75,7 @@ BatchNorm2dOutputs bn_act_conv2d(const at::Tensor& input, const at::Tensor& weig
   const auto sizes = plain(check_bn_act_conv2d(
       {input, weight, bias, bn_weight, bn_bias, mean, var, residual, params, pre_activation}));
   const Activation act = parse_activation("bn_act_conv2d", pre_activation);
-  if (!served(input) || !served_output(sizes) || !has_kernel(act))
-    return bn_act_conv2d_composite(input, weight, bias, bn_weight, bn_bias, mean, var, residual, stride,
-                                   padding, dilation, groups, eps, pre_activation);
+  if (!served(input) || !served_output(sizes) || !has_kernel(act)) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   const bool given = present(mean);
   const OptionalTensor none;
@@ -102,19 +95,18 @@ BatchNormGradients bn_act_conv2d_backward(const at::Tensor& grad_output, const a
                                           at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                                           double eps, std::string_view pre_activation, bool batch_statistics,
                                           std::array<bool, 6> output_mask) {
+  if (!served(input)) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   return cnnfast::bn_act_conv2d_backward(
       {cuda::batch_norm_act, cuda::batch_norm2d_backward}, grad_output, input, weight, bn_weight, bn_bias,
       mean, var, {stride, padding, dilation, groups}, eps, pre_activation, batch_statistics, output_mask);
 }
 
+[[maybe_unused]] const bool registered[] = {
+    DeviceKernel<conv2d_batch_norm_composite>::set(conv2d_batch_norm),
+    DeviceKernel<conv2d_batch_norm_backward_composite>::set(conv2d_batch_norm_backward),
+    DeviceKernel<bn_act_conv2d_composite>::set(bn_act_conv2d),
+    DeviceKernel<bn_act_conv2d_backward_composite>::set(bn_act_conv2d_backward)};
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) {
-  m.impl("conv2d_batch_norm", TORCH_FN(conv2d_batch_norm));
-  m.impl("conv2d_batch_norm_backward", TORCH_FN(conv2d_batch_norm_backward));
-  m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d));
-  m.impl("bn_act_conv2d_backward", TORCH_FN(bn_act_conv2d_backward));
-}
-
 }  // namespace cnnfast::cuda

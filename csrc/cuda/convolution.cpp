@@ -6,17 +6,16 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <string_view>
 
 #include "cuda/batch_norm_tensors.h"
 #include "cuda/tensors.h"
+#include "ops/device_kernel.h"
+#include "ops/slice_conv.h"
 
 namespace cnnfast::cuda {
 namespace {
-
-std::atomic<SliceConv2d> other_slice_conv2d{nullptr};
 
 // Without bias and the rest.
 at::Tensor bare_convolution(const Conv2dArgs& a) {
@@ -36,7 +35,10 @@ bool wants_cudnn_fused() {
 
 }  // namespace
 
-void set_slice_conv2d(SliceConv2d conv2d) { other_slice_conv2d = conv2d; }
+bool bn_act_conv2d_into(const BnActConv2dArgs& args, double eps, const at::Tensor& output) {
+  const auto other = slice_convs().bn_act_conv2d;
+  return other && other(args, eps, output);
+}
 
 bool fits_cudnn_fused(const Conv2dArgs& a) {
   const bool has_cudnn = at::globalContext().userEnabledCuDNN() && at::detail::getCUDAHooks().hasCuDNN();
@@ -57,7 +59,7 @@ at::Tensor conv2d_cudnn_fused(const Conv2dArgs& a) {
 
 void conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
   if (output.numel() == 0) return;
-  const SliceConv2d other = other_slice_conv2d;
+  const auto other = slice_convs().conv2d;
   if (other && other(a, output)) return;
   const Activation activation = parse_activation("conv2d", a.activation);
   TORCH_INTERNAL_ASSERT(has_kernel(activation));
@@ -75,13 +77,19 @@ at::Tensor conv2d_images(const Conv2dArgs& a) {
 
 namespace {
 
-// conv2d on CUDA tensors by ATen's convolution and one pass for all that follows; undefined where the kernels
-// do not serve it.
-at::Tensor conv2d_with_last_pass(const Conv2dArgs& a, c10::SymIntArrayRef output_sizes) {
-  const auto sizes = C10_AS_INTARRAYREF_SLOW(output_sizes);
+// conv2d on CUDA tensors by ATen's convolution and one pass for all that follows.
+at::Tensor conv2d_with_last_pass(const at::Tensor& input, const at::Tensor& weight,
+                                 const OptionalTensor& bias, const OptionalTensor& scale,
+                                 const OptionalTensor& residual, at::IntArrayRef stride,
+                                 at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                 std::string_view activation_name) {
+  const Conv2dArgs a{input,          weight, bias, scale, residual, {stride, padding, dilation, groups},
+                     activation_name};
+  const auto checked = check_conv2d("conv2d", a);
+  const auto sizes = C10_AS_INTARRAYREF_SLOW(checked);
   const Activation activation = parse_activation("conv2d", a.activation);
   const bool few_pixels = sizes[0] * sizes[2] * sizes[3] <= INT32_MAX && sizes[1] <= kMostChannels;
-  if (!served(a.input) || !few_pixels || !has_kernel(activation)) return {};
+  if (!served(a.input) || !few_pixels || !has_kernel(activation)) throw Unserved();
   const c10::cuda::CUDAGuard guard(a.input.device());
   if (wants_cudnn_fused() && fits_cudnn_fused(a)) {
     const at::Tensor y = conv2d_cudnn_fused(a);
@@ -101,7 +109,7 @@ at::Tensor conv2d_with_last_pass(const Conv2dArgs& a, c10::SymIntArrayRef output
   return output;
 }
 
-[[maybe_unused]] const bool registered = (set_device_conv2d(conv2d_with_last_pass), true);
+[[maybe_unused]] const bool registered = DeviceKernel<conv2d_composite>::set(conv2d_with_last_pass);
 
 }  // namespace
 }  // namespace cnnfast::cuda

@@ -3,17 +3,17 @@
 // be given to it as `out`. What writes the slice is the pass that adds bias, residual and activation, which
 // eager PyTorch has as well: nothing is concatenated, and no pass is there for the slice alone.
 #pragma once
-#include "ops/conv2d.h"
+#include "ops/bn_act_conv2d.h"
 
 namespace cnnfast::cuda {
 
-// A convolution of another origin (Triton's, say): writes act(conv * scale + bias + residual) into `output`,
-// a slice of channels, and returns true; or does nothing and returns false.
-using SliceConv2d = bool (*)(const Conv2dArgs& args, const at::Tensor& output);
-// Asked first from then on; nullptr, the default: none.
-void set_slice_conv2d(SliceConv2d conv2d);
+// Batch norm by given statistics, activation and convolution in one, into a slice of channels, by another
+// backend (Triton's, say).
+// False where there is none that serves the call; nothing is done then.
+bool bn_act_conv2d_into(const BnActConv2dArgs& args, double eps, const at::Tensor& output);
 
-// Into a slice of channels. Arguments must have passed check_conv2d, and input and output must be served.
+// Into a slice of channels, by another backend where one serves the call. Arguments must have passed
+// check_conv2d, and input and output must be served.
 void conv2d_into(const Conv2dArgs& args, const at::Tensor& output);
 // In a tensor of its own: the operator itself, so that its choice of a backend holds here too.
 at::Tensor conv2d_images(const Conv2dArgs& args);

@@ -4,11 +4,11 @@
 
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/batch_norm_tensors.h"
 #include "cuda/convolution.h"
 #include "cuda/tensors.h"
+#include "ops/device_kernel.h"
 
 namespace cnnfast::cuda {
 namespace {
@@ -36,8 +36,7 @@ DenseBlockOutputs dense_block(const at::Tensor& input, at::TensorList weights, c
       check_dense_block({input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation});
   const Activation act = parse_activation("dense_block", activation);
   const int64_t channels = sizes[1].expect_int();
-  if (!served(input) || input.numel() == 0 || !has_kernel(act) || channels > kMostChannels)
-    return dense_block_composite(input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation);
+  if (!served(input) || input.numel() == 0 || !has_kernel(act) || channels > kMostChannels) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   const bool batch = uses_batch_statistics(means, vars);
   const at::Tensor output = empty_images({input.size(0), channels, input.size(2), input.size(3)}, input);
@@ -55,9 +54,14 @@ DenseBlockOutputs dense_block(const at::Tensor& input, at::TensorList weights, c
   for (size_t i = 0; i < layers.size(); ++i) {
     const DenseLayer& layer = layers[i];
     const Normalisation norm = normalisation_of(means, vars, mean, var, bn_weights, bn_biases, i, layer, eps);
-    conv2d_into({activated_input(output, layer, norm, act), weights[i], biases.get(i), none, none,
-                 layer.params(), "none"},
-                layer.own(output));
+    const at::Tensor own = layer.own(output);
+    const BnActConv2dArgs in_one{layer.read(output), weights[i], biases.get(i), bn_weights.get(i),
+                                 bn_biases.get(i),   norm.mean,  norm.var,      none,
+                                 layer.params(),     activation};
+    if (!bn_act_conv2d_into(in_one, eps, own))
+      conv2d_into({activated_input(output, layer, norm, act), weights[i], biases.get(i), none, none,
+                   layer.params(), "none"},
+                  own);
     statistics(layer.inputs, layer.growth);
   }
   return {output, mean, var};
@@ -73,8 +77,7 @@ DenseBlockGradients dense_block_backward(const at::Tensor& grad_output, const at
   const Activation act = parse_activation("dense_block_backward", activation);
   if (!served(given_output) || !served_with(given_output, grad_output) || given_output.numel() == 0 ||
       !has_kernel(act) || !output_determines(act))
-    return dense_block_backward_composite(grad_output, given_output, weights, bn_weights, bn_biases, means,
-                                          vars, mean, var, eps, activation, output_mask);
+    throw Unserved();
   const c10::cuda::CUDAGuard guard(given_output.device());
   const auto layers = dense_layers(weights);
   const DenseBlockMask mask(output_mask, layers.size());
@@ -120,12 +123,10 @@ DenseBlockGradients dense_block_backward(const at::Tensor& grad_output, const at
   return found.with_input(fresh_channels_last(layers[0].read(grad)));
 }
 
+[[maybe_unused]] const bool registered[] = {
+    DeviceKernel<dense_block_composite>::set(dense_block),
+    DeviceKernel<dense_block_backward_composite>::set(dense_block_backward<false>),
+    DeviceKernel<dense_block_backward_composite, kInPlace>::set(dense_block_backward<true>)};
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) {
-  m.impl("dense_block", TORCH_FN(dense_block));
-  m.impl("dense_block_backward", TORCH_FN(dense_block_backward<false>));
-  m.impl("dense_block_backward_", TORCH_FN(dense_block_backward<true>));
-}
-
 }  // namespace cnnfast::cuda

@@ -4,11 +4,11 @@
 
 #include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/convolution.h"
 #include "cuda/pool_tensors.h"
 #include "cuda/tensors.h"
+#include "ops/device_kernel.h"
 
 namespace cnnfast::cuda {
 namespace {
@@ -76,7 +76,7 @@ bool served_block(const at::Tensor& input, at::IntArrayRef list) {
 
 std::vector<at::Tensor> inception(const at::Tensor& input, at::TensorList weights,
                                   const OptionalTensors& biases, at::IntArrayRef list) {
-  if (!served_block(input, list)) return inception_composite(input, weights, biases, list);
+  if (!served_block(input, list)) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor x =
       with_pixels(input);  // one copy where channels are not adjacent, instead of one per branch
@@ -91,8 +91,7 @@ std::vector<at::Tensor> inception(const at::Tensor& input, at::TensorList weight
       x, weights, biases, list);
 }
 
+[[maybe_unused]] const bool registered = DeviceKernel<inception_composite>::set(inception);
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) { m.impl("inception", TORCH_FN(inception)); }
-
 }  // namespace cnnfast::cuda

@@ -1,10 +1,10 @@
-// local_response_norm on CUDA tensors: float32, float16 and bfloat16 by the kernels, all else through ATen.
+// local_response_norm on CUDA tensors: float32, float16 and bfloat16.
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/lrn_kernels.h"
 #include "cuda/tensors.h"
+#include "ops/device_kernel.h"
 #include "ops/local_response_norm.h"
 
 namespace cnnfast::cuda {
@@ -37,26 +37,23 @@ at::Tensor run(const at::Tensor& input, const at::Tensor& grad_output, int64_t s
 
 at::Tensor local_response_norm(const at::Tensor& input, int64_t size, double alpha, double beta, double k) {
   check_local_response_norm(input, size);
-  if (!served(input) || !lrn_fits(size)) return local_response_norm_composite(input, size, alpha, beta, k);
+  if (!served(input) || !lrn_fits(size)) throw Unserved();
   return run(input, {}, size, alpha, beta, k);
 }
 
 at::Tensor local_response_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, int64_t size,
                                         double alpha, double beta, double k) {
   check_local_response_norm(input, size);
-  if (!served(input) || !served_with(input, grad_output) || !lrn_fits(size))
-    return local_response_norm_backward_composite(grad_output, input, size, alpha, beta, k);
+  if (!served(input) || !served_with(input, grad_output) || !lrn_fits(size)) throw Unserved();
   TORCH_CHECK(grad_output.sizes() == input.sizes(),
               "cnnfast::local_response_norm_backward: grad_output has shape ", grad_output.sizes(),
               ", but input has ", input.sizes());
   return run(input, grad_output, size, alpha, beta, k);
 }
 
+[[maybe_unused]] const bool registered[] = {
+    DeviceKernel<local_response_norm_composite>::set(local_response_norm),
+    DeviceKernel<local_response_norm_backward_composite>::set(local_response_norm_backward)};
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) {
-  m.impl("local_response_norm", TORCH_FN(local_response_norm));
-  m.impl("local_response_norm_backward", TORCH_FN(local_response_norm_backward));
-}
-
 }  // namespace cnnfast::cuda

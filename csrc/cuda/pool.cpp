@@ -1,11 +1,11 @@
-// Pooling on CUDA tensors: float32, float16 and bfloat16 images by the kernels, all else through ATen.
+// Pooling on CUDA tensors: float32, float16 and bfloat16 images.
 #include <ATen/Functions.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
 
 #include "cuda/pool_kernels.h"
 #include "cuda/pool_tensors.h"
 #include "cuda/tensors.h"
+#include "ops/device_kernel.h"
 #include "ops/global_avg_pool2d.h"
 
 namespace cnnfast::cuda {
@@ -85,7 +85,7 @@ at::Tensor max_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::
   const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
   const auto sizes = plain(check_pool2d("max_pool2d", input, params));
   if (!served(input) || !served_window(input, params, INT32_MAX / 4) || !served_output(sizes))
-    return max_pool2d_composite(input, kernel_size, stride, padding, dilation, ceil_mode);
+    throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor output = empty_images(sizes, input);
   max_pool2d_into(input, params, {}, output);
@@ -101,15 +101,13 @@ at::Tensor avg_pool2d(const at::Tensor& input, at::IntArrayRef kernel_size, at::
               "cnnfast::avg_pool2d: divisor_override must not be 0");
   if (!served(input) || !served_window(input, params, INT32_MAX / 4) || !served_output(sizes) ||
       std::abs(divisor_override.value_or(0)) > INT32_MAX)
-    return avg_pool2d_composite(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
-                                divisor_override);
+    throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor output = empty_images(sizes, input);
   avg_pool2d_into(input, params, count_include_pad, divisor_override, {}, output);
   return output;
 }
 
-// Undefined where the kernels do not serve the call.
 at::Tensor pool_backward(PoolKind kind, const at::Tensor& grad_output, const at::Tensor& input,
                          const Pool2dParams& params, bool count_include_pad,
                          std::optional<int64_t> divisor_override) {
@@ -120,12 +118,12 @@ at::Tensor pool_backward(PoolKind kind, const at::Tensor& grad_output, const at:
   const int64_t positions = kind == PoolKind::kMax ? kMostPositions : INT32_MAX / 4;
   if (!served(input) || !served_with(input, grad_output) || !served_window(input, params, positions) ||
       !served_output(sizes) || std::abs(divisor_override.value_or(0)) > INT32_MAX)
-    return {};
+    throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   // The layout that eager PyTorch gives it, and that compiled graphs expect.
   at::Tensor grad_input = at::empty(input.sizes(), input.options(), input.suggest_memory_format());
   if (grad_input.numel() == 0) return grad_input;
-  if (!pixel_distance(grad_input)) return {};
+  if (!pixel_distance(grad_input)) throw Unserved();
   const at::Tensor grad = with_pixels(grad_output), x = with_pixels(input);
   const bool is_max = kind == PoolKind::kMax;
   const at::Tensor winners = at::empty({is_max ? grad.numel() : 0}, grad.options().dtype(at::kByte));
@@ -143,28 +141,22 @@ at::Tensor pool_backward(PoolKind kind, const at::Tensor& grad_output, const at:
 at::Tensor max_pool2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
                                at::IntArrayRef dilation, bool ceil_mode) {
-  const at::Tensor grad =
-      pool_backward(PoolKind::kMax, grad_output, input, {kernel_size, stride, padding, dilation, ceil_mode},
-                    false, std::nullopt);
-  if (grad.defined()) return grad;
-  return max_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, dilation, ceil_mode);
+  return pool_backward(PoolKind::kMax, grad_output, input,
+                       {kernel_size, stride, padding, dilation, ceil_mode}, false, std::nullopt);
 }
 
 at::Tensor avg_pool2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
                                bool ceil_mode, bool count_include_pad,
                                std::optional<int64_t> divisor_override) {
-  const at::Tensor grad = pool_backward(PoolKind::kAvg, grad_output, input,
-                                        {kernel_size, stride, padding, kNoDilation, ceil_mode},
-                                        count_include_pad, divisor_override);
-  if (grad.defined()) return grad;
-  return at::avg_pool2d_backward(grad_output, input, kernel_size, stride, padding, ceil_mode,
-                                 count_include_pad, divisor_override);
+  return pool_backward(PoolKind::kAvg, grad_output, input,
+                       {kernel_size, stride, padding, kNoDilation, ceil_mode}, count_include_pad,
+                       divisor_override);
 }
 
 at::Tensor global_avg_pool2d(const at::Tensor& input) {
   check_global_avg_pool2d(input);
-  if (!served(input)) return global_avg_pool2d_composite(input);
+  if (!served(input)) throw Unserved();
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor output = empty_images({input.size(0), input.size(1), 1, 1}, input);
   if (output.numel() == 0) return output;
@@ -177,14 +169,12 @@ at::Tensor global_avg_pool2d(const at::Tensor& input) {
   return output;
 }
 
+[[maybe_unused]] const bool registered[] = {
+    DeviceKernel<max_pool2d_composite>::set(max_pool2d),
+    DeviceKernel<max_pool2d_backward_composite>::set(max_pool2d_backward),
+    DeviceKernel<avg_pool2d_composite>::set(avg_pool2d),
+    DeviceKernel<avg_pool2d_backward_composite>::set(avg_pool2d_backward),
+    DeviceKernel<global_avg_pool2d_composite>::set(global_avg_pool2d)};
+
 }  // namespace
-
-TORCH_LIBRARY_IMPL(cnnfast, CUDA, m) {
-  m.impl("max_pool2d", TORCH_FN(max_pool2d));
-  m.impl("max_pool2d_backward", TORCH_FN(max_pool2d_backward));
-  m.impl("avg_pool2d", TORCH_FN(avg_pool2d));
-  m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward));
-  m.impl("global_avg_pool2d", TORCH_FN(global_avg_pool2d));
-}
-
 }  // namespace cnnfast::cuda

@@ -107,41 +107,57 @@ __device__ inline void for_window(const Windows& w, const Inside& rows, const In
   }
 }
 
-template <typename T, bool kVector>
-__global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) max_pool_forward(PoolArgs<T> args) {
+// The largest value of every lane's window; a NaN beats all before it, an equal value none.
+// won(lane, position, beats) for every value.
+template <typename T, bool kVector, typename Won>
+__device__ inline void window_max(const Windows& w, const Inside& rows, const Inside& columns,
+                                  const Image<const T>& image, const PackPlace& p,
+                                  float (&best)[kPack<T, kVector>], Won won) {
   constexpr int kCount = kPack<T, kVector>;
-  const Windows& w = args.windows;
-  const PackPlace p = pack_place(args.layout, w.height, w.width);
-  if (!p.active) return;
-  float best[kCount];
   for (int lane = 0; lane < kCount; ++lane) best[lane] = -INFINITY;
-  for_window<T>(w, rows_of(w, p.y), columns_of(w, p.x), args.input, p, [&](int32_t, Global<const T> address) {
+  for_window<T>(w, rows, columns, image, p, [&](int32_t position, Global<const T> address) {
     float x[kCount];
     load_pack<T, kVector>(address, x);
-    for (int lane = 0; lane < kCount; ++lane)
-      best[lane] = x[lane] > best[lane] || x[lane] != x[lane] ? x[lane] : best[lane];
+    for (int lane = 0; lane < kCount; ++lane) {
+      const bool beats = x[lane] > best[lane] || x[lane] != x[lane];
+      best[lane] = beats ? x[lane] : best[lane];
+      won(lane, position, beats);
+    }
   });
-  for (int lane = 0; lane < kCount; ++lane) best[lane] = activate(best[lane], args.activation);
-  store_pack<T, kVector>(args.output.data + (p.pixel * args.output.pixel + p.channel), best);
 }
 
 template <typename T, bool kVector>
-__global__ void __launch_bounds__(kBlockThreads, kPoolBlocks / 2) avg_pool_forward(PoolArgs<T> args) {
+__device__ inline void window_sum(const Windows& w, const Inside& rows, const Inside& columns,
+                                  const Image<const T>& image, const PackPlace& p,
+                                  float (&sum)[kPack<T, kVector>]) {
+  constexpr int kCount = kPack<T, kVector>;
+  for (int lane = 0; lane < kCount; ++lane) sum[lane] = 0.0f;
+  for_window<T>(w, rows, columns, image, p, [&](int32_t, Global<const T> address) {
+    float x[kCount];
+    load_pack<T, kVector>(address, x);
+    for (int lane = 0; lane < kCount; ++lane) sum[lane] += x[lane];
+  });
+}
+
+template <typename T, bool kVector, PoolKind kKind>
+__global__ void __launch_bounds__(kBlockThreads, kKind == PoolKind::kMax ? kPoolBlocks : kPoolBlocks / 2)
+    pool_forward(PoolArgs<T> args) {
   constexpr int kCount = kPack<T, kVector>;
   const Windows& w = args.windows;
   const PackPlace p = pack_place(args.layout, w.height, w.width);
   if (!p.active) return;
   const Inside rows = rows_of(w, p.y), columns = columns_of(w, p.x);
-  float sum[kCount] = {};
-  for_window<T>(w, rows, columns, args.input, p, [&](int32_t, Global<const T> address) {
-    float x[kCount];
-    load_pack<T, kVector>(address, x);
-    for (int lane = 0; lane < kCount; ++lane) sum[lane] += x[lane];
-  });
-  // A factor: divisions of every lane take registers that must then be spilled.
-  const float factor = 1.0f / divisor_of(rows, columns, args.count_include_pad, args.divisor_override);
-  for (int lane = 0; lane < kCount; ++lane) sum[lane] = activate(sum[lane] * factor, args.activation);
-  store_pack<T, kVector>(args.output.data + (p.pixel * args.output.pixel + p.channel), sum);
+  float y[kCount];
+  if constexpr (kKind == PoolKind::kMax) {
+    window_max<T, kVector>(w, rows, columns, args.input, p, y, [](int, int32_t, bool) {});
+  } else {
+    window_sum<T, kVector>(w, rows, columns, args.input, p, y);
+    // A factor: divisions of every lane take registers that must then be spilled.
+    const float factor = 1.0f / divisor_of(rows, columns, args.count_include_pad, args.divisor_override);
+    for (int lane = 0; lane < kCount; ++lane) y[lane] *= factor;
+  }
+  for (int lane = 0; lane < kCount; ++lane) y[lane] = activate(y[lane], args.activation);
+  store_pack<T, kVector>(args.output.data + (p.pixel * args.output.pixel + p.channel), y);
 }
 
 // ---- backward of max pooling: first every window's winner, one byte each, then every input pixel's sum
@@ -161,7 +177,6 @@ struct WinnersArgs {
   PackLayout layout;  // of the output's pixels
 };
 
-// The first largest value wins; a NaN beats all before it.
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) max_pool_winners(WinnersArgs<T> args) {
   constexpr int kCount = kPack<T, kVector>;
@@ -171,20 +186,11 @@ __global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) max_pool_winners(W
   const Inside rows = rows_of(w, p.y), columns = columns_of(w, p.x);
   const bool empty = rows.begin >= rows.end || columns.begin >= columns.end;
   const int32_t first = empty ? kNoWinner : rows.begin * w.kernel_w + columns.begin;
-  float best[kCount];
   Winners<kCount> winner;
-  for (int lane = 0; lane < kCount; ++lane) {
-    best[lane] = -INFINITY;
-    winner.lanes[lane] = static_cast<uint8_t>(first);
-  }
-  for_window<T>(w, rows, columns, args.input, p, [&](int32_t position, Global<const T> address) {
-    float x[kCount];
-    load_pack<T, kVector>(address, x);
-    for (int lane = 0; lane < kCount; ++lane) {
-      const bool beats = x[lane] > best[lane] || x[lane] != x[lane];
-      best[lane] = beats ? x[lane] : best[lane];
-      winner.lanes[lane] = beats ? static_cast<uint8_t>(position) : winner.lanes[lane];
-    }
+  for (int lane = 0; lane < kCount; ++lane) winner.lanes[lane] = static_cast<uint8_t>(first);
+  float best[kCount];
+  window_max<T, kVector>(w, rows, columns, args.input, p, best, [&](int lane, int32_t position, bool beats) {
+    winner.lanes[lane] = beats ? static_cast<uint8_t>(position) : winner.lanes[lane];
   });
   store_as<Winners<kCount>, uint8_t>(args.winners + (p.pixel * args.layout.channels + p.channel), winner);
 }
@@ -222,36 +228,31 @@ __device__ inline void for_windows_around(const Windows& w, const PackPlace& p, 
   }
 }
 
-template <typename T, bool kVector>
-__global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) max_pool_backward(PoolBackwardArgs<T> args) {
+template <typename T, bool kVector, PoolKind kKind>
+__global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) pool_backward(PoolBackwardArgs<T> args) {
   constexpr int kCount = kPack<T, kVector>;
   const Windows& w = args.windows;
   const PackPlace p = pack_place(args.layout, w.in_height, w.in_width);
   if (!p.active) return;
   float sum[kCount] = {};
-  for_windows_around(w, p, [&](int32_t position, int32_t, int32_t, int64_t pixel) {
-    const auto winner =
-        load_as<Winners<kCount>, uint8_t>(args.winners + (pixel * args.layout.channels + p.channel));
+  for_windows_around(w, p, [&](int32_t position, int32_t y, int32_t x, int64_t pixel) {
     float grad[kCount];
-    load_pack<T, kVector>(args.grad.data + (pixel * args.grad.pixel + p.channel), grad);
-    for (int lane = 0; lane < kCount; ++lane) sum[lane] += winner.lanes[lane] == position ? grad[lane] : 0.0f;
-  });
-  store_pack<T, kVector>(args.grad_input.data + (p.pixel * args.grad_input.pixel + p.channel), sum);
-}
-
-template <typename T, bool kVector>
-__global__ void __launch_bounds__(kBlockThreads, kPoolBlocks) avg_pool_backward(PoolBackwardArgs<T> args) {
-  constexpr int kCount = kPack<T, kVector>;
-  const Windows& w = args.windows;
-  const PackPlace p = pack_place(args.layout, w.in_height, w.in_width);
-  if (!p.active) return;
-  float sum[kCount] = {};
-  for_windows_around(w, p, [&](int32_t, int32_t y, int32_t x, int64_t pixel) {
-    const float factor =
-        1.0f / divisor_of(rows_of(w, y), columns_of(w, x), args.count_include_pad, args.divisor_override);
-    float grad[kCount];
-    load_pack<T, kVector>(args.grad.data + (pixel * args.grad.pixel + p.channel), grad);
-    for (int lane = 0; lane < kCount; ++lane) sum[lane] = fmaf(grad[lane], factor, sum[lane]);
+    // After what it is weighed with: fewer registers are taken at once.
+    const auto load_grad = [&] {
+      load_pack<T, kVector>(args.grad.data + (pixel * args.grad.pixel + p.channel), grad);
+    };
+    if constexpr (kKind == PoolKind::kMax) {
+      const auto winner =
+          load_as<Winners<kCount>, uint8_t>(args.winners + (pixel * args.layout.channels + p.channel));
+      load_grad();
+      for (int lane = 0; lane < kCount; ++lane)
+        sum[lane] += winner.lanes[lane] == position ? grad[lane] : 0.0f;
+    } else {
+      const float factor =
+          1.0f / divisor_of(rows_of(w, y), columns_of(w, x), args.count_include_pad, args.divisor_override);
+      load_grad();
+      for (int lane = 0; lane < kCount; ++lane) sum[lane] = fmaf(grad[lane], factor, sum[lane]);
+    }
   });
   store_pack<T, kVector>(args.grad_input.data + (p.pixel * args.grad_input.pixel + p.channel), sum);
 }

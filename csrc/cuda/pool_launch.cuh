@@ -19,8 +19,9 @@ void run_pool(Launcher& launch, PoolKind kind, const PoolCall<T>& c) {
                          c.count_include_pad,
                          c.divisor_override,
                          c.activation};
-  launch(kind == PoolKind::kMax ? max_pool_forward<T, kVector> : avg_pool_forward<T, kVector>, pixel_grid(l),
-         args);
+  launch(kind == PoolKind::kMax ? pool_forward<T, kVector, PoolKind::kMax>
+                                : pool_forward<T, kVector, PoolKind::kAvg>,
+         pixel_grid(l), args);
 }
 
 template <typename T, typename Launcher>
@@ -43,11 +44,11 @@ void run_pool_backward(Launcher& launch, PoolKind kind, const PoolBackwardCall<T
                                  in,
                                  c.count_include_pad,
                                  c.divisor_override};
-  if (kind == PoolKind::kAvg) return launch(avg_pool_backward<T, kVector>, pixel_grid(in), args);
+  if (kind == PoolKind::kAvg) return launch(pool_backward<T, kVector, PoolKind::kAvg>, pixel_grid(in), args);
   const PackLayout out = make_pack_layout(c.images * w.height * w.width, c.channels, kPack<T, kVector>);
   launch(max_pool_winners<T, kVector>, pixel_grid(out),
          WinnersArgs<T>{{c.input.data, c.input.pixel}, c.winners, w, out});
-  launch(max_pool_backward<T, kVector>, pixel_grid(in), args);
+  launch(pool_backward<T, kVector, PoolKind::kMax>, pixel_grid(in), args);
 }
 
 template <typename T, typename Launcher>

@@ -6,10 +6,20 @@
 
 namespace cnnfast::cuda {
 
+namespace {
+
+#ifdef CNNFAST_EMULATION
+bool on_device(const at::Tensor& t) { return t.is_cpu(); }  // the host stands for a device
+#else
+bool on_device(const at::Tensor& t) { return t.is_cuda(); }
+#endif
+
+}  // namespace
+
 bool served(const at::Tensor& images) {
   const auto type = images.scalar_type();
   const bool has_type = type == at::kFloat || type == at::kHalf || type == at::kBFloat16;
-  return images.is_cuda() && images.layout() == at::kStrided && images.dim() == 4 && has_type &&
+  return on_device(images) && images.layout() == at::kStrided && images.dim() == 4 && has_type &&
          images.size(1) <= kMostChannels && pixel_count(images) <= INT32_MAX;
 }
 

@@ -93,6 +93,14 @@ const std::string& forced_backend() {
   return forced;
 }
 
+const std::string& forced_among(const std::vector<Option>& options) {
+  static const std::string none;
+  const std::string& forced = forced_backend();
+  const bool has_it = std::any_of(options.begin(), options.end(),
+                                  [&](const Option& option) { return belongs(option.name, forced); });
+  return has_it ? forced : none;
+}
+
 Times::Times(std::string file) : file_(std::move(file)) {}
 
 Times& Times::of_process() {

@@ -25,6 +25,9 @@ using Timer = std::function<double(size_t)>;
 
 // What CNNFAST_BACKEND forces, empty for "auto". Throws std::invalid_argument for an unknown name.
 const std::string& forced_backend();
+// The same for an operator with these options; empty where none of them is of that backend: an operator that
+// a backend does not have at all chooses among those that it has.
+const std::string& forced_among(const std::vector<Option>& options);
 
 // Measured times by operator, device and shape.
 class Times {

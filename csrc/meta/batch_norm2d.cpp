@@ -70,6 +70,20 @@ BatchNorm2dReluGradients batch_norm2d_relu_backward_meta(const at::Tensor&, cons
           image_gradient(mask[3], input)};
 }
 
+ConvBatchNormReluOutputs conv2d_batch_norm_relu_meta(const at::Tensor& input, const at::Tensor& weight,
+                                                     const OptionalTensor& bn_weight,
+                                                     const OptionalTensor& bn_bias,
+                                                     const OptionalTensor& residual, at::IntArrayRef stride,
+                                                     at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                     int64_t groups, double eps) {
+  const OptionalTensor none;
+  const auto sizes = check_conv2d_batch_norm(
+      {input, weight, none, bn_weight, bn_bias, residual, {stride, padding, dilation, groups}, eps, "relu"});
+  const at::Tensor conv = channels_last(sizes, input.options());
+  const auto [output, mean, var, positive] = batch_norm2d_relu_meta(conv, bn_weight, bn_bias, residual, eps);
+  return {output, conv, mean, var, positive};
+}
+
 BatchNorm2dOutputs bn_act_conv2d_meta(const at::Tensor& input, const at::Tensor& weight,
                                       const OptionalTensor& bias, const OptionalTensor& bn_weight,
                                       const OptionalTensor& bn_bias, const OptionalTensor& mean,
@@ -114,6 +128,7 @@ TORCH_LIBRARY_IMPL(cnnfast, Meta, m) {
   m.impl("batch_norm2d", TORCH_FN(batch_norm2d_meta));
   m.impl("batch_norm2d_backward", TORCH_FN(batch_norm2d_backward_meta));
   m.impl("batch_norm2d_relu", TORCH_FN(batch_norm2d_relu_meta));
+  m.impl("conv2d_batch_norm_relu", TORCH_FN(conv2d_batch_norm_relu_meta));
   m.impl("batch_norm2d_relu_backward", TORCH_FN(batch_norm2d_relu_backward_meta));
   m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d_meta));
   m.impl("bn_act_conv2d_backward", TORCH_FN(bn_act_conv2d_backward_meta));

@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 namespace cnnfast {
@@ -50,12 +51,22 @@ void check_batch_norm2d_relu_backward(const at::Tensor& grad_output, const at::T
               positive.scalar_type(), " of shape ", positive.sym_sizes(), " on ", positive.device());
 }
 
+std::tuple<at::Tensor, at::Tensor> batch_norm_act_bits_composite(
+    const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
+    const OptionalTensor& bias, const OptionalTensor& residual, double eps) {
+  const at::Tensor output = batch_norm_act_composite(input, mean, var, weight, bias, residual, eps, "relu");
+  // Not of NaN, whose gradient passes, as at::threshold_backward has it.
+  return {output, pack_bits(output.le(0).logical_not())};
+}
+
 BatchNorm2dReluOutputs batch_norm2d_relu_composite(const at::Tensor& input, const OptionalTensor& weight,
                                                    const OptionalTensor& bias, const OptionalTensor& residual,
                                                    double eps) {
-  const auto [output, mean, var] = batch_norm2d_composite(input, weight, bias, residual, eps, "relu");
-  // Not of NaN, whose gradient passes, as at::threshold_backward has it.
-  return {output, mean, var, pack_bits(output.le(0).logical_not())};
+  check_batch_norm2d(input, weight, bias, residual, "relu");
+  const auto [mean, var] = batch_statistics_composite(input);
+  const auto [output, positive] =
+      batch_norm_act_bits_composite(input, mean, var, weight, bias, residual, eps);
+  return {output, mean, var, positive};
 }
 
 BatchNorm2dReluGradients batch_norm2d_relu_backward_composite(
@@ -70,8 +81,40 @@ BatchNorm2dReluGradients batch_norm2d_relu_backward_composite(
   return {std::get<0>(g), std::get<3>(g), std::get<4>(g), std::get<5>(g)};
 }
 
+ConvBatchNormReluOutputs conv2d_batch_norm_relu_composite(
+    const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bn_weight,
+    const OptionalTensor& bn_bias, const OptionalTensor& residual, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, double eps) {
+  const OptionalTensor none;
+  const at::Tensor conv =
+      conv2d_composite(input, weight, none, none, none, stride, padding, dilation, groups, "none");
+  const auto [output, mean, var, positive] =
+      batch_norm2d_relu_composite(conv, bn_weight, bn_bias, residual, eps);
+  return {output, conv, mean, var, positive};
+}
+
+ConvBatchNormReluOutputs conv2d_batch_norm_relu_by_two(const at::Tensor& input, const at::Tensor& weight,
+                                                       const OptionalTensor& bn_weight,
+                                                       const OptionalTensor& bn_bias,
+                                                       const OptionalTensor& residual, at::IntArrayRef stride,
+                                                       at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                       int64_t groups, double eps) {
+  static const auto convolve = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("cnnfast::conv2d", "")
+                                   .typed<decltype(conv2d_composite)>();
+  static const auto normalise = c10::Dispatcher::singleton()
+                                    .findSchemaOrThrow("cnnfast::batch_norm2d_relu", "")
+                                    .typed<decltype(batch_norm2d_relu_composite)>();
+  const OptionalTensor none;
+  const at::Tensor conv =
+      convolve.call(input, weight, none, none, none, stride, padding, dilation, groups, "none");
+  const auto [output, mean, var, positive] = normalise.call(conv, bn_weight, bn_bias, residual, eps);
+  return {output, conv, mean, var, positive};
+}
+
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("batch_norm2d_relu", TORCH_FN(batch_norm2d_relu_composite));
+  m.impl("conv2d_batch_norm_relu", TORCH_FN(conv2d_batch_norm_relu_by_two));
   m.impl("batch_norm2d_relu_backward", TORCH_FN(batch_norm2d_relu_backward_composite));
 }
 

@@ -99,26 +99,23 @@ BatchNormGradients bn_act_conv2d_backward(const BnActConv2dSteps& steps, const a
           need_residual ? fresh_channels_last(grad_output) : none()};
 }
 
-namespace {
-
-BatchNormGradients backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
-                                      const at::Tensor& weight, const OptionalTensor& bn_weight,
-                                      const OptionalTensor& bn_bias, const at::Tensor& mean,
-                                      const at::Tensor& var, at::IntArrayRef stride, at::IntArrayRef padding,
-                                      at::IntArrayRef dilation, int64_t groups, double eps,
-                                      std::string_view pre_activation, bool batch_statistics,
-                                      std::array<bool, 6> output_mask) {
+BatchNormGradients bn_act_conv2d_backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                                    const at::Tensor& weight, const OptionalTensor& bn_weight,
+                                                    const OptionalTensor& bn_bias, const at::Tensor& mean,
+                                                    const at::Tensor& var, at::IntArrayRef stride,
+                                                    at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                    int64_t groups, double eps,
+                                                    std::string_view pre_activation, bool batch_statistics,
+                                                    std::array<bool, 6> output_mask) {
   return bn_act_conv2d_backward({batch_norm_act_composite, batch_norm2d_backward_composite}, grad_output,
                                 input, weight, bn_weight, bn_bias, mean, var,
                                 {stride, padding, dilation, groups}, eps, pre_activation, batch_statistics,
                                 output_mask);
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("bn_act_conv2d", TORCH_FN(bn_act_conv2d_composite));
-  m.impl("bn_act_conv2d_backward", TORCH_FN(backward_composite));
+  m.impl("bn_act_conv2d_backward", TORCH_FN(bn_act_conv2d_backward_composite));
 }
 
 }  // namespace cnnfast

@@ -27,6 +27,15 @@ BatchNorm2dOutputs bn_act_conv2d_composite(const at::Tensor& input, const at::Te
                                            at::IntArrayRef dilation, int64_t groups, double eps,
                                            std::string_view pre_activation);
 
+BatchNormGradients bn_act_conv2d_backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                                    const at::Tensor& weight, const OptionalTensor& bn_weight,
+                                                    const OptionalTensor& bn_bias, const at::Tensor& mean,
+                                                    const at::Tensor& var, at::IntArrayRef stride,
+                                                    at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                    int64_t groups, double eps,
+                                                    std::string_view pre_activation, bool batch_statistics,
+                                                    std::array<bool, 6> output_mask);
+
 // The steps of the backward that have kernels of their own on some devices.
 struct BnActConv2dSteps {
   decltype(batch_norm_act_composite)* normalise;

@@ -4,8 +4,6 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
-#include <atomic>
-
 #include "ops/conv_gradients.h"
 
 namespace cnnfast {
@@ -61,15 +59,6 @@ std::vector<c10::SymInt> check_conv2d(const char* op, const Conv2dArgs& a) {
   parse_activation(op, a.activation);
   return sizes;
 }
-
-namespace {
-
-std::atomic<DeviceConv2d> on_device{nullptr};
-
-}  // namespace
-
-void set_device_conv2d(DeviceConv2d conv2d) { on_device = conv2d; }
-DeviceConv2d device_conv2d() { return on_device; }
 
 at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& scale, const OptionalTensor& residual,

@@ -32,18 +32,14 @@ std::vector<c10::SymInt> conv2d_output_sizes(const char* op, const at::Tensor& k
                                              c10::SymIntArrayRef input, const at::Tensor& weight,
                                              const Conv2dParams& params);
 
-// conv2d as csrc/cuda has it, where that is built: ATen's convolution, and one pass of our own behind it;
-// undefined where it does not serve the call. csrc/gpu/conv2d chooses between it and others.
-using DeviceConv2d = at::Tensor (*)(const Conv2dArgs& args, c10::SymIntArrayRef output_sizes);
-void set_device_conv2d(DeviceConv2d conv2d);
-DeviceConv2d device_conv2d();  // nullptr: none
-
 at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& scale, const OptionalTensor& residual,
                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                             int64_t groups, std::string_view activation);
 
 // Gradients of the input alone and of the weight alone, in the strides of either.
+// Backends give gradients in whatever strides they like; autograd and compiled graphs expect the tensor's.
+at::Tensor in_strides_of(const at::Tensor& like, const at::Tensor& grad);
 void check_conv2d_gradient(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
                            const at::Tensor& weight, const Conv2dParams& params);
 at::Tensor conv2d_input_grad_composite(const at::Tensor& grad_output, const at::Tensor& input,

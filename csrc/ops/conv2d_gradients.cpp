@@ -5,15 +5,10 @@
 #include "ops/conv2d.h"
 
 namespace cnnfast {
-namespace {
 
-// ATen gives gradients in whatever strides its backend likes; autograd and compiled graphs expect those of
-// the tensor.
 at::Tensor in_strides_of(const at::Tensor& like, const at::Tensor& grad) {
   return grad.strides() == like.strides() ? grad : at::empty_like(like).copy_(grad);
 }
-
-}  // namespace
 
 void check_conv2d_gradient(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
                            const at::Tensor& weight, const Conv2dParams& params) {

@@ -65,6 +65,9 @@ DenseBlockGradients dense_block_backward_composite(const at::Tensor& grad_output
                                                    std::string_view activation,
                                                    const c10::List<bool>& output_mask);
 
+// The form of the backward that uses up the gradient's memory, among kernels of a device.
+constexpr int kInPlace = 1;
+
 // output_mask taken apart.
 class DenseBlockMask {
  public:

@@ -80,23 +80,19 @@ at::Tensor max_pool2d_backward_composite(const at::Tensor& grad_output, const at
                                               ceil_mode, indices);
 }
 
-namespace {
-
-at::Tensor avg_pool2d_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                               at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                               bool ceil_mode, bool count_include_pad,
-                               std::optional<int64_t> divisor_override) {
+at::Tensor avg_pool2d_backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                         at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                                         std::optional<int64_t> divisor_override) {
   return at::avg_pool2d_backward(grad_output, input, kernel_size, stride, padding, ceil_mode,
                                  count_include_pad, divisor_override);
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("max_pool2d", TORCH_FN(max_pool2d_composite));
   m.impl("max_pool2d_backward", TORCH_FN(max_pool2d_backward_composite));
   m.impl("avg_pool2d", TORCH_FN(avg_pool2d_composite));
-  m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward));
+  m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward_composite));
 }
 
 }  // namespace cnnfast

@@ -29,5 +29,9 @@ at::Tensor max_pool2d_backward_composite(const at::Tensor& grad_output, const at
 at::Tensor avg_pool2d_composite(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                 at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                                 std::optional<int64_t> divisor_override);
+at::Tensor avg_pool2d_backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
+                                         at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                                         std::optional<int64_t> divisor_override);
 
 }  // namespace cnnfast

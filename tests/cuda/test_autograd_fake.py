@@ -64,7 +64,7 @@ def test_convolution_with_batch_norm_and_relu_keeps_bits_on_a_gpu():
         return torch.ops.cnnfast.conv2d_batch_norm(images(), weight, residual=residual, activation="relu")[0]
 
     names, saved = run(body)
-    assert "cnnfast::conv2d" in names and "cnnfast::batch_norm2d_relu" in names
+    assert "cnnfast::conv2d_batch_norm_relu" in names
     assert (torch.uint8, BYTES) in saved
     assert [numel for _, numel in saved].count(2 * 12 * 5 * 7) == 2, "input and convolution"
 

@@ -22,8 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 LIBRARY = ROOT / "cnnfast" / "lib" / "libcnnfast.so"
 HOLDERS = ("csrc/gpu/triton/table.cpp", "csrc/gpu/triton/unpack.cpp")
-# Type, class and tile of the kernels, with and without a residual.
-MATCH = "conv2d-(float16-aligned(-pointwise)?|ieee-any-across)-64x64-relu"
+# Type, class, tile and epilogue of the kernels.
+MATCH = (
+    "^(conv2d-(float16-aligned(-pointwise)?|ieee-any-across)-64x64-(relu|prologue|statistics)"
+    "|(input|weight)_grad-(float16-aligned(-pointwise|-strided)?|ieee-any(-strided)?-across)-64x64"
+    "|sum_parts-float(16|32)|combine)"
+)
 TORCH = Path(torch.__file__).parent
 
 
@@ -79,17 +83,23 @@ def compiler() -> list[str]:
 
 
 def objects() -> list[Path]:
-    """Of the library that is in use, but for HOLDERS."""
+    """Of the library that is in use, but for HOLDERS and kernels that need a GPU."""
     for folder in sorted((ROOT / "build").glob("*/editable/lib/libcnnfast.so")):
         if folder.read_bytes() == LIBRARY.read_bytes():
             found = sorted((folder.parents[2] / "objects").rglob("csrc/**/*.o"))
-            apart = ("csrc/binding/", *HOLDERS)
+            apart = ("csrc/binding/", "csrc/cuda/", *HOLDERS)
             return [path for path in found if not any(name in path.as_posix() for name in apart)]
     pytest.skip("the library in use was not built here: its objects are missing")
 
 
-def build(folder: Path, archs: str = "80", match: str = MATCH, jobs: int = 1, rich: str = "") -> Built:
-    """Compiles kernels, links library and stub. rich: a variant whose launches get all that there is."""
+def build(
+    folder: Path, archs: str = "80", match: str = MATCH, jobs: int = 1, rich: str = "", on_host: bool = False
+) -> Built:
+    """Compiles kernels, links library and stub.
+
+    rich: a variant whose launches get all that there is. on_host: with csrc/cuda, whose kernels then run
+    under emulation; else with fake_kernels.cpp, which stands for them when it is asked.
+    """
     pytest.importorskip("triton", reason="Triton is not installed (Linux on x86-64 only)")
     if not _ext.AVAILABLE:
         pytest.skip(f"the extension is not there: {_ext.REASON}")
@@ -108,16 +118,33 @@ def build(folder: Path, archs: str = "80", match: str = MATCH, jobs: int = 1, ri
         own.append(folder / f"{Path(source).stem}.o")
         words = [*compiler(), *flags, "-DCNNFAST_TRITON_AOT=1", "-c", str(ROOT / source), "-o", str(own[-1])]
         run(words)
+    own += host_kernels(folder) if on_host else [compile_object(folder, HERE / "fake_kernels.cpp", "-O0")]
     library = folder / "libcnnfast.so"
     torch_libraries = [f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
-    gpu = ["-lc10_cuda", "-ltorch_cuda"] if any("csrc/cuda/" in path.as_posix() for path in others) else []
-    links = ["-Wl,-soname,libcnnfast.so", *torch_libraries, *gpu, f"-Wl,-rpath,{TORCH / 'lib'}", "-lz"]
+    links = ["-Wl,-soname,libcnnfast.so", *torch_libraries, f"-Wl,-rpath,{TORCH / 'lib'}", "-lz"]
     run([*compiler(), "-shared", "-o", str(library), *map(str, [*others, *own]), *links])
     manifest = json.loads((generated / "triton_manifest.json").read_text())
     blob = (generated / "triton_kernels.bin").read_bytes()
     names = folder / "kernels.txt"
     names.write_text("".join(known_lines(manifest)))
     return Built(library, build_stub(folder), names, manifest, blob)
+
+
+def compile_object(folder: Path, source: Path, *flags: str) -> Path:
+    target = folder / f"{source.name}.o"
+    includes = [TORCH / "include", TORCH / "include/torch/csrc/api/include"]
+    words = ["-std=c++20", "-fPIC", "-fvisibility=hidden", *flags, f"-I{ROOT / 'csrc'}"]
+    words += [word for path in includes for word in ("-isystem", str(path))]
+    run([*compiler(), *words, "-x", "c++", "-c", str(source), "-o", str(target)])
+    return target
+
+
+def host_kernels(folder: Path) -> list[Path]:
+    """csrc/cuda compiled for the host: kernels under emulation, CUDA's and torch's headers by stand-ins."""
+    host = ROOT / "tests/cuda/host"
+    sources = [*sorted((ROOT / "csrc/cuda").glob("*.c*[pu]")), host / "emulation.cpp", host / "library.cpp"]
+    flags = ("-O1", "-ffp-contract=off", f"-I{host / 'torch'}", f"-I{host}")
+    return [compile_object(folder, source, *flags) for source in sources]
 
 
 def enrich(generated: Path, name: str) -> None:
@@ -153,13 +180,18 @@ def build_stub(folder: Path) -> Path:
 
 
 def known_lines(manifest: list[dict]):
-    """Names of parameters in the order of the source, constants left out, then the scratch buffers."""
+    """Names of parameters in the order of the source, then the scratch buffers; constants apart."""
     for variant in manifest:
         passed = [name for name, kind in variant["types"].items() if kind != "constexpr"]
         names = ",".join([*passed, "global_scratch", "profile_scratch"])
-        dtype = {"*fp16": "float16", "*bf16": "bfloat16", "*fp32": "float32"}[variant["types"]["x_ptr"]]
+        kernel = variant["kernel"]
+        image_of = {"sum_parts": "sum_ptr", "combine": "joined_ptr", "conv2d_input_grad": "dx_ptr"}
+        kind = variant["types"][image_of.get(kernel, "x_ptr")]
+        dtype = {"*fp16": "float16", "*bf16": "bfloat16", "*fp32": "float32"}[kind]
+        values = {name: int(v) if isinstance(v, bool) else v for name, v in variant["constants"].items()}
+        constants = ",".join(f"{name}={value}" for name, value in values.items())
         for image in variant["images"]:
-            yield f"{image['fnv']} {dtype} {variant['constants']['ACTIVATION']} {names}\n"
+            yield f"{image['fnv']} {kernel} {dtype} {constants} {names}\n"
 
 
 def run(command: list[str], **options) -> str:

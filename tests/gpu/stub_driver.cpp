@@ -1,7 +1,7 @@
 // A CUDA driver library of our own, for tests without a GPU: it reads the parameter layout out of the machine
-// code as the real one does, records every launch byte by byte, and computes the convolution that a launch
-// asks for on host memory. What it is told about a kernel (STUB_KERNELS) are the names of its parameters,
-// nothing of where they lie.
+// code as the real one does, records every launch byte by byte, and computes what a launch asks for (a
+// convolution, a gradient, sums of parts) on host memory. What it is told about a kernel (STUB_KERNELS) are
+// the names of its parameters, nothing of where they lie.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <elf.h>
@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -153,21 +154,31 @@ void parse_ptx(const std::string& text, Module& module) {
 }
 
 struct Known {
-  std::string dtype, activation;
+  std::string kernel, dtype;
+  std::map<std::string, std::string> constants;
   std::vector<std::string> names;
+
+  bool is(const std::string& constant, const std::string& value) const {
+    const auto found = constants.find(constant);
+    return found != constants.end() && found->second == value;
+  }
+  int64_t number(const std::string& constant) const { return std::stoll(constants.at(constant)); }
 };
 
-// Lines "hash dtype activation name,name,...".
+// Lines "hash kernel dtype constant=value,... name,name,...".
 std::map<uint64_t, Known> read_known() {
   std::map<uint64_t, Known> known;
   const char* path = std::getenv("STUB_KERNELS");
   std::ifstream stream(path ? path : "");
-  std::string hash, names, name;
+  std::string hash, constants, names, word;
   Known entry;
-  while (stream >> hash >> entry.dtype >> entry.activation >> names) {
+  while (stream >> hash >> entry.kernel >> entry.dtype >> constants >> names) {
     entry.names.clear();
-    std::istringstream list(names);
-    while (std::getline(list, name, ',')) entry.names.push_back(name);
+    entry.constants.clear();
+    std::istringstream list(names), values(constants);
+    while (std::getline(list, word, ',')) entry.names.push_back(word);
+    while (std::getline(values, word, ','))
+      entry.constants[word.substr(0, word.find('='))] = word.substr(word.find('=') + 1);
     known[std::stoull(hash, nullptr, 16)] = entry;
   }
   return known;
@@ -179,38 +190,204 @@ struct Values {
     const auto found = by_name.find(name);
     return found == by_name.end() ? 0 : found->second;
   }
+  template <typename T>
+  T* at(const std::string& name) const {
+    return reinterpret_cast<T*>((*this)[name]);
+  }
 };
 
-// What conv2d's kernel is documented to compute, one output element at a time.
 template <typename T>
-void convolve(const Values& v, const std::string& activation) {
-  const T* x = reinterpret_cast<const T*>(v["x_ptr"]);
-  const T* w = reinterpret_cast<const T*>(v["w_ptr"]);
-  const T* residual = reinterpret_cast<const T*>(v["residual_ptr"]);
-  const float* bias = reinterpret_cast<const float*>(v["bias_ptr"]);
-  const float* scale = reinterpret_cast<const float*>(v["scale_ptr"]);
-  T* y = reinterpret_cast<T*>(v["y_ptr"]);
-  const int64_t ic = v["in_channels"], oc = v["out_channels"], kh = v["kernel_h"], kw = v["kernel_w"];
-  for (int64_t pixel = 0; pixel < v["pixels"]; ++pixel) {
+double rounded(double value) {
+  return static_cast<float>(static_cast<T>(static_cast<float>(value)));
+}
+
+// Calls use(output pixel, input pixel, tap) wherever a tap of an output pixel lies inside the image.
+template <typename Use>
+void for_taps(const Values& v, int64_t pixels, Use use) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const int64_t ox = pixel % v["out_w"], oy = pixel / v["out_w"] % v["out_h"];
     const int64_t image = pixel / v["out_w"] / v["out_h"];
-    for (int64_t c = 0; c < oc * v["groups"]; ++c) {
-      double sum = 0;
-      for (int64_t tap = 0; tap < kh * kw; ++tap) {
-        const int64_t row = oy * v["stride_h"] - v["pad_h"] + tap / kw * v["dilation_h"];
-        const int64_t column = ox * v["stride_w"] - v["pad_w"] + tap % kw * v["dilation_w"];
-        if (row < 0 || row >= v["in_h"] || column < 0 || column >= v["in_w"]) continue;
-        const T* from = x + ((image * v["in_h"] + row) * v["in_w"] + column) * v["x_stride"] + c / oc * ic;
-        for (int64_t i = 0; i < ic; ++i)
-          sum += double(float(from[i])) * double(float(w[(c * kh * kw + tap) * ic + i]));
+    for (int64_t tap = 0; tap < v["kernel_h"] * v["kernel_w"]; ++tap) {
+      const int64_t row = oy * v["stride_h"] - v["pad_h"] + tap / v["kernel_w"] * v["dilation_h"];
+      const int64_t column = ox * v["stride_w"] - v["pad_w"] + tap % v["kernel_w"] * v["dilation_w"];
+      if (row >= 0 && row < v["in_h"] && column >= 0 && column < v["in_w"])
+        use(pixel, (image * v["in_h"] + row) * v["in_w"] + column, tap);
+    }
+  }
+}
+
+// Mean and sum of squares around it, of each tile of BLOCK_M pixels.
+template <typename T>
+void part_statistics(const Values& v, int64_t block, int64_t channels) {
+  float* parts = v.at<float>("parts_ptr");
+  const T* y = v.at<T>("y_ptr");
+  for (int64_t first = 0; first < v["pixels"]; first += block) {
+    const int64_t last = std::min(first + block, v["pixels"]);
+    for (int64_t c = 0; c < channels; ++c) {
+      double mean = 0, squares = 0;
+      for (int64_t p = first; p < last; ++p) mean += float(y[p * v["y_stride"] + c]);
+      mean /= double(last - first);
+      for (int64_t p = first; p < last; ++p) {
+        const double distance = float(y[p * v["y_stride"] + c]) - mean;
+        squares += distance * distance;
       }
+      float* part = parts + first / block * 2 * channels + c;
+      part[0] = static_cast<float>(mean);
+      part[channels] = static_cast<float>(squares);
+    }
+  }
+}
+
+// What each kernel is documented to compute, one element at a time.
+template <typename T>
+void convolve(const Values& v, const Known& kernel) {
+  const T *x = v.at<T>("x_ptr"), *w = v.at<T>("w_ptr"), *residual = v.at<T>("residual_ptr");
+  const float *bias = v.at<float>("bias_ptr"), *scale = v.at<float>("scale_ptr");
+  const float *pre_scale = v.at<float>("pre_scale_ptr"), *pre_shift = v.at<float>("pre_shift_ptr");
+  T* y = v.at<T>("y_ptr");
+  const int64_t ic = v["in_channels"], oc = v["out_channels"], taps = v["kernel_h"] * v["kernel_w"];
+  const int64_t channels = oc * v["groups"];
+  std::vector<double> sums(v["pixels"] * channels);
+  for_taps(v, v["pixels"], [&](int64_t pixel, int64_t from, int64_t tap) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < ic; ++i) {
+        const int64_t place = c / oc * ic + i;
+        double value = float(x[from * v["x_stride"] + place]);
+        if (pre_scale) {
+          value = value * pre_scale[place] + pre_shift[place];
+          if (kernel.is("PRE_RELU", "1") && value < 0) value = 0;
+          value = rounded<T>(value);
+        }
+        sums[pixel * channels + c] += value * float(w[(c * taps + tap) * ic + i]);
+      }
+  });
+  for (int64_t pixel = 0; pixel < v["pixels"]; ++pixel)
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = sums[pixel * channels + c];
       if (scale) sum *= scale[c];
       if (bias) sum += bias[c];
       if (residual) sum += float(residual[pixel * v["residual_stride"] + c]);
-      if (activation == "relu") sum = sum < 0 ? 0 : sum;
+      if (kernel.is("ACTIVATION", "relu")) sum = sum < 0 ? 0 : sum;
       y[pixel * v["y_stride"] + c] = static_cast<T>(static_cast<float>(sum));
     }
+  if (v["parts_ptr"]) part_statistics<T>(v, kernel.number("BLOCK_M"), channels);
+}
+
+template <typename T>
+void input_gradient(const Values& v) {
+  const T *dy = v.at<T>("dy_ptr"), *w = v.at<T>("w_ptr");
+  T* dx = v.at<T>("dx_ptr");
+  const int64_t ic = v["in_channels"], oc = v["out_channels"], taps = v["kernel_h"] * v["kernel_w"];
+  const int64_t channels = ic * v["groups"], pixels = v["batch"] * v["in_h"] * v["in_w"];
+  std::vector<double> sums(pixels * channels);
+  for_taps(v, v["batch"] * v["out_h"] * v["out_w"], [&](int64_t pixel, int64_t to, int64_t tap) {
+    for (int64_t c = 0; c < oc * v["groups"]; ++c)
+      for (int64_t i = 0; i < ic; ++i)
+        sums[to * channels + c / oc * ic + i] +=
+            double(float(dy[pixel * v["dy_stride"] + c])) * float(w[(c * taps + tap) * ic + i]);
+  });
+  for (int64_t pixel = 0; pixel < pixels; ++pixel)
+    for (int64_t c = 0; c < channels; ++c)
+      dx[pixel * v["dx_stride"] + c] = static_cast<T>(static_cast<float>(sums[pixel * channels + c]));
+}
+
+// Every part's sum of its own pixels.
+template <typename T>
+void weight_gradient(const Values& v) {
+  const T *dy = v.at<T>("dy_ptr"), *x = v.at<T>("x_ptr");
+  const int64_t ic = v["in_channels"], oc = v["out_channels"], taps = v["kernel_h"] * v["kernel_w"];
+  const int64_t numel = oc * v["groups"] * taps * ic;
+  const int64_t parts = (v["pixels"] + v["part_pixels"] - 1) / v["part_pixels"];
+  std::vector<double> sums(parts * numel);
+  for_taps(v, v["pixels"], [&](int64_t pixel, int64_t from, int64_t tap) {
+    for (int64_t c = 0; c < oc * v["groups"]; ++c)
+      for (int64_t i = 0; i < ic; ++i)
+        sums[pixel / v["part_pixels"] * numel + (c * taps + tap) * ic + i] +=
+            double(float(dy[pixel * v["dy_stride"] + c])) * float(x[from * v["x_stride"] + c / oc * ic + i]);
+  });
+  std::copy(sums.begin(), sums.end(), v.at<float>("parts_ptr"));
+}
+
+template <typename T>
+void sum_parts(const Values& v) {
+  const float* parts = v.at<float>("parts_ptr");
+  for (int64_t i = 0; i < v["numel"]; ++i) {
+    float sum = 0;
+    for (int64_t part = 0; part < v["parts"]; ++part) sum += parts[part * v["numel"] + i];
+    v.at<T>("sum_ptr")[i] = static_cast<T>(sum);
   }
+}
+
+// ROWS parts into one: the last level gives the variance.
+void combine(const Values& v, const Known& kernel) {
+  const float* parts = v.at<float>("parts_ptr");
+  const int64_t channels = v["channels"], rows = kernel.number("ROWS");
+  for (int64_t first = 0; first < v["parts"]; first += rows)
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t end = std::min(first + rows, v["parts"]);
+      const auto count = [&](int64_t part) {
+        return double(std::min(v["pixels"] - part * v["part_pixels"], v["part_pixels"]));
+      };
+      double mean = 0, squares = 0, all = 0;
+      for (int64_t p = first; p < end; ++p) mean += count(p) * parts[p * 2 * channels + c], all += count(p);
+      mean /= all;
+      for (int64_t p = first; p < end; ++p) {
+        const double distance = parts[p * 2 * channels + c] - mean;
+        squares += parts[(p * 2 + 1) * channels + c] + count(p) * distance * distance;
+      }
+      if (kernel.is("LAST", "1")) squares /= all;
+      float* to = v.at<float>("joined_ptr") + first / rows * 2 * channels + c;
+      to[0] = static_cast<float>(mean);
+      to[channels] = static_cast<float>(squares);
+    }
+}
+
+int64_t tiles(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Programs that a call takes, by the comments at the kernels' heads.
+int64_t programs(const Values& v, const Known& k) {
+  if (k.kernel == "sum_parts") return tiles(v["numel"], k.number("BLOCK"));
+  if (k.kernel == "combine")
+    return tiles(v["parts"], k.number("ROWS")) * tiles(v["channels"], k.number("COLUMNS"));
+  const int64_t m = k.number("BLOCK_M"), n = k.number("BLOCK_N"), taps = v["kernel_h"] * v["kernel_w"];
+  if (k.kernel == "conv2d") return tiles(v["pixels"], m) * tiles(v["out_channels"], n) * v["groups"];
+  if (k.kernel == "conv2d_input_grad") {
+    const int64_t phases = v["stride_h"] * v["stride_w"];
+    const int64_t pixels = v["batch"] * tiles(v["in_h"], v["stride_h"]) * tiles(v["in_w"], v["stride_w"]);
+    return tiles(pixels, m) * phases * tiles(v["in_channels"], n) * v["groups"];
+  }
+  const int64_t columns =
+      k.is("ACROSS_TAPS", "1") ? tiles(taps * v["in_channels"], n) : taps * tiles(v["in_channels"], n);
+  return tiles(v["out_channels"], m) * columns * v["groups"] * tiles(v["pixels"], v["part_pixels"]);
+}
+
+// What a kernel relies on and this driver does not need.
+std::string violation_of(const Launch& launch, const Values& v, const Known& k) {
+  const int64_t wanted = programs(v, k), found = int64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
+  // A cluster's blocks are one program.
+  const int64_t blocks = launch.attributes.empty() ? 1 : found / wanted;
+  if (found != wanted * blocks)
+    return k.kernel + " has " + std::to_string(found) + " programs, needs " + std::to_string(wanted);
+  if (k.kernel == "conv2d_input_grad")
+    for (const std::string way : {"h", "w"}) {
+      const int64_t stride = v["stride_" + way], step = stride / std::gcd(stride, v["dilation_" + way]);
+      if (v["tap_step_" + way] != step) return "tap_step_" + way + " is not " + std::to_string(step);
+      if (stride != 1 && !k.is("STRIDED", "1")) return "the kernel is for stride 1";
+    }
+  if (k.kernel == "conv2d_weight_grad" && v["part_pixels"] % k.number("BLOCK_K"))
+    return "part_pixels is no multiple of BLOCK_K";
+  const bool pointwise = v["kernel_h"] * v["kernel_w"] == 1 && v["pad_h"] == 0 && v["pad_w"] == 0;
+  if (k.is("POINTWISE", "1") && !pointwise) return "the kernel is for 1x1 convolutions without padding";
+  return "";
+}
+
+template <typename T>
+void compute(const Values& values, const Known& kernel) {
+  if (kernel.kernel == "conv2d") convolve<T>(values, kernel);
+  if (kernel.kernel == "conv2d_input_grad") input_gradient<T>(values);
+  if (kernel.kernel == "conv2d_weight_grad") weight_gradient<T>(values);
+  if (kernel.kernel == "sum_parts") sum_parts<T>(values);
+  if (kernel.kernel == "combine") combine(values, kernel);
 }
 
 void compute(const Launch& launch, const Layout& layout) {
@@ -228,9 +405,10 @@ void compute(const Launch& launch, const Layout& layout) {
     const uint8_t* at = launch.bytes.data() + layout.offsets[i];
     values.by_name[kernel.names[i]] = layout.sizes[i] == 8 ? read<int64_t>(at) : read<int32_t>(at);
   }
-  if (kernel.dtype == "float16") convolve<c10::Half>(values, kernel.activation);
-  if (kernel.dtype == "bfloat16") convolve<c10::BFloat16>(values, kernel.activation);
-  if (kernel.dtype == "float32") convolve<float>(values, kernel.activation);
+  if (const std::string text = violation_of(launch, values, kernel); !text.empty()) state().violation = text;
+  if (kernel.dtype == "float16") compute<c10::Half>(values, kernel);
+  if (kernel.dtype == "bfloat16") compute<c10::BFloat16>(values, kernel);
+  if (kernel.dtype == "float32") compute<float>(values, kernel);
 }
 
 int launch(Function* function, const unsigned grid[3], const unsigned block[3], unsigned shared, void* stream,

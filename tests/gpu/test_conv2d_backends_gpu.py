@@ -44,6 +44,29 @@ def test_chosen_backend_is_right(shape, dtype):
             check(ops.conv2d(*tensors, padding=padding, activation="relu"), tensors, padding)
 
 
+def check_gradients(size, weight, padding, dtype):
+    x, w = (t.requires_grad_() for t in operands(size, weight, padding, dtype)[:2])
+    exact = [t.detach().double().requires_grad_() for t in (x, w)]
+    y = torch.ops.cnnfast.conv2d(x, w, padding=padding)
+    cotangent = torch.randn_like(y)
+    wanted = torch.autograd.grad(
+        torch.nn.functional.conv2d(*exact, padding=padding), exact, cotangent.double()
+    )
+    for found, truth in zip(torch.autograd.grad(y, (x, w), cotangent), wanted, strict=True):
+        difference = (found.double() - truth).abs().max() / truth.abs().max()
+        assert difference <= ERROR[dtype], difference
+
+
+@pytest.mark.parametrize("dtype", ERROR, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_by_the_chosen_backend_are_right(shape, dtype):
+    for _ in range(2):
+        check_gradients(*shape, dtype)
+    timed = {row.split()[0] for row in torch.ops.cnnfast.backend_times()}
+    if torch.ops.cnnfast.triton_kernels():
+        assert {"conv2d_input_grad", "conv2d_weight_grad"} <= timed
+
+
 def test_graph_replays_with_new_values():
     *sizes, padding = SHAPES[0]
     tensors = operands(*sizes, padding, torch.float16)
@@ -77,12 +100,13 @@ def test_forced_backend(backend):
     if backend == "cuda" and not _ext.build_info()["cuda"]:
         pytest.skip("built without CUDA kernels")
     program = (
-        "import torch, sys; sys.path.insert(0, sys.argv[1]); import test_conv2d_gpu as t\n"
+        "import torch, sys; sys.path.insert(0, sys.argv[1]); import test_conv2d_backends_gpu as t\n"
         "for *sizes, padding in t.SHAPES:\n"
         "  for dtype in t.ERROR:\n"
         "    x = t.operands(*sizes, padding, dtype)\n"
         "    with torch.no_grad():\n"
         "      t.check(t.ops.conv2d(*x, padding=padding, activation='relu'), x, padding)\n"
+        "    t.check_gradients(*sizes, padding, dtype)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, os.path.dirname(__file__)],

@@ -42,6 +42,33 @@ def test_bytes_are_those_of_tritons_own_launcher(built, tmp_path):
     run(built, "tritons_own_launcher", *files, CNNFAST_BACKEND="triton", **places)
 
 
+def test_gradients(built):
+    records = json.loads(run(built, "gradients", CNNFAST_BACKEND="triton"))
+    entries = {variant["entry"] for variant in built.manifest}
+    assert {record[0] for record in records} <= entries and {record[9] for record in records} == {"0"}
+
+
+def test_gradient_of_a_weight_is_summed_in_parts(built):
+    run(built, "parts_of_a_weight_gradient", CNNFAST_BACKEND="triton")
+
+
+def test_batch_norm_in_front_of_a_convolution(built):
+    run(built, "prologue", CNNFAST_BACKEND="triton")
+
+
+def test_statistics_behind_a_convolution(built):
+    run(built, "statistics", CNNFAST_BACKEND="triton")
+
+
+def test_gradients_that_no_kernel_serves_say_why(built):
+    run(built, "refused_gradients", CNNFAST_BACKEND="triton")
+
+
+def test_gradients_fall_back_aloud(built):
+    assert run(built, "gradients_fall_back", STUB_FAIL_LOAD="1") == "0\n"
+    assert re.search(r"Warning: .*loading it.*; conv2d_input_grad goes on without it", built.worker.stderr)
+
+
 def test_forced_backend_that_cannot_serve_says_why(built):
     run(built, "refusals", CNNFAST_BACKEND="triton")
 
@@ -87,7 +114,7 @@ def test_choice_is_measured_once_and_kept(built, tmp_path):
     file = tmp_path / "times"
     rows = json.loads(run(built, "chooses", CNNFAST_BACKEND_TIMES=str(file)))
     assert any(
-        re.match(r"conv2d Stub GPU Half input\[2, 32, 5, 7\]/32 .*\ttriton/conv2d-", row) for row in rows
+        re.match(r"conv2d Stub GPU Half Half\[2, 32, 5, 7\]/32 .*\ttriton/conv2d-", row) for row in rows
     )
     later = json.loads(run(built, "remembers", CNNFAST_BACKEND_TIMES=str(file)))
     assert later["rows"] == rows and later["launches"] == 0
@@ -95,6 +122,22 @@ def test_choice_is_measured_once_and_kept(built, tmp_path):
     file.write_text(file.read_text() + "half a line\n")
     damaged = json.loads(run(built, "remembers", CNNFAST_BACKEND_TIMES=str(file)))
     assert damaged["launches"] > 0 and "are not used: 'half a line' has no times" in built.worker.stderr
+
+
+def test_operators_of_aten_and_cuda_kernels_are_chosen_too(built, tmp_path):
+    file = tmp_path / "times"
+    rows = json.loads(run(built, "two_backends_choose", CNNFAST_BACKEND_TIMES=str(file)))
+    assert any(re.match(r"max_pool2d Stub GPU Double Double\[2, 6, 5, 7\]/6 .*\tcuda\t", row) for row in rows)
+    run(built, "two_backends_remember", CNNFAST_BACKEND_TIMES=str(file))
+
+
+@pytest.mark.parametrize("backend", ("aten", "cuda"))
+def test_operators_of_aten_and_cuda_kernels_can_be_forced(built, backend):
+    run(built, "two_backends_forced", backend, CNNFAST_BACKEND=backend)
+
+
+def test_operators_without_cuda_kernels_in_the_build_say_so(built):
+    run(built, "two_backends_not_built", CNNFAST_BACKEND="cuda")
 
 
 def test_code_is_loaded_while_a_graph_is_captured(built):

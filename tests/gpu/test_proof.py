@@ -20,7 +20,7 @@ SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """Takes minutes: some seven hundred compilations."""
+    """Takes minutes: some twelve hundred compilations."""
     archs = ",".join(map(str, settings.ARCHS))
     built = aot_library.build(tmp_path_factory.mktemp("whole"), archs, "", jobs=os.cpu_count())
     yield built
@@ -34,7 +34,9 @@ def test_list_is_capped_and_complete(whole, record_property):
         assert code == set(settings.ARCHS), variant["name"]
         assert [image["arch"] for image in variant["images"] if image["ptx"]] == [settings.PTX_ARCH]
         for image in variant["images"]:
-            assert 0 < image["shared_bytes"] <= 1024 * SHARED[image["arch"]], (variant["name"], image)
+            assert image["shared_bytes"] <= 1024 * SHARED[image["arch"]], (variant["name"], image)
+            if variant["kernel"].startswith("conv2d"):  # operands pass through it
+                assert image["shared_bytes"] > 0, (variant["name"], image)
             assert image["global_scratch"] == image["profile_scratch"] == 0, variant["name"]
             assert image["arch_specific"] == (image["arch"] >= 90), variant["name"]
     sizes = {

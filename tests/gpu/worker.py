@@ -17,16 +17,23 @@ import zlib
 import torch
 import torch.nn.functional as F
 
+torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # the subset of kernels has none in TF32
 torch.ops.load_library(sys.argv[1])
 STUB = ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_GLOBAL)
+FAKE = ctypes.CDLL(sys.argv[1])  # fake_kernels.cpp, or csrc/cuda's stand-ins, are part of the library
 STUB.stub_launch.restype = STUB.stub_violation.restype = ctypes.c_char_p
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 CASES = {
     "pointwise": ((2, 32, 5, 7), (16, 32, 1, 1), {}),
     "padded": ((2, 16, 6, 5), (24, 16, 3, 3), {"padding": [1, 1]}),
     "strided": ((1, 16, 9, 8), (8, 16, 3, 2), {"stride": [2, 1], "padding": [1, 0], "dilation": [1, 2]}),
+    "spread": (
+        (1, 16, 9, 9),
+        (24, 16, 3, 3),
+        {"stride": [2, 2], "padding": [1, 1], "dilation": [2, 2]},
+    ),
     "grouped": ((2, 32, 4, 4), (16, 16, 3, 3), {"padding": [1, 1], "groups": 2}),
     "first_layer": (
         (2, 3, 13, 11),
@@ -43,6 +50,11 @@ def set_knob(name: str, value: int) -> None:
 def call(x, w, bias=None, scale=None, residual=None, activation="relu", **options):
     op = torch.ops.cnnfast.conv2d.default
     return op.redispatch(CUDA, x, w, bias, scale, residual, activation=activation, **options)
+
+
+def below_autograd(name: str, *arguments, **options):
+    """An operator's kernel for CUDA tensors, on those of the CPU."""
+    return getattr(torch.ops.cnnfast, name).default.redispatch(CUDA, *arguments, **options)
 
 
 def operands(case: str, seed: int = 0):
@@ -107,6 +119,520 @@ def values():
     assert call(x[:0], w, bias, **options).shape == (0, 24, 6, 5)
     assert {line[9] for line in launches()} == {"0"}, "the default stream"
     print(json.dumps(launches()))
+
+
+GEOMETRY = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+
+
+def near(actual, wanted) -> None:
+    tolerance = 1e-5 if actual.dtype == torch.float32 else 4e-3
+    scale = max(1.0, wanted.abs().max().item())
+    torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=tolerance * scale)
+    assert not STUB.stub_violation(), STUB.stub_violation()
+
+
+def gradients():
+    """Of input and weight: every case, every layout, in the strides of either; counts launches."""
+    for case in CASES:
+        x, w, _, _, dy, options = operands(case)
+        options = GEOMETRY | options
+        exact = [t.double() for t in (x, w, dy)]
+        of_input = torch.nn.grad.conv2d_input(exact[0].shape, exact[1], exact[2], **options)
+        of_weight = torch.nn.grad.conv2d_weight(exact[0], exact[1].shape, exact[2], **options)
+        buffer = torch.full((dy.shape[0], dy.shape[1] + 16, *dy.shape[2:]), torch.nan).to(dy.dtype)
+        buffer = buffer.contiguous(memory_format=torch.channels_last)
+        buffer[:, 8 : 8 + dy.shape[1]] = dy
+        images = (x, x.contiguous())
+        for grad in (dy, dy.contiguous(), buffer[:, 8 : 8 + dy.shape[1]]):
+            for weight in (w, w.contiguous(memory_format=torch.channels_last)):
+                for image in images:
+                    for name, truth, like, launched in (
+                        ("conv2d_input_grad", of_input, image, 1),
+                        ("conv2d_weight_grad", of_weight, weight, 2),
+                    ):
+                        for _ in range(2):  # where several kernels serve, the first call times them
+                            before = STUB.stub_launches()
+                            found = below_autograd(name, grad, image, weight, **options)
+                        assert STUB.stub_launches() == before + launched, (case, name)
+                        assert found.stride() == like.stride(), (case, name)
+                        near(found, truth)
+        assert below_autograd("conv2d_input_grad", dy[:0], x[:0], w, **options).shape == x[:0].shape
+        assert not below_autograd("conv2d_weight_grad", dy[:0], x[:0], w, **options).any()
+    print(json.dumps(launches()))
+
+
+def parts_of_a_weight_gradient():
+    """Enough pixels for several parts: their sum is that of all."""
+    x = torch.randn(4, 16, 65, 33).half().contiguous(memory_format=torch.channels_last)
+    w = torch.randn(8, 16, 1, 1).half()
+    dy = (torch.randn(4, 8, 65, 33) / 16).half().contiguous(memory_format=torch.channels_last)
+    found = below_autograd("conv2d_weight_grad", dy, x, w, **GEOMETRY)
+    near(found, torch.nn.grad.conv2d_weight(x.double(), w.shape, dy.double()))
+    product, _ = launches()[-2:]
+    assert int(product[2]) > 2, "one part alone"
+
+
+def normalised(x, mean, var, weight, bias):
+    scale = weight.double() / (var.double() + 1e-5).sqrt()
+    per_channel = [t.double()[:, None, None] for t in (mean, scale, bias)]
+    return torch.relu((x.double() - per_channel[0]) * per_channel[1] + per_channel[2])
+
+
+def prologue():
+    """Batch norm and ReLU in front of a convolution, by given statistics and by the batch's: one launch."""
+    for case in CASES:
+        x, w, bias, _, residual, options = operands(case)
+        channels = x.shape[1]
+        weight, shift, mean = torch.randn(3, channels)
+        var = torch.rand(channels) + 0.5
+        for given, added in ((True, None), (True, residual), (False, residual)):
+            statistics = (mean, var) if given else (None, None)
+            arguments = (x, w, bias, weight, shift, *statistics, added)
+            below_autograd("bn_act_conv2d", *arguments, **options)
+            before = STUB.stub_launches()
+            found, *of_batch = below_autograd("bn_act_conv2d", *arguments, **options)
+            assert STUB.stub_launches() == before + 1
+            if not given:
+                var_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+                [near(a, b) for a, b in zip(of_batch[::-1], var_mean, strict=True)]
+                statistics = of_batch
+            activated = normalised(x, *statistics, weight, shift).to(x.dtype)
+            truth = F.conv2d(activated.double(), w.double(), bias.double(), **options)
+            near(found, truth if added is None else truth + added.double())
+            assert found.is_contiguous(memory_format=torch.channels_last)
+    text = error_of(lambda: below_autograd("bn_act_conv2d", x, w, pre_activation="sigmoid", **options))
+    assert "Triton kernels have no pre-activation sigmoid" in text, text
+    text = error_of(lambda: below_autograd("bn_act_conv2d", x, w, pre_activation="none", **options))
+    assert "PRE_RELU is not 1" in text, text
+
+
+def bits_of(y):
+    positive = ~(y.permute(0, 2, 3, 1).reshape(-1) <= 0)
+    positive = F.pad(positive.int(), (0, -positive.numel() % 8)).view(-1, 8)
+    return (positive * 2 ** torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def statistics():
+    """A convolution gives the statistics of what it stores: one launch, and one or two that join parts."""
+    more = {"many": ((2, 32, 65, 67), (16, 32, 1, 1), {})}  # more than 128 parts: a tree of two levels
+    CASES.update(more)
+    for case in CASES:
+        x, w, bias, _, residual, options = operands(case)
+        gain, shift = torch.randn(2, w.shape[0])
+        arguments = (x, w, bias, gain, shift, residual)
+        joins = 2 if case in more else 1
+        for activation in ("relu", "none"):
+            below_autograd("conv2d_batch_norm", *arguments, activation=activation, **options)
+            before = STUB.stub_launches()
+            y, conv, mean, var = below_autograd(
+                "conv2d_batch_norm", *arguments, activation=activation, **options
+            )
+            assert STUB.stub_launches() == before + 1 + joins, case
+            near(conv, F.conv2d(x.double(), w.double(), **options))
+            true_var, true_mean = torch.var_mean(conv.double(), (0, 2, 3), correction=0)
+            near(mean, true_mean + bias.double())
+            near(var, true_var)
+            truth = F.batch_norm(conv.double(), None, None, gain.double(), shift.double(), True)
+            truth = truth + residual.double()
+            near(y, torch.relu(truth) if activation == "relu" else truth)
+        arguments = (x, w, gain, shift, residual)
+        below_autograd("conv2d_batch_norm_relu", *arguments, **options)
+        before = STUB.stub_launches()
+        y, conv, mean, var, positive = below_autograd("conv2d_batch_norm_relu", *arguments, **options)
+        assert STUB.stub_launches() == before + 1 + joins, case
+        near(y, torch.relu(truth))
+        near(mean, true_mean)
+        near(var, true_var)
+        assert torch.equal(positive, bits_of(y)), case
+
+
+def refused_gradients():
+    """What no kernel serves is an error that says why; an operator without Triton kernels goes on."""
+    x, w, bias, _, dy, options = operands("pointwise")
+    options = GEOMETRY | options
+    for name in ("conv2d_input_grad", "conv2d_weight_grad"):
+        text = error_of(
+            lambda name=name: below_autograd(name, *(t.bfloat16() for t in (dy, x, w)), **options)
+        )
+        assert f"cnnfast::{name}: CNNFAST_BACKEND=triton cannot serve this call" in text, text
+        text = error_of(lambda name=name: below_autograd(name, dy[:, :8], x, w, **options))
+        assert "grad_output has shape" in text, text
+    torch.backends.cudnn.allow_tf32 = True
+    text = error_of(lambda: below_autograd("conv2d_input_grad", dy.float(), x.float(), w.float(), **options))
+    assert "PRECISION is not ieee" in text, text
+    y, *_ = below_autograd("batch_norm2d", x.float())
+    torch.testing.assert_close(y, F.batch_norm(x.float(), None, None, training=True))
+    assert STUB.stub_launches() == 0
+    set_knob("FAIL_LAUNCH", 1)
+    text = error_of(lambda: below_autograd("conv2d_weight_grad", dy, x, w, **options))
+    assert "launch of Triton kernel weight_grad-float16-aligned-pointwise-64x64 failed" in text, text
+
+
+def gradients_fall_back():
+    x, w, _, _, dy, options = operands("padded")
+    options = GEOMETRY | options
+    truth = torch.nn.grad.conv2d_input(x.shape, w.double(), dy.double(), **options)
+    for _ in range(2):
+        near(below_autograd("conv2d_input_grad", dy, x, w, **options), truth)
+    print(STUB.stub_launches())
+
+
+def two_backends():
+    """name -> (call, what it must give): operators that ATen and CUDA kernels have."""
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=torch.channels_last).double()
+    weight, bias, mean = torch.randn(3, 6).double()
+    var = torch.rand(6).double() + 0.5
+    batch = F.batch_norm(x, None, None, weight, bias, True)
+    pool, no_dilation = ([3, 2], [2, 2], [1, 1]), [1, 1]
+    leaf = x.clone().requires_grad_()
+    pooled, averaged = F.max_pool2d(leaf, *pool), F.avg_pool2d(leaf, *pool, count_include_pad=False)
+    lrn = F.local_response_norm(leaf, 3)
+
+    def of(y):
+        return torch.autograd.grad(y.sum(), leaf, retain_graph=True)[0]
+
+    def grad(y):
+        return torch.ones_like(y).detach()
+
+    statistics = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
+    normed = F.batch_norm(leaf, None, None, weight, bias, True)
+    by_relu = torch.relu(normed)
+    backward = (x, *statistics, weight)
+    first = [True, *[False] * 5]
+    return {
+        "batch_norm_act": (
+            (x, mean, var, weight, bias),
+            F.batch_norm(x, mean, var, weight, bias),
+        ),
+        "batch_norm2d": ((x, weight, bias), batch),
+        "batch_norm2d_relu": ((x, weight, bias), torch.relu(batch)),
+        "batch_norm2d_backward": (
+            (grad(normed), *backward, batch, 1e-5, "none", True, first),
+            of(normed),
+        ),
+        "batch_norm2d_relu_backward": (
+            (grad(by_relu), *backward, bits_of(torch.relu(batch)), 1e-5, first[:4]),
+            of(by_relu),
+        ),
+        "max_pool2d": ((x, *pool, no_dilation, False), pooled),
+        "max_pool2d_backward": ((grad(pooled), x, *pool, no_dilation, False), of(pooled)),
+        "avg_pool2d": ((x, *pool, False, False, None), averaged),
+        "avg_pool2d_backward": ((grad(averaged), x, *pool, False, False, None), of(averaged)),
+        "local_response_norm": ((x, 3), lrn),
+        "local_response_norm_backward": ((grad(lrn), x, 3, 1e-4, 0.75, 1.0), of(lrn)),
+    }
+
+
+def run_two(name: str, case) -> int:
+    """Runs an operator, checks it and gives the calls of its fake kernel."""
+    arguments, truth = case
+    before = FAKE.fake_calls(name.encode())
+    found = below_autograd(name, *arguments)
+    near(found if isinstance(found, torch.Tensor) else found[0], truth.detach())
+    return FAKE.fake_calls(name.encode()) - before
+
+
+def two_backends_choose():
+    """A slow kernel is timed once and left alone; a kernel of another shape, quick, is taken."""
+    for name, case in two_backends().items():
+        assert run_two(name, case) == 0, "no kernels yet"
+    FAKE.fake_install()
+    FAKE.fake_set(10, True)
+    for name, case in two_backends().items():
+        assert run_two(name, case) >= 4, name  # to warm up, and at least three
+        assert run_two(name, case) == 0, name
+    rows = torch.ops.cnnfast.backend_times()
+    assert {row.split()[0] for row in rows} == set(two_backends()), rows
+    torch.use_deterministic_algorithms(True)
+    for name, case in two_backends().items():  # nothing is timed: the first that serves
+        assert run_two(name, case) == 1, name
+    torch.use_deterministic_algorithms(False)
+    FAKE.fake_set(0, False)
+    for name, case in two_backends().items():
+        arguments = [
+            t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in case[0]
+        ]
+        assert run_two(name, (arguments, case[1].float().double())) == 0, name
+    print(json.dumps(rows))
+
+
+def two_backends_remember():
+    """Times from the file: nothing is timed."""
+    FAKE.fake_install()
+    for name, case in two_backends().items():
+        assert run_two(name, case) == 0, name
+
+
+def two_backends_forced(backend: str):
+    FAKE.fake_install()
+    for name, case in two_backends().items():
+        assert run_two(name, case) == (backend == "cuda"), name
+    assert not torch.ops.cnnfast.backend_times()
+    FAKE.fake_set(0, False)
+    for name, case in two_backends().items():
+        if backend == "cuda":
+            text = error_of(lambda name=name, case=case: run_two(name, case))
+            assert f"cnnfast::{name}: CNNFAST_BACKEND=cuda cannot serve this call: the CUDA kernels" in text
+        else:
+            assert run_two(name, case) == 0
+
+
+def two_backends_not_built():
+    """CNNFAST_BACKEND=cuda in a library without CUDA kernels."""
+    for name, case in two_backends().items():
+        text = error_of(lambda name=name, case=case: run_two(name, case))
+        assert f"cnnfast::{name}: CNNFAST_BACKEND=cuda cannot serve this call: this build has no CUDA" in text
+
+
+# ---- csrc/cuda on the host (test_host_half.py)
+
+
+def channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def where_written(record: list[str], manifest_names: list[str]) -> dict[str, int]:
+    """Parameters of a launch of conv2d by name: pointers are 8 bytes, numbers 4."""
+    raw, at, values = bytes.fromhex(record[10]), 0, {}
+    for name in manifest_names:
+        size = 8 if name.endswith("_ptr") or name.endswith("_scratch") else 4
+        at = (at + size - 1) // size * size
+        values[name] = int.from_bytes(raw[at : at + size], "little")
+        at += size
+    return values
+
+
+def conv_launches() -> list[dict[str, int]]:
+    """Parameters of every launch of a convolution, by what the stub was told of the kernels."""
+    names = {}
+    for line in open(os.environ["STUB_KERNELS"]):
+        hash_of_code, kernel, _, _, parameters = line.split()
+        names.setdefault(kernel, set()).add(parameters)
+    found = []
+    for record in launches():
+        if record[0] != "conv2d_kernel":
+            continue
+        length = len(bytes.fromhex(record[10]))
+        for parameters in names["conv2d"]:
+            sizes = [8 if n.endswith(("_ptr", "_scratch")) else 4 for n in parameters.split(",")]
+            end = 0
+            for size in sizes:
+                end = (end + size - 1) // size * size + size
+            if end == length:
+                found.append(where_written(record, parameters.split(",")))
+                break
+    return found
+
+
+def written_into(output, record: dict[str, int]) -> int:
+    """The first channel of `output` that a launch wrote, or -1 where it wrote elsewhere."""
+    distance = record["y_ptr"] - output.data_ptr()
+    inside = 0 <= distance < output.shape[1] * output.element_size()
+    return distance // output.element_size() if inside and record["y_stride"] == output.shape[1] else -1
+
+
+def inception_writes_slices(backend: str):
+    """Four branches, six convolutions and a pooling."""
+    kinds = {"conv": 0, "max": 1}
+
+    def stage(kind, size, padding, option):
+        activation = 1 if kind == "conv" else 0
+        return [kinds[kind], activation, size, size, 1, 1, padding, padding, option]
+
+    branches = [
+        [stage("conv", 1, 0, 1)],
+        [stage("conv", 1, 0, 1), stage("conv", 3, 1, 1)],
+        [stage("conv", 1, 0, 1), stage("conv", 5, 2, 1)],
+        [stage("max", 3, 1, 0), stage("conv", 1, 0, 1)],
+        [stage("max", 3, 1, 0)],
+    ]
+    words = [len(branches)]
+    for branch in branches:
+        words += [len(branch), *(number for one in branch for number in one)]
+    x = channels_last(torch.randn(2, 32, 6, 7).half())
+    sizes = ((16, 32, 1), (24, 32, 1), (32, 24, 3), (8, 32, 1), (16, 8, 5), (8, 32, 1))
+    weights = [channels_last((torch.randn(o, i, k, k) / (i * k * k) ** 0.5).half()) for o, i, k in sizes]
+    biases = [torch.randn(o).half() for o, *_ in sizes]
+    below_autograd("inception", x, weights, biases, words)  # settles what has to be timed
+    before, streams, joined = len(conv_launches()), FAKE.host_streams(), FAKE.host_joined()
+    output, *stages = below_autograd("inception", x, weights, biases, words)
+    records = conv_launches()[before:]
+
+    def conv(i, image):
+        pad = weights[i].shape[2] // 2
+        y = F.conv2d(image.double(), weights[i].double(), biases[i].double(), padding=pad)
+        return torch.relu(y).half()
+
+    pooled = F.max_pool2d(x, 3, 1, 1)
+    truth = torch.cat(
+        [conv(0, x), conv(2, conv(1, x)), conv(4, conv(3, x)), conv(5, pooled), pooled], 1
+    ).double()
+    near(output, truth)
+    # Every branch ran in a stream of its own, and was joined.
+    assert FAKE.host_streams() - streams == FAKE.host_joined() - joined == len(branches)
+    if backend != "triton":
+        assert not records
+        return
+    places = sorted(written_into(output, record) for record in records)
+    assert places == [-1, -1, 0, 16, 48, 64], places  # two stages inside branches, four last ones
+    assert len(stages) == 3
+
+
+def dense_block_writes_slices(backend: str):
+    """Layers read all channels so far where they lie and write their own behind them."""
+    growth, layers, x = 16, 3, channels_last(torch.randn(2, 16, 6, 5).half())
+    inputs = [16 + growth * i for i in range(layers)]
+    weights = [channels_last((torch.randn(growth, c, 3, 3) / (9 * c) ** 0.5).half()) for c in inputs]
+    gains, shifts = ([torch.randn(c) for c in inputs] for _ in range(2))
+    none = [None] * layers
+    for given in (False, True):
+        means = [torch.randn(c) for c in inputs] if given else none
+        spreads = [torch.rand(c) + 0.5 for c in inputs] if given else none
+        arguments = (x, weights, none, gains, shifts, means, spreads)
+        below_autograd("dense_block", *arguments)
+        before = len(conv_launches())
+        output, mean, var = below_autograd("dense_block", *arguments)
+        records = conv_launches()[before:]
+        truth = x
+        for i in range(layers):
+            statistics = (
+                (means[i], spreads[i])
+                if given
+                else torch.var_mean(truth.double(), (0, 2, 3), correction=0)[::-1]
+            )
+            activated = normalised(truth, *statistics, gains[i], shifts[i]).half()
+            y = F.conv2d(activated.double(), weights[i].double(), padding=1).half()
+            truth = torch.cat([truth, y], 1)
+        near(output, truth.double())
+        if not given:
+            # Of what the block stored: its rounding may differ from the plain computation's.
+            true_var, true_mean = torch.var_mean(output.double(), (0, 2, 3), correction=0)
+            near(mean, true_mean)
+            near(var, true_var)
+        if backend != "triton":
+            assert not records
+            continue
+        assert [written_into(output, record) for record in records] == inputs
+        # The input of a convolution is the block's own memory: neither concatenated nor activated apart.
+        for record in records:
+            assert record["x_stride"] == output.shape[1] and record["x_ptr"] == output.data_ptr()
+
+
+def dense_block_gradients():
+    """The block's backward by emulated kernels, both forms, against autograd of the plain computation."""
+    growth, layers = 5, 3
+    x = channels_last(torch.randn(2, 6, 4, 5))
+    inputs = [6 + growth * i for i in range(layers)]
+    weights = [torch.randn(growth, c, 3, 3) / (9 * c) ** 0.5 for c in inputs]
+    gains, shifts = ([torch.randn(c) for c in inputs] for _ in range(2))
+    none = [None] * layers
+    for given in (False, True):
+        means = [torch.randn(c) for c in inputs] if given else none
+        spreads = [torch.rand(c) + 0.5 for c in inputs] if given else none
+        leaves = [t.double().requires_grad_() for t in (x, *weights, *gains, *shifts)]
+        parts = [leaves[1 + i * layers : 1 + (i + 1) * layers] for i in range(3)]
+        truth = leaves[0]
+        for i in range(layers):
+            statistics = (means[i].double(), spreads[i].double()) if given else (None, None)
+            activated = F.relu(F.batch_norm(truth, *statistics, parts[1][i], parts[2][i], not given))
+            truth = torch.cat([truth, F.conv2d(activated, parts[0][i], padding=1)], 1)
+        cotangent = torch.randn(truth.shape)
+        wanted = torch.autograd.grad(truth, leaves, cotangent.double())
+        output, mean, var = below_autograd("dense_block", x, weights, none, gains, shifts, means, spreads)
+        near(output, truth.detach())
+        mask = [True] * (1 + layers) + [False] * layers + [True] * (2 * layers)
+        for name in ("dense_block_backward", "dense_block_backward_"):
+            grad = channels_last(cotangent.clone())
+            found = below_autograd(
+                name, grad, output, weights, gains, shifts, means, spreads, mean, var, 1e-5, "relu", mask
+            )
+            assert torch.equal(grad, cotangent) == (name == "dense_block_backward"), "whose memory is used up"
+            flat = [found[0], *found[1], *found[3], *found[4]]
+            for actual, truth_of in zip(flat, wanted, strict=True):
+                torch.testing.assert_close(actual.double(), truth_of, rtol=1e-4, atol=1e-4)
+
+
+def normalised_convolutions():
+    """conv2d_batch_norm, bn_act_conv2d and their gradients by emulated kernels."""
+    x, w = channels_last(torch.randn(2, 5, 6, 7)), torch.randn(6, 5, 3, 3) / 6
+    residual = channels_last(torch.randn(2, 6, 6, 7))
+    gain, shift = torch.randn(2, 6)
+    options = {"padding": [1, 1]}
+    leaves = [t.double().requires_grad_() for t in (x, w, gain, shift, residual)]
+    conv = F.conv2d(leaves[0], leaves[1], padding=1)
+    truth = F.relu(F.batch_norm(conv, None, None, leaves[2], leaves[3], True) + leaves[4])
+    bias = torch.randn(6)
+    y, found_conv, mean, var = below_autograd(
+        "conv2d_batch_norm", x, w, bias, gain, shift, residual, activation="relu", **options
+    )
+    near(y, truth.detach())
+    near(found_conv, conv.detach())
+    true_var, true_mean = torch.var_mean(conv.detach(), (0, 2, 3), correction=0)
+    near(mean, true_mean + bias.double())
+    near(var, true_var)
+    mean = mean - bias
+    *bits, positive = below_autograd("conv2d_batch_norm_relu", x, w, gain, shift, residual, **options)
+    near(bits[0], truth.detach())
+    assert torch.equal(positive, bits_of(bits[0]))
+    cotangent = torch.randn(y.shape)
+    wanted = torch.autograd.grad(truth, leaves, cotangent.double())
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    found = below_autograd(
+        "conv2d_batch_norm_backward", cotangent, x, w, gain, found_conv, mean, var, y, *geometry,
+        1e-5, "relu", [True, True, False, True, True, True],
+    )  # fmt: skip
+    for i, place in enumerate((0, 1, 3, 4, 5)):
+        torch.testing.assert_close(found[place].double(), wanted[i], rtol=1e-4, atol=1e-4)
+
+    gain, shift = torch.randn(2, 5)
+    leaves = [t.double().requires_grad_() for t in (x, w, gain, shift, residual)]
+    activated = F.relu(F.batch_norm(leaves[0], None, None, leaves[2], leaves[3], True))
+    truth = F.conv2d(activated, leaves[1], padding=1) + leaves[4]
+    y, mean, var = below_autograd("bn_act_conv2d", x, w, None, gain, shift, None, None, residual, **options)
+    near(y, truth.detach())
+    wanted = torch.autograd.grad(truth, leaves, cotangent.double())
+    found = below_autograd(
+        "bn_act_conv2d_backward", cotangent, x, w, gain, shift, mean, var, *geometry, 1e-5, "relu", True,
+        [True, True, False, True, True, True],
+    )  # fmt: skip
+    for i, place in enumerate((0, 1, 3, 4, 5)):
+        torch.testing.assert_close(found[place].double(), wanted[i], rtol=1e-4, atol=1e-4)
+
+
+def convolutions_and_their_last_pass():
+    """conv2d as ATen's convolution and one emulated pass, with everything that the pass does."""
+    for case in CASES:
+        x, w, bias, scale, residual, options = operands(case)
+        for b, s, r in (
+            (bias, scale, residual),
+            (bias, None, None),
+            (None, scale, None),
+            (None, None, residual),
+        ):
+            check(call(x, w, b, s, r, **options), expected(x, w, b, s, r, options))
+            y = call(x, w, b, s, r, activation="none", **options)
+            torch.testing.assert_close(torch.relu(y), expected(x, w, b, s, r, options), rtol=2e-3, atol=2e-3)
+            assert (y < 0).any()
+    assert STUB.stub_launches() == 0
+    text = error_of(lambda: call(x, w, activation="gelu", **options))
+    assert "CNNFAST_BACKEND=cuda cannot serve this call: the CUDA kernels have no form for" in text, text
+
+
+def two_backends_on_the_host():
+    """Operators that ATen and csrc/cuda have, in float32: forced, and as measured."""
+    single = {}
+    for name, (arguments, truth) in two_backends().items():
+        arguments = [
+            t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in arguments
+        ]
+        single[name] = (arguments, truth)
+    for name, (arguments, truth) in single.items():
+        for _ in range(2):
+            found = below_autograd(name, *arguments)
+            near(found if isinstance(found, torch.Tensor) else found[0], truth.detach())
+    rows = torch.ops.cnnfast.backend_times()
+    timed = {row.split()[0] for row in rows if "\tcuda\t" in row}
+    assert timed == (set() if os.environ["CNNFAST_BACKEND"] == "cuda" else set(single)), rows
 
 
 def refusals():

@@ -99,3 +99,20 @@ def test_batch_norm2d_relu_backward_refuses_other_bits():
 def test_batch_norm2d_relu_refuses_one_value_per_channel():
     with pytest.raises(RuntimeError, match="more than one value per channel"):
         forward(torch.randn(1, 3, 1, 1))
+
+
+def test_conv2d_batch_norm_relu_is_a_convolution_and_a_normalisation():
+    input, _, _, residual = arguments(requires_grad=False)
+    channels = input.shape[1]
+    weight = torch.randn(channels, channels, 3, 3)
+    gain, shift = torch.randn(2, channels).to(input.dtype)
+    tensors = (input, weight.to(input.dtype), gain, shift, residual)
+    operator = torch.ops.cnnfast.conv2d_batch_norm_relu
+    output, conv, *rest = operator(*tensors, padding=[1, 1], eps=1e-3)
+    torch.testing.assert_close(conv, torch.ops.cnnfast.conv2d(*tensors[:2], padding=[1, 1]))
+    alone = forward(conv, gain, shift, residual, eps=1e-3)
+    for actual, expected in zip((output, *rest), alone, strict=True):
+        torch.testing.assert_close(actual, expected)
+    torch.library.opcheck(operator.default, tensors, {"padding": [1, 1]})
+    with pytest.raises(RuntimeError, match="residual has shape"):
+        operator(*tensors[:4], residual[:, :, 1:], padding=[1, 1])

@@ -57,7 +57,7 @@ bool pool(__half* input, __half* output) {
       static_cast<unsigned>((layout.pixels + layout.pixels_per_block - 1) / layout.pixels_per_block);
   for (unsigned block : {blocks - 2, blocks - 1})
     emulation::launch_block(dim3(blocks), dim3(block, 0, 0), kBlockThreads, 1,
-                            [&] { max_pool_forward<__half, true>(args); });
+                            [&] { pool_forward<__half, true, PoolKind::kMax>(args); });
   return ends_right(output, 0.0f);
 }
 
