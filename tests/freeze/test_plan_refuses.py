@@ -59,6 +59,8 @@ def test_refuses_unknown_layers_all_at_once():
         (lambda x: (x, x), "several values"),
         (lambda x: {"out": x}, "several values"),
         (lambda x: x + F.avg_pool2d(x, (1, 8)), "broadcasts"),
+        (lambda x: x + F.avg_pool2d(x, (1, 8)).expand_as(x), "expands (N, C, 1, 1) only"),
+        (lambda x: torch.relu(x.mean((2, 3), keepdim=True).expand_as(x)), "laid out as expanded"),
         (lambda x: F.linear(x, torch.eye(8)), "register it as a buffer"),
         (lambda x: x[0], "getitem"),
         (lambda x: x if x.sum() > 0 else -x, "decides by the values"),

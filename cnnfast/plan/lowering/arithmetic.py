@@ -138,11 +138,26 @@ def _sum(low: Lowering, a: fx.Node, b: fx.Node, alpha: float) -> Value:
     return _pair_of(low, Op.ADD, low.value(a), scaled, low.shape(a), low.shape(b))
 
 
+@lowers(methods=["expand_as"])
+def _expand_as(low: Lowering, input, other) -> Value:
+    """One value per channel, for sums and products with the image that it is made as large as."""
+    before, after = low.shape(input), low.shape(other)
+    if before == after:
+        return low.value(input)
+    if len(before) != 4 or before != [*after[:2], 1, 1]:
+        raise Unsupported(f"it expands {before} to {after}: a plan of this version expands (N, C, 1, 1) only")
+    return Respelled("expanded", low.image(input))
+
+
 def _pair(low: Lowering, op: Op, a: fx.Node, b: fx.Node) -> Value:
     return _pair_of(low, op, low.value(a), low.value(b), low.shape(a), low.shape(b))
 
 
 def _pair_of(low: Lowering, op: Op, a: Value, b: Value, a_shape: list[int], b_shape: list[int]) -> Value:
+    if isinstance(b, Respelled) and b.kind == "expanded":
+        b, b_shape = b.step, [*b_shape[:2], 1, 1]
+    if isinstance(a, Respelled) and a.kind == "expanded":
+        a, a_shape = a.step, [*a_shape[:2], 1, 1]
     kinds = {v.kind if isinstance(v, Respelled) else "" for v in (a, b)}
     if isinstance(a, list) or isinstance(b, list) or len(kinds) != 1 or kinds - {"", "nhwc"}:
         raise Unsupported("its operands are laid out in different ways")

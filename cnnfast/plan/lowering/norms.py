@@ -105,3 +105,22 @@ def _group_norm(low: Lowering, input, num_groups, weight=None, bias=None, eps=1e
     settings = {"channels": low.shape(input)[1], "groups": num_groups, "eps": fraction_word(eps)}
     constants = {"weight": low.tensor(weight), "bias": low.tensor(bias)}
     return Step(Op.GROUP_NORM, [source], settings, constants)
+
+
+@lowers(modules=[nn.InstanceNorm2d])
+def _instance_norm_module(low: Lowering, norm: nn.InstanceNorm2d, x: fx.Node) -> Step:
+    own = norm.running_mean is None
+    return _instance_norm(
+        low, x, norm.running_mean, norm.running_var, norm.weight, norm.bias, own, norm.momentum, norm.eps
+    )
+
+
+@lowers(F.instance_norm)
+def _instance_norm(
+    low, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
+    momentum=0.1, eps=1e-5,
+) -> Step:  # fmt: skip
+    """Each channel of an image is a group of its own, or has statistics of the past."""
+    if use_input_stats is True:
+        return _group_norm(low, input, low.shape(input)[1], weight, bias, eps)
+    return affine_step(low, low.image(input), running_mean, running_var, weight, bias, False, eps)
