@@ -23,6 +23,7 @@ ACTS = {"none": Act.NONE, "relu": Act.RELU, "sigmoid": Act.SIGMOID}
 _VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
 
 
+_KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
@@ -35,7 +36,8 @@ class Respelled:
     """A tensor whose shape is not that of its step's value: the same values under another shape.
 
     kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
-    and channels exchanged), "plane" (N, H, W of one channel) or "row" (N, C, 1).
+    and channels exchanged), "plane" (N, H, W of one channel), "row" (N, C, 1) or "expanded" (N, C, H, W with
+    one value per channel; the step has H = W = 1).
     """
 
     kind: str
@@ -269,13 +271,15 @@ class Lowering:
         if node.op == "get_attr":
             path, _, name = node.target.rpartition(".")
             return getattr(self.root.get_submodule(path), name)
+        if is_kind(node):
+            return _KINDS[node.args[1]]
         args, kwargs = (fx.node.map_arg(part, self._constant) for part in (node.args, node.kwargs))
         with torch.no_grad():
             if node.op == "call_method":
                 value = getattr(args[0], node.target)(*args[1:], **kwargs)
             else:
                 value = node.target(*args, **kwargs)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, (Tensor, torch.dtype, torch.device)):
             raise Unsupported("it computes something other than one tensor from its parameters")
         return value
 
@@ -327,13 +331,18 @@ def is_constant(node: fx.Node, root: nn.Module) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if node.op == "get_attr" and not is_number(node):
+        if (node.op == "get_attr" and not is_number(node)) or is_kind(node):
             continue
         function = node.op in ("call_function", "call_method") and not is_number(node)
         if not function or not node.all_input_nodes or writes_in_place(node, root):
             return False
         waiting.extend(node.all_input_nodes)
     return True
+
+
+def is_kind(node: fx.Node) -> bool:
+    """Whether a node is the dtype or device of a tensor: those of all values in a plan are the same."""
+    return node.target is getattr and node.args[1] in _KINDS
 
 
 def numbers(value: object, what: str) -> tuple[int, ...]:

@@ -54,10 +54,11 @@ def cut(
 ) -> Cut:
     """Give up nodes until every part that is left lowers and is worth it."""
     planned = {node for node in graph.nodes if _is_candidate(node, root)}
+    constants = {node for node in graph.nodes if is_constant(node, root)}
     reasons: dict[fx.Node, str] = {}
     while True:
-        level = levels(graph, planned, runs_before)
-        live = _live(graph, planned)
+        level = levels(graph, planned, runs_before, constants)
+        live = _live(graph, planned, constants)
         parts = [part for part in parts_of(graph, planned, level) if read_outside(part, live)]
         lowered = [(part, PartLowering(graph, root, record, closed).walk(part.nodes)) for part in parts]
         given_up: dict[fx.Node, str] = {}
@@ -77,14 +78,15 @@ def _is_candidate(node: fx.Node, root: nn.Module) -> bool:
     return called and not is_constant(node, root)
 
 
-def _live(graph: fx.Graph, planned: set[fx.Node]) -> set[fx.Node]:
-    """All nodes that the output needs, sizes that only plans ask for left out."""
+def _live(graph: fx.Graph, planned: set[fx.Node], constants: set[fx.Node]) -> set[fx.Node]:
+    """All nodes that the output needs; sizes and weights that only plans ask for are left out."""
     output = next(node for node in graph.nodes if node.op == "output")
     live, waiting = {output}, [output]
     while waiting:
         node = waiting.pop()
-        for source in operands(node) if node in planned else node.all_input_nodes:
-            if source not in live:
+        inside = node in planned
+        for source in operands(node) if inside else node.all_input_nodes:
+            if source not in live and not (inside and source in constants):
                 live.add(source)
                 waiting.append(source)
     return live

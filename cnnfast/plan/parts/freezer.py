@@ -14,7 +14,7 @@ from cnnfast.plan.parts.cut import cut
 from cnnfast.plan.parts.joined import in_channels_last, join
 from cnnfast.plan.parts.rows import eager_rows, join_paths, rows_of
 from cnnfast.plan.parts.versions import read_latest
-from cnnfast.plan.record import Record, copied, record, tensors_in
+from cnnfast.plan.record import Record, copied, record, record_batch, tensors_in
 from cnnfast.report import EAGER, Row
 
 _LARGEST_ERROR = 1e-3  # where a forward that stays calls frozen children; a wrong one is far beyond
@@ -38,6 +38,7 @@ class Freezer:
         try:
             traced = trace(module, is_leaf, live_training=False, given=len(args))
             made = record(traced.graph, module, args, _calls_of_modules(traced.graph, module))
+            record_batch(traced.graph, module, args, made)
             runs_before = read_latest(traced.graph, module, made)
         except NotTraceable as error:
             return self._keep_forward(module, path, args, str(error))
