@@ -393,3 +393,32 @@ def test_parameters_cast_to_the_type_of_a_value_are_constants():
     with torch.no_grad():
         assert_near(frozen(IMAGE[:1]), model(IMAGE[:1]).double())
     check(nn.Sequential(Scaled(), nn.Softplus(), conv(4, 4)), plans=2)
+
+
+def test_forwards_that_stay_read_the_settings_of_frozen_children():
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.size, self.body = 4, conv(3, 3)
+
+        def forward(self, x):
+            return F.relu(self.body(x))
+
+    class Crops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Window()
+
+        def forward(self, x):
+            if x.shape[-1] > self.inner.size:
+                x = x[..., : self.inner.size]
+            return self.inner(x)
+
+    frozen = check(Crops(), kind=EagerNet, plans=1)
+    assert frozen.report()["inner.body"].status == "fused"
+
+
+def test_layers_without_work_are_not_counted_as_eager():
+    frozen = check(nn.Sequential(conv(3, 4), nn.Softplus(), nn.Identity(), nn.Dropout(), nn.Softplus()))
+    assert [row.type for row in frozen.report().left_out] == ["Softplus", "Softplus"]
+    assert frozen.report()["2"].status == frozen.report()["3"].status == "no work"

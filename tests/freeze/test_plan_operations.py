@@ -110,6 +110,12 @@ class ShuffleUnit(nn.Module):
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
 
 
+def channels_last_parts(x):
+    a, b, c = x.split([6, 2, 4], dim=-1)
+    d, e = x.chunk(2, 3)
+    return torch.cat((b, F.gelu(a) * d - e**2, c), dim=-1)
+
+
 ACTIVATIONS = {
     "relu6": nn.ReLU6(),
     "hardtanh": nn.Hardtanh(-0.3, 0.7),
@@ -175,10 +181,12 @@ SIMPLE = {
     * F.interpolate(
         F.adaptive_avg_pool2d(x, 3), size=(x.size(2), x.size(3)), mode="bilinear", align_corners=False
     ),
+    "squares": lambda m, x: F.relu(x) ** 2 * 0.8 - x.square() + torch.pow(x, 2.0).mul_(0.5).pow_(2),
     "expand_first": lambda m, x: x.mean((2, 3), keepdim=True).expand_as(x) + F.relu(x).expand_as(x),
     "instance_norm": lambda m, x: F.instance_norm(F.relu(x), weight=m.first.bias),
     "instance_like": lambda m, x: F.group_norm(x, 12),
     "group_norm": lambda m, x: F.relu(F.group_norm(x, 3, m.first.bias, m.first.bias)),
+    "channels_last_parts": lambda m, x: channels_last_parts(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "channels_last": lambda m, x: F.layer_norm(x.permute(0, 2, 3, 1), (12,)).permute(0, 3, 1, 2),
     "dropout": lambda m, x: F.dropout(F.dropout2d(x, training=m.training), 0.3, m.training),
     "squeeze": lambda m, x: x * x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)[:, :, None, None],

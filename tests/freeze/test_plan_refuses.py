@@ -30,7 +30,7 @@ def test_refuses_unknown_layers_all_at_once():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x**2, "(pow): a plan of this version has no node"),
+        (lambda x: x**3, "(pow): it raises to the power 3"),
         (lambda x: 1 / x, "truediv (truediv): it divides by values"),
         (lambda x: x * x.size(2), "more than numbers of channels"),
         (lambda x: x[:, ::2], "do not lie side by side"),
@@ -108,7 +108,7 @@ def test_refuses_batch_norm_of_features_alone():
 
 
 def test_refuses_several_inputs_of_different_use():
-    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**2)))
+    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**3)))
     assert "pow" in text
 
 

@@ -57,6 +57,18 @@ def _divide(low: Lowering, input, other) -> Value:
     return _affine(low, input, reciprocal, 0.0)
 
 
+@lowers(operator.pow, operator.ipow, torch.pow, methods=["pow", "pow_"])
+def _power(low: Lowering, input, exponent) -> Value:
+    if not isinstance(exponent, (int, float)) or exponent != 2 or not _is_value(low, input):
+        raise Unsupported(f"it raises to the power {exponent}: a plan of this version knows squares only")
+    return _pair(low, Op.MULTIPLY, input, input)
+
+
+@lowers(torch.square, methods=["square", "square_"])
+def _square(low: Lowering, input) -> Value:
+    return _power(low, input, 2)
+
+
 @lowers(operator.neg, torch.neg, methods=["neg"])
 def _negate(low: Lowering, input) -> Value:
     return _affine(low, input, -1.0, 0.0)

@@ -45,7 +45,7 @@ class Respelled:
     groups: int = 0
 
 
-Value = Step | Respelled | list[Step]
+Value = Step | Respelled | list["Step | Respelled"]
 
 
 class _Behind(Exception):
@@ -72,7 +72,7 @@ def _step_of(value: Value) -> Step:
 
 def steps_of(value: Value) -> list[Step]:
     """The steps that give a value."""
-    return value if isinstance(value, list) else [_step_of(value)]
+    return list(map(_step_of, value)) if isinstance(value, list) else [_step_of(value)]
 
 
 def lowers(

@@ -161,7 +161,12 @@ class _Calls:
 
 
 def _put(module: nn.Module, path: str, child: nn.Module) -> None:
+    """In the place of a child, with the settings that a forward around it may ask for."""
     parent, _, name = path.rpartition(".")
+    for key, value in module.get_submodule(path).__dict__.items():
+        plain = isinstance(value, (bool, int, float, str, tuple)) and not key.startswith("_")
+        if plain and not hasattr(child, key):
+            setattr(child, key, value)
     module.get_submodule(parent)._modules[name] = child
 
 
