@@ -224,6 +224,17 @@ class FeatureParts(nn.Module):
         return torch.cat((x[:, :6] * self.a(a)[:, :, None, None], x[:, 6:] + self.b(b).view(-1, 6, 1, 1)), 1)
 
 
+class MeanNorm(nn.Module):
+    """Batch norm of features that no linear layer gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.behind, self.fc = nn.BatchNorm1d(12), nn.BatchNorm1d(12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        return x * self.fc(self.behind(F.relu(self.before(x.mean((2, 3))))))[:, :, None, None]
+
+
 for _name, _layer in {
     "feature_parts": FeatureParts,
     "prelu": lambda: nn.PReLU(12),
@@ -239,6 +250,7 @@ for _name, _layer in {
     "adaptive_max_layer": lambda: nn.AdaptiveMaxPool2d(3),
     "convnext": lambda: nn.Sequential(ConvNeXtBlock(12), ConvNeXtBlock(12)),
     "shuffle_units": lambda: nn.Sequential(ShuffleUnit(12), ShuffleUnit(12)),
+    "norm_of_means": MeanNorm,
     "norm_of_concat": lambda: nn.BatchNorm2d(12),
 }.items():
     CASES[f"layer_{_name}"] = lambda layer=_layer: Fn(lambda m, x: m.layer(F.relu(x)), layer=layer())
@@ -274,10 +286,10 @@ def made(name):
     torch.manual_seed(sum(map(ord, name)))
     model = CASES[name]().eval()
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 1.5)
     return model

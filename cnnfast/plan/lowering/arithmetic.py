@@ -11,6 +11,7 @@ from cnnfast.plan.lowering.context import (
     Respelled,
     Unsupported,
     Value,
+    check_features_of_one_pixel,
     is_constant,
     lowers,
     respell,
@@ -105,24 +106,13 @@ def _affine(low: Lowering, value: fx.Node, scale: Tensor | float, shift: Tensor 
     nhwc = isinstance(found, Respelled) and found.kind == "nhwc"
     channels = 1 if len(shape) == 3 else shape[-1] if nhwc else shape[1]
     if len(shape) == 2:
-        channels = _features_of_one_pixel(step, channels, scale, shift)
+        check_features_of_one_pixel(step)
     trailing = 0 if nhwc or len(shape) == 2 else len(shape) - 2 if len(shape) == 4 else 2
     constants = {
         "scale": _per_channel(scale, channels, trailing),
         "shift": _per_channel(shift, channels, trailing),
     }
     return respell(found, Step(Op.AFFINE, [step], {"channels": channels}, constants))
-
-
-def _features_of_one_pixel(step: Step, features: int, *constants: Tensor | float) -> int:
-    """Flattened images have fewer channels than features; of a linear layer's they are the same."""
-    while step.op in (Op.ACTIVATION, Op.AFFINE, Op.ADD, Op.MULTIPLY, Op.PRELU):
-        step = step.inputs[0]
-    if step.op in (Op.LINEAR, Op.INPUT) or (
-        step.op is Op.FLATTEN and step.inputs[0].op is Op.GLOBAL_AVG_POOL
-    ):
-        return features
-    raise Unsupported("a plan of this version scales features behind a linear layer or a mean only")
 
 
 def _per_channel(value: Tensor | float, channels: int, trailing: int) -> Tensor:

@@ -345,6 +345,15 @@ def is_kind(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in _KINDS
 
 
+def check_features_of_one_pixel(step: Step) -> None:
+    """Flattened images have fewer channels than features; of a linear layer's they are the same."""
+    while step.op in (Op.ACTIVATION, Op.AFFINE, Op.ADD, Op.MULTIPLY, Op.PRELU):
+        step = step.inputs[0]
+    mean = step.op is Op.FLATTEN and step.inputs[0].op is Op.GLOBAL_AVG_POOL
+    if not (mean or step.op in (Op.LINEAR, Op.INPUT)):
+        raise Unsupported("a plan of this version scales features behind a linear layer or a mean only")
+
+
 def numbers(value: object, what: str) -> tuple[int, ...]:
     """Plain numbers from an argument that is one or a pair of them."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
