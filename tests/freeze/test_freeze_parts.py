@@ -422,3 +422,24 @@ def test_layers_without_work_are_not_counted_as_eager():
     frozen = check(nn.Sequential(conv(3, 4), nn.Softplus(), nn.Identity(), nn.Dropout(), nn.Softplus()))
     assert [row.type for row in frozen.report().left_out] == ["Softplus", "Softplus"]
     assert frozen.report()["2"].status == frozen.report()["3"].status == "no work"
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_noise_is_drawn_at_every_call(typed):
+    """Functions of a value's type or of a parameter are constants otherwise."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = conv(3, 4), conv(4, 4), nn.Parameter(torch.ones(1, 4, 1, 1))
+
+        def forward(self, x):
+            y = self.a(x)
+            noise = (
+                torch.rand(1, 4, 1, 1, dtype=y.dtype, device=y.device) if typed else torch.randn_like(self.c)
+            )
+            return self.b(y) + noise
+
+    frozen = cnnfast.freeze(Noisy().eval(), IMAGE)
+    assert not torch.equal(frozen(IMAGE), frozen(IMAGE))
+    assert {row.type for row in frozen.report().left_out} & {"rand", "randn_like"}

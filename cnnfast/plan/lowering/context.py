@@ -23,6 +23,7 @@ ACTS = {"none": Act.NONE, "relu": Act.RELU, "sigmoid": Act.SIGMOID}
 _VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
 
 
+_RANDOM = ("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "multinomial", "poisson")
 _KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
@@ -136,7 +137,7 @@ class Lowering:
         return needed
 
     def _lower(self, node: fx.Node) -> None:
-        if is_number(node) or is_constant(node, self.root):
+        if is_number(node) or is_kind(node) or is_constant(node, self.root):
             return
         value = self._input(node) if node.op == "placeholder" else self._step_for(node)
         for step in steps_of(value):
@@ -325,19 +326,28 @@ class Lowering:
 
 def is_constant(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node depends on parameters and buffers alone."""
-    waiting, seen = [node], set()
+    waiting, seen, found = [node], set(), False
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
-        if (node.op == "get_attr" and not is_number(node)) or is_kind(node):
+        if is_kind(node):
+            continue
+        if node.op == "get_attr" and not is_number(node):
+            found = True
             continue
         function = node.op in ("call_function", "call_method") and not is_number(node)
-        if not function or not node.all_input_nodes or writes_in_place(node, root):
+        if not function or not node.all_input_nodes or writes_in_place(node, root) or _draws(node):
             return False
         waiting.extend(node.all_input_nodes)
-    return True
+    return found
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether a function gives other values at every call."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in _RANDOM
 
 
 def is_kind(node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.fold import fold
-from cnnfast.plan.lowering.context import is_constant, steps_of
+from cnnfast.plan.lowering.context import is_constant, is_kind, steps_of
 from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
 from cnnfast.plan.parts.lowering import PartLowering
 from cnnfast.plan.parts.partition import Part, levels, operands, parts_of, read_outside
@@ -75,6 +75,7 @@ def cut(
 
 def _is_candidate(node: fx.Node, root: nn.Module) -> bool:
     called = node.op in ("call_module", "call_function", "call_method") and not is_number(node)
+    called = called and not is_kind(node)
     return called and not is_constant(node, root)
 
 
