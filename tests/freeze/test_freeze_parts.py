@@ -443,3 +443,15 @@ def test_noise_is_drawn_at_every_call(typed):
     frozen = cnnfast.freeze(Noisy().eval(), IMAGE)
     assert not torch.equal(frozen(IMAGE), frozen(IMAGE))
     assert {row.type for row in frozen.report().left_out} & {"rand", "randn_like"}
+
+
+def test_forwards_that_jump_keep_their_frozen_children():
+    """As detection does, where a rounding error moves a box: eager children that are nudged do no better."""
+
+    class Rounds(Decides):
+        def forward(self, x):
+            return (super().forward(x) * 1e6).round() % 2
+
+    torch.manual_seed(0)
+    frozen = cnnfast.freeze(Rounds(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 3))).eval(), IMAGE)
+    assert frozen.report().coverage.multiply_adds == 1.0
