@@ -16,7 +16,8 @@ from .calibrate import calibrate
 from .networks import Entry, unlike_images
 from .smooth import Smooth, smooth_twin
 
-LIMIT = 1e-3  # of the spread
+LIMIT = 1e-3  # of the spread; and of a gradient
+SMOOTH_LIMIT = 1e-4  # of a gradient, where no decision can flip
 NUDGE = 1e-5  # what values of fused networks differ by, see docs/zoo.md
 LARGEST = 150_000_000  # parameters of a network whose gradients are compared
 LIVELY = 1e-2  # the least spread over images, as a share of the largest value

@@ -57,7 +57,7 @@ def test_page_takes_flipped_decisions_only_with_exact_kernels():
     assert page.problem(flipped) == ""
     assert page.problem(flipped | {"gradient_jump": 5e-3}) == "gradient error"
     assert page.problem(flipped | {"gradient_jump": 5e-3, "eager_gradient_error": 2e-2}) == ""
-    for wrong in (2e-3, float("nan")):
+    for wrong in (2e-4, float("nan")):
         assert page.problem(flipped | {"smooth_gradient_error": wrong}) == "gradient error"
 
 
