@@ -30,6 +30,8 @@ def test_refuses_unknown_layers_all_at_once():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "arguments that a plan does not know"),
+        (lambda x: x.contiguous(memory_format=torch.channels_last).chunk(chunks=3), "cuts channels (1) only"),
         (lambda x: x**3, "(pow): it raises to the power 3"),
         (lambda x: 1 / x, "truediv (truediv): it divides by values"),
         (lambda x: x * x.size(2), "more than numbers of channels"),

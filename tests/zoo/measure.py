@@ -21,6 +21,7 @@ SMOOTH_LIMIT = 1e-4  # of a gradient, where no decision can flip
 NUDGE = 1e-5  # what values of fused networks differ by, see docs/zoo.md
 LARGEST = 150_000_000  # parameters of a network whose gradients are compared
 LIVELY = 1e-2  # the least spread over images, as a share of the largest value
+_OVERFLOWING = 1e8  # values of random networks that grow from layer to layer
 
 
 @dataclass
@@ -64,6 +65,9 @@ def examine(entry: Entry) -> Result:
             spreads.append(spread / wanted.abs().max().item())
             assert spreads[-1] > LIVELY, (
                 f"{entry.name} at {size}: the images give the same ({spreads[-1]:.1e})"
+            )
+            assert wanted.abs().max() < _OVERFLOWING, (
+                f"{entry.name} at {size}: with random weights values grow to {wanted.abs().max():.0e}"
             )
             for kind, network in (("frozen", frozen), ("fused", fused)):
                 difference = (network(images) - wanted).abs().max().item()

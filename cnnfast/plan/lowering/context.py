@@ -1,5 +1,6 @@
 """From a traced graph to steps: the walk; what each node becomes stands in layers.py and shapes.py."""
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -157,7 +158,7 @@ class Lowering:
                 raise Unsupported(reason)
             handler = MODULES.get(torch_ancestor(module))
             if activation is None and handler is not None:
-                return handler(self, module, *node.args, **node.kwargs)
+                return _called(handler, self, module, *node.args, **node.kwargs)
         if activation is not None:
             return self.activation(node.args[0], ACTS[activation])
         handler = METHODS.get(node.target) if node.op == "call_method" else FUNCTIONS.get(node.target)
@@ -165,7 +166,7 @@ class Lowering:
             handler = NAMED.get(_qualified(node.target))
         if handler is None:
             raise Unsupported("a plan of this version has no node for it")
-        return handler(self, *node.args, **node.kwargs)
+        return _called(handler, self, *node.args, **node.kwargs)
 
     def _input(self, node: fx.Node) -> Step:
         step = Step(Op.INPUT, settings={"rank": len(self.shapes[node]), "channels": ANY})
@@ -342,6 +343,15 @@ def is_constant(node: fx.Node, root: nn.Module) -> bool:
             return False
         waiting.extend(node.all_input_nodes)
     return found
+
+
+def _called(handler: Handler, *args: object, **kwargs: object) -> Value:
+    """A handler's value; torch's functions have arguments that no plan knows."""
+    try:
+        inspect.signature(handler).bind(*args, **kwargs)
+    except TypeError as error:
+        raise Unsupported(f"it is called with arguments that a plan does not know: {error}") from error
+    return handler(*args, **kwargs)
 
 
 def _draws(node: fx.Node) -> bool:
