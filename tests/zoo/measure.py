@@ -1,6 +1,7 @@
 """One network through freeze and fuse: errors relative to the spread over images, coverage, files."""
 
 import copy
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import cnnfast
 from cnnfast.freeze import FrozenNet
-from cnnfast.report import Coverage
+from cnnfast.report import Coverage, Report, Row
 
 from .calibrate import calibrate
 from .networks import Entry, unlike_images
@@ -20,6 +21,7 @@ LIMIT = 1e-3  # of the spread; and of a gradient
 SMOOTH_LIMIT = 1e-4  # of a gradient, where no decision can flip
 NUDGE = 1e-5  # what values of fused networks differ by, see docs/zoo.md
 LARGEST = 150_000_000  # parameters of a network whose gradients are compared
+_NAMES = re.compile(r"'[^']*'|\[[\d, ]*\]|\([\w, -]*\d[\w, -]*\)")  # names and shapes in reasons
 LIVELY = 1e-2  # the least spread over images, as a share of the largest value
 _OVERFLOWING = 1e8  # values of random networks that grow from layer to layer
 
@@ -41,6 +43,7 @@ class Result:
     plans: int
     frozen: Coverage
     fused: Coverage
+    eager: list[str]  # what stays eager in the frozen network, by reason, the most multiply-adds first
     saved: str  # "file", or "copy" where eager layers are between plans
 
 
@@ -83,8 +86,24 @@ def examine(entry: Entry) -> Result:
         len(frozen.plans()) if hasattr(frozen, "plans") else 1,
         frozen.report().coverage,
         fused.report().coverage,
+        eager_reasons(frozen.report()),
         save_and_load(frozen, unlike_images(entry.sizes[0])),
     )
+
+
+def eager_reasons(report: Report, most: int = 3) -> list[str]:
+    """The most weighty reasons why layers stay eager, with how many layers of which types they concern."""
+    found: dict[str, list[Row]] = {}
+    for row in report.left_out:
+        found.setdefault(_NAMES.sub("...", row.reason), []).append(row)
+    total = sum(row.macs or 0 for row in report.rows) or 1
+    weight = {reason: sum(row.macs or 0 for row in rows) / total for reason, rows in found.items()}
+    lines = []
+    for reason in sorted(found, key=lambda reason: (-weight[reason], -len(found[reason])))[:most]:
+        types = ", ".join(sorted({row.type for row in found[reason]}))
+        share = f"; {weight[reason]:.1%} of the multiply-adds" if weight[reason] >= 5e-4 else ""
+        lines.append(f"{types} ({len(found[reason])}{share}): {reason}")
+    return lines
 
 
 def _gradient_errors_of(fused: nn.Module, model: nn.Module, entry: Entry, parameters: int) -> tuple:

@@ -47,7 +47,7 @@ def page(records: list[dict], times: list[dict]) -> str:
     for library in ("torchvision", "timm"):
         chosen = [record for record in records if record["name"].startswith(f"{library}/")]
         if chosen:
-            lines += [f"## {library}", "", *_table(chosen), ""]
+            lines += [f"## {library}", "", *_table(chosen), "", *_eager(chosen)]
     if times:
         lines += _speed(times)
     return "\n".join(lines).rstrip() + "\n"
@@ -60,6 +60,16 @@ def _table(records: list[dict]) -> list[str]:
     )  # fmt: skip
     rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     return rows + [f"| {' | '.join(_cells(record))} |" for record in records]
+
+
+def _eager(records: list[dict]) -> list[str]:
+    """What stays eager in frozen networks, and why."""
+    lines = []
+    for record in records:
+        reasons = record.get("eager", [])
+        if reasons:
+            lines += [f"* {record['name'].split('/')[1]}", *(f"  - {reason}" for reason in reasons)]
+    return ["Eager between plans, by what weighs most:", "", *lines, ""] if lines else []
 
 
 def _cells(r: dict) -> list[str]:

@@ -5,9 +5,10 @@ import importlib.util
 import pytest
 
 from cnnfast import _ext
+from cnnfast.report import Report, Row
 
 from . import page
-from .measure import LIMIT, examine
+from .measure import LIMIT, eager_reasons, examine
 from .networks import entry
 
 SMALL = (
@@ -44,9 +45,22 @@ def test_page_says_what_is_wrong():
     assert page.problem(good | {"frozen_error": nan}) == "frozen error"
     assert page.problem(good | {"gradient_error": nan}) == "gradient error"
     assert page.problem(good | {"gradient_error": nan, "parameters": 10**9}) == ""  # not compared
-    text = page.page([good, {"name": "timm/other", "failed": "ValueError: no"}], [])
+    stays = {"eager": ["Linear (2; 30.0% of the multiply-adds): its input has shape ..."]}
+    text = page.page([good | stays, {"name": "timm/other", "failed": "ValueError: no"}], [])
     assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 50% | 99.0% |" in text
+    assert "* net\n  - Linear (2; 30.0% of the multiply-adds): its input has shape ..." in text
     assert "| other |" in text and "ValueError: no" in text
+
+
+def test_reasons_are_joined_by_what_they_say():
+    rows = (
+        Row("a", "Conv2d", "fused", macs=60),
+        Row("b", "Linear", "eager", reason="its input 'x' is odd", macs=30),
+        Row("c", "Linear", "eager", reason="its input 'y' is odd", macs=10),
+        Row("d", "add", "eager", reason="no"),
+    )
+    lines = eager_reasons(Report("net", rows))
+    assert lines == ["Linear (2; 40.0% of the multiply-adds): its input ... is odd", "add (1): no"]
 
 
 def test_page_takes_flipped_decisions_only_with_exact_kernels():
