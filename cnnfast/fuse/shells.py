@@ -163,7 +163,9 @@ def class_for(recipe: Recipe) -> type:
             "_cnnfast_recipe": recipe,
         }
         if issubclass(recipe.original, fx.GraphModule):
-            body |= {"recompile": _keep_forward, "__deepcopy__": _copy_state, "forward": _interpret}
+            body |= {"recompile": _keep_forward, "__deepcopy__": _copy_state}
+            if Inlined not in recipe.bases:
+                body["forward"] = _interpret
         if recipe.source:
             body["forward"] = _compile_forward(recipe)
         made = type(f"{recipe.prefix}{recipe.original.__name__}", (*recipe.bases, recipe.original), body)

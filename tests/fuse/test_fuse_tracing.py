@@ -294,6 +294,11 @@ def test_fuse_graph_module():
     copied = copy.deepcopy(fused)
     weights = (network.get_parameter("0.conv.weight") for network in (copied, fused))
     assert type(copied) is type(fused) and next(weights) is not next(weights)
+    around = nn.Sequential(model, nn.Conv2d(3, 2, 1)).eval()
+    inside = cnnfast.fuse(around)
+    assert inside.report()["0.0.conv"].status == "fused"
+    scripted = torch.jit.script(inside)
+    torch.testing.assert_close(scripted(IMAGE), around(IMAGE), rtol=0, atol=1e-5)
     model, copied = model.eval(), copied.eval()
     torch.testing.assert_close(copied(IMAGE), model(IMAGE), rtol=0, atol=1e-5)
 
