@@ -2,7 +2,6 @@
 
 import copy
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -24,9 +23,8 @@ class Decided(nn.Module):
         super().__init__()
         unit, fused = _fused(model)
         recorder = _Recorder(fused, unit.fused, {after for _, after in unit.values.values()})
-        with torch.no_grad():
-            recorder.run(images)
-        self.decided = {before: recorder.values[after] for before, after in unit.values.values()}
+        recorder.run(images)  # gradients recorded, since kernels may differ where they are
+        self.decided = {before: recorder.values[after].detach() for before, after in unit.values.values()}
         self.graph, self.flips, self.units = unit.eager, 0, 0
         for name, child in copy.deepcopy(model).double().eval().named_children():
             self.add_module(name, child)
