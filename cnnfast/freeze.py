@@ -20,7 +20,7 @@ from cnnfast.plan.files import FileFormatError
 from cnnfast.plan.network import EagerNet, FrozenNet, JoinedNet, eager_snapshot
 from cnnfast.plan.nodes import ANY_TILE, DIRECT
 from cnnfast.plan.parts.freezer import Freezer
-from cnnfast.plan.record import copied, tensors_in
+from cnnfast.plan.record import copied, tensors_in, with_tensors
 from cnnfast.report import Report, Row
 
 __all__ = [
@@ -60,8 +60,8 @@ def freeze(
     Args:
         model: float32 on the CPU, or bfloat16 for dtype=torch.bfloat16; in training mode its evaluation
             mode is frozen all the same.
-        example_inputs: a tensor or a tuple of them (and of other values that the network takes); they are run
-            a few times.
+        example_inputs: a tensor or a tuple of arguments (tensors, tuples, lists and dicts of them, and other
+            values that the network takes); they are run a few times.
         dtype: of the values between layers and of the weights. torch.bfloat16: sums are float32 and rounded
             once, where they are stored; the network takes float32 and bfloat16 and gives what the model
             does. On CPUs without bfloat16 arithmetic the float32 kernels work on widened strips. "auto":
@@ -102,7 +102,7 @@ def freeze(
     original, given = model, inputs
     with torch.inference_mode(False), torch.no_grad():
         if own == torch.bfloat16:
-            model, inputs = copy.deepcopy(unfused(model)).float(), tuple(map(_widened, inputs))
+            model, inputs = copy.deepcopy(unfused(model)).float(), with_tensors(_widened, inputs)
         if not _ext.AVAILABLE:
             if allow_eager:
                 reason = f"the extension is not there: {_ext.REASON}"
@@ -239,8 +239,8 @@ def _arithmetic_of(frozen: Frozen) -> torch.dtype:
     return torch.bfloat16 if any(decode(part.plan).half for part in plans) else torch.float32
 
 
-def _widened(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _check_dtype(dtype: object, tune: bool) -> None:
@@ -279,12 +279,11 @@ def _check_model(model: object, dtype: object) -> torch.dtype:
 
 
 def _check_inputs(inputs: tuple, dtype: torch.dtype) -> None:
-    if not any(isinstance(value, Tensor) for value in inputs):
+    tensors = tensors_in(inputs)
+    if not tensors:
         kinds = ", ".join(type(value).__name__ for value in inputs)
         raise ValueError(f"freeze: example_inputs must have a tensor, it has ({kinds})")
-    for value in inputs:
-        if not isinstance(value, Tensor):
-            continue
+    for value in tensors:
         if value.device.type != "cpu" or (value.is_floating_point() and value.dtype != dtype):
             wanted = str(dtype).removeprefix("torch.")
             raise ValueError(

@@ -39,17 +39,19 @@ def fuse(
     and deep-copies.
 
     Fused, an activation being ReLU or Sigmoid, and activations, pools, norms without parameters and means
-    also written as functions:
+    also written as functions (behind convolutions, batch norms and linear layers ReLU6, Hardtanh, LeakyReLU,
+    ELU, Hardsigmoid, Hardswish, SiLU, Mish, Tanh and GELU too, with the numbers that they have now):
       Conv2d (+ BatchNorm2d) (+ a sum) (+ activation); a ReLU may stand behind a max pool
       BatchNorm2d (+ activation) + Conv2d (+ a sum); BatchNorm2d (+ a sum) (+ activation)
       Linear (+ BatchNorm1d) (+ activation)
       MaxPool2d, AvgPool2d, LocalResponseNorm, the mean over the image (AdaptiveAvgPool2d(1) and the like)
       chains of convolutions and pools that begin at one value and are concatenated on dimension 1
       dense blocks, x = cat((x, conv(act(batch_norm(x)))), dim=1) layer after layer
-    A sum of shapes that broadcast is computed behind the convolution. What lies between must be used there
-    only. Layers that have hooks, are called twice, are parametrized or have a forward of their own stay as
-    they are, and the report says so. Where a forward cannot be traced, it stays and its children are fused
-    one by one.
+    A sum of shapes that broadcast is computed behind the convolution. What lies between must be used
+    there only; nn.Identity counts as nothing. Layers that have hooks, are called twice, are parametrized
+    or have a forward of their own stay as they are, and the report says so. Where a forward cannot be
+    traced, or switches autocast or the recording of gradients on or off, it stays and its children are
+    fused one by one.
 
     Args:
         model: any module; inside DataParallel or DistributedDataParallel fuse first and wrap the result.

@@ -57,6 +57,9 @@ class _Counts:
         self._seen = 0
 
     def watch(self, module: nn.Module, name: str) -> None:
+        """Scripted modules take no hooks: their work counts as that of the module around them."""
+        if isinstance(module, torch.jit.ScriptModule):
+            return
         module.register_forward_pre_hook(lambda module, args: self._enter(name))
         module.register_forward_hook(lambda module, args, output: self._leave())
 

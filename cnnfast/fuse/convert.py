@@ -13,7 +13,7 @@ from cnnfast.fuse.kinds import layer_name, module_of
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
 from cnnfast.fuse.match import Match, find_groups
 from cnnfast.fuse.module import FusedModule
-from cnnfast.fuse.reorder import relu_before_max_pool
+from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
 from cnnfast.fuse.shells import Guarded, Inlined, become, mark_swallowed
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
@@ -66,18 +66,19 @@ class Converter:
             return
         chosen = lambda name, layer: self.chosen(_join(path, name), layer)  # noqa: E731
         mark_functions(traced.graph, module)
+        passed = without_identities(traced.graph, module, chosen)
         norms = OpenedNorms(traced.graph, module)
         relu_before_max_pool(traced.graph, module, chosen)
         match = find_groups(traced.graph, module, chosen)
         norms.close({node for group in match.groups for node in group.nodes})
-        self.add_rows(module, path, traced.graph, match)
+        self.add_rows(module, path, traced.graph, match, passed)
         opened = _opened(module, traced.graph)
         closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]
         for name in closed:
             if not is_layer(module.get_submodule(name)):
                 self.convert(module.get_submodule(name), _join(path, name))
         if match.groups:
-            self.generate(module, path, traced.graph, match.groups, opened)
+            self.generate(module, path, traced.graph, match.groups, opened, passed)
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:
         """Fuse the children of a module whose forward stays as it is."""
@@ -89,7 +90,15 @@ class Converter:
             else:
                 self.convert(child, name)
 
-    def generate(self, module, path, graph: fx.Graph, groups: list[Group], opened: set[nn.Module]) -> None:
+    def generate(
+        self,
+        module: nn.Module,
+        path: str,
+        graph: fx.Graph,
+        groups: list[Group],
+        opened: set[nn.Module],
+        passed: set[nn.Module],
+    ) -> None:
         """Give the module a forward that calls the fused operators."""
         eager = fx.Graph()
         eager.output(eager.graph_copy(graph, copies := {}))
@@ -110,12 +119,14 @@ class Converter:
         become(module, (Guarded if path else FusedModule,), code.src, names)
         for container in opened:
             become(container, (Inlined,))
-        mark_swallowed(module, swallowed | opened)
+        mark_swallowed(module, swallowed | opened | passed)
         self.units.append(
             Unit(path, eager, graph, {_join(path, name): (before[name], after[name]) for name in after})
         )
 
-    def add_rows(self, module: nn.Module, path: str, graph: fx.Graph, match: Match) -> None:
+    def add_rows(
+        self, module: nn.Module, path: str, graph: fx.Graph, match: Match, passed: set[nn.Module]
+    ) -> None:
         grouped = {node for group in match.groups for node in group.nodes}
         for node in graph.nodes:
             if stand_in(node) is not None:
@@ -130,7 +141,8 @@ class Converter:
             full = _join(path, name)
             inside = any(name.startswith(call + ".") for call in calls)  # and gets a row there
             if is_layer(layer) and full not in self.rows and not inside:
-                self.rows[full] = _row_of_rest(full, layer, name in calls, match.reasons.get(name, ""))
+                reason = "it gives what it takes" if layer in passed else match.reasons.get(name, "")
+                self.rows[full] = _row_of_rest(full, layer, name in calls or layer in passed, reason)
         parts = dict(module.named_modules())
         for name, reason in match.reasons.items():
             if name not in parts:

@@ -1,5 +1,6 @@
 """What a node of a traced graph is, and whether a layer is what its class says."""
 
+import math
 import operator
 
 import torch
@@ -42,6 +43,17 @@ _MORE_MODULES = {
     nn.Mish: "mish",
     nn.Tanh: "tanh",
 }
+# Those with numbers, by the attributes of their module, which are the arguments of the function too.
+_NUMBERED = {
+    nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
+    nn.ELU: ("elu", ("alpha",)),
+    nn.Hardtanh: ("hardtanh", ("min_val", "max_val")),
+}
+_NUMBERED_FUNCTIONS = {
+    F.leaky_relu: ("leaky_relu", {"negative_slope": 0.01}),
+    F.elu: ("elu", {"alpha": 1.0}),
+    F.hardtanh: ("hardtanh", {"min_val": -1.0, "max_val": 1.0}),
+}
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 PLAIN_ACTIVATIONS = ("none", "relu", "sigmoid")
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
@@ -77,17 +89,33 @@ def ending_of(node: fx.Node, root: nn.Module) -> str | None:
         module = module_of(node, root)
         if type(module) is nn.GELU:
             return _GELU.get(module.approximate)
+        if type(module) in _NUMBERED:
+            name, attributes = _NUMBERED[type(module)]
+            return _with_numbers(name, [getattr(module, attribute) for attribute in attributes])
         return _MORE_MODULES.get(type(module))
     if node.op == "call_method":
         return _MORE_METHODS.get(node.target)
     if node.target is F.gelu and len(node.args) == 1 and not node.kwargs.keys() - {"approximate"}:
         return _GELU.get(node.kwargs.get("approximate", "none"))
-    return _MORE_FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    if node.op != "call_function":
+        return None
+    if node.target in _NUMBERED_FUNCTIONS:
+        name, defaults = _NUMBERED_FUNCTIONS[node.target]
+        given = defaults | dict(zip((*defaults, "inplace"), node.args[1:], strict=False)) | node.kwargs
+        return _with_numbers(name, [given[key] for key in defaults])
+    return _MORE_FUNCTIONS.get(node.target)
+
+
+def _with_numbers(name: str, numbers: list[object]) -> str | None:
+    """ "leaky_relu(0.2)"; None where a number is computed in the forward."""
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        return None
+    return f"{name}({', '.join(repr(float(number)) for number in numbers)})"
 
 
 def is_ending(module: nn.Module) -> bool:
     """Whether a layer is an activation that others can end with."""
-    return type(module) in (*ACTIVATION_MODULES, *_MORE_MODULES, nn.GELU)
+    return type(module) in (*ACTIVATION_MODULES, *_MORE_MODULES, *_NUMBERED, nn.GELU)
 
 
 def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -26,6 +26,24 @@ def relu_before_max_pool(graph: fx.Graph, root: nn.Module, chosen: Callable[[str
             pool.prepend(relu)
 
 
+def without_identities(
+    graph: fx.Graph, root: nn.Module, chosen: Callable[[str, nn.Module], bool]
+) -> set[nn.Module]:
+    """Take out the calls of nn.Identity, placeholders of dropout or blur between a layer and its activation.
+
+    Returns the layers, whose forward is not called any more.
+    """
+    passed = set()
+    for node in list(graph.nodes):
+        layer = module_of(node, root) if node.op == "call_module" else None
+        plain = type(layer) is nn.Identity and why_not_plain(layer) is None and chosen(node.target, layer)
+        if plain and len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            passed.add(layer)
+    return passed
+
+
 def _only_source(node: fx.Node) -> fx.Node | None:
     """The value that a node reads, if nobody else does."""
     source = node.args[0] if node.args else None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
@@ -37,7 +37,8 @@ def _shell_copy(
     if isinstance(module, torch.jit.ScriptModule):  # no Python shell to copy
         memo[id(module)] = copy.copy(module)
         return memo[id(module)]
-    shell = object.__new__(class_of(module))
+    cls = class_of(module)
+    shell = object.__new__(_class_of_its_own(cls))
     memo[id(module)] = shell
     for key, value in module.__dict__.items():
         own = key in _OWN_DICTS or (key.startswith("_") and "hooks" in key and isinstance(value, dict))
@@ -45,7 +46,17 @@ def _shell_copy(
     for name, child in module._modules.items():
         if child is not None:
             shell._modules[name] = _shell_copy(child, class_of, memo)
+    if type(shell) is not cls:
+        shell.recompile()
     return shell
+
+
+def _class_of_its_own(cls: type) -> type:
+    """A GraphModule keeps its forward in a class that belongs to it alone."""
+    if not (issubclass(cls, fx.GraphModule) and cls.__qualname__.endswith("GraphModuleImpl")):
+        return cls
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, cls.__bases__, names)
 
 
 def _copied(value: object) -> object:
@@ -151,10 +162,31 @@ def class_for(recipe: Recipe) -> type:
             "__jit_unused_properties__": _properties(recipe.original),
             "_cnnfast_recipe": recipe,
         }
+        if issubclass(recipe.original, fx.GraphModule):
+            body |= {"recompile": _keep_forward, "__deepcopy__": _copy_state}
+            if Inlined not in recipe.bases:
+                body["forward"] = _interpret
         if recipe.source:
             body["forward"] = _compile_forward(recipe)
         made = type(f"{recipe.prefix}{recipe.original.__name__}", (*recipe.bases, recipe.original), body)
         _classes[key] = made
+    return made
+
+
+def _keep_forward(self: fx.GraphModule) -> None:
+    """A GraphModule writes its forward anew when it gets a graph, as copies and feature extractors do."""
+
+
+def _interpret(self: fx.GraphModule, *args, **kwargs) -> object:
+    """The forward of a GraphModule whose graph stays as it is, and may change with the mode."""
+    names = [node.target for node in self.graph.nodes if node.op == "placeholder"]
+    return fx.Interpreter(self).run(*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
+
+
+def _copy_state(self: nn.Module, memo: dict) -> nn.Module:
+    made = object.__new__(type(self))
+    memo[id(self)] = made
+    made.__dict__.update(copy.deepcopy(self.__dict__, memo))
     return made
 
 

@@ -67,6 +67,8 @@ def trace(
     Raises NotTraceable with the reason where root's own forward resists.
     """
     _check_signature(root, given)
+    if live_training:
+        _check_graphs(root)
     closed: dict[str, str] = {}
     while True:
         probe = shell_copy(root)
@@ -102,6 +104,7 @@ class _Tracer(fx.Tracer):
         self._live_training = live_training
         self._depth: list[str] = [""]
         self.resisting: str | None = None  # the innermost module whose forward raised
+        self._modes = self._present_modes()
 
     def create_args_for_root(self, *args, **kwargs):
         result = super().create_args_for_root(*args, **kwargs)
@@ -132,6 +135,17 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node):
         return _Value(node, self)
+
+    def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
+        if kind.startswith("call_") and self._modes != (modes := self._present_modes()):
+            what = "autocast" if modes[0] != self._modes[0] else "the recording of gradients"
+            raise NotTraceable(f"its forward turns {what} on or off for a part of itself")
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
+
+    def _present_modes(self) -> tuple:
+        """What a graph does not write down: autocast, and in training whether gradients are recorded."""
+        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        return autocast, self._live_training and torch.is_grad_enabled()
 
     def create_arg(self, a):
         """An OrderedDict stays one; fx alone would write down a dict."""
@@ -209,6 +223,15 @@ def _check_signature(root: nn.Module, given: int | None) -> None:
         optional = parameter.default is not parameter.empty and given is None
         if optional or parameter.kind is parameter.KEYWORD_ONLY:
             raise NotTraceable(f"its forward has an optional argument ({parameter.name})")
+
+
+def _check_graphs(root: nn.Module) -> None:
+    """What torchvision's feature extractors are: a graph for training and one for evaluation."""
+    graphs = [getattr(root, name, None) for name in ("train_graph", "eval_graph")]
+    if all(isinstance(graph, fx.Graph) for graph in graphs):
+        train, evaluation = (graph.python_code("self").src for graph in graphs)
+        if train != evaluation:
+            raise NotTraceable("it has a graph of its own for training and for evaluation, which differ")
 
 
 def _plain_state(probe: nn.Module, tracer: _Tracer) -> dict[str, dict[str, object]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cnnfast.fuse.check import relative_error
 from cnnfast.fuse.shells import unfused
-from cnnfast.plan.record import copied, tensors_in
+from cnnfast.plan.record import copied, tensors_in, with_tensors
 
 
 def check_budget(error_budget: object) -> None:
@@ -25,7 +25,7 @@ def check_budget(error_budget: object) -> None:
 
 def in_double(model: nn.Module, inputs: tuple) -> list[Tensor]:
     """The output tensors of a float64 copy in evaluation mode; ValueError where there are none."""
-    doubled = (x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    doubled = with_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
     try:
         wanted = tensors_in(copy.deepcopy(unfused(model)).double().eval()(*doubled))
     except Exception as error:  # whatever the network's own code raises

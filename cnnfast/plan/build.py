@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from cnnfast.fuse.foreign import with_plain_norms
 from cnnfast.fuse.shells import has_hooks, unfused
@@ -11,7 +12,7 @@ from cnnfast.plan.fold import fold
 from cnnfast.plan.lowering import Lowering, Refusal
 from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
 from cnnfast.plan.owners import is_layer_like, is_leaf, macs_by_owner
-from cnnfast.plan.record import record
+from cnnfast.plan.record import Record, record
 from cnnfast.plan.steps import Step, reachable, to_plan
 from cnnfast.report import DROPPED, FUSED, Row
 
@@ -55,6 +56,8 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
     if len(example_inputs) != 1:
         several = f"it takes {len(example_inputs)} arguments; a plan by itself takes one tensor"
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", several)])
+    if wrong := _other_than_float32(traced.graph, made):
+        raise UnsupportedNetworkError(name, [wrong])
     low = Lowering(traced.graph, network, made.shapes, traced.closed)
     outputs = low.run()
     refusals = low.refusals + _misused_inputs(low.free_inputs, outputs)
@@ -67,6 +70,15 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
     plan, weights, names = to_plan(low.inputs, outputs)
     macs = macs_by_owner(traced.graph, network, made)
     return Built(plan, weights, names, _rows(network, names, plan, macs))
+
+
+def _other_than_float32(graph: fx.Graph, made: Record) -> Refusal | None:
+    """An input that is no float32 tensor; the layer that makes one of it stays eager."""
+    source = next(node for node in graph.nodes if node.op == "placeholder")
+    if made.dtypes.get(source) == torch.float32:
+        return None
+    kind = made.dtypes.get(source, "no tensor")
+    return Refusal(str(source.target), "input", f"it is {kind}; a plan by itself takes a float32 tensor")
 
 
 def _misused_inputs(free_inputs: set[Step], outputs: list[Step]) -> list[Refusal]:

@@ -16,6 +16,7 @@ from cnnfast.plan import files, show
 from cnnfast.plan.codec import decode, encode
 from cnnfast.plan.nodes import Plan, Storage
 from cnnfast.plan.profile import Profile, profile
+from cnnfast.plan.record import tensors_in
 from cnnfast.report import EAGER, Report, Row
 
 
@@ -240,9 +241,8 @@ class EagerNet(_WithPlans):
         self._report = report
 
     def forward(self, *inputs: Any) -> Any:
-        for x in inputs:
-            if isinstance(x, Tensor):
-                refuse_gradients(x)
+        for x in tensors_in(inputs):
+            refuse_gradients(x)
         return self.network(*inputs)
 
     def save(self, path: str | os.PathLike) -> Path:

@@ -1,11 +1,12 @@
 """What the nodes of a traced graph give for example inputs: shapes, memory, multiply-adds."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves, tree_map
 
 from cnnfast.fuse.kinds import writes_in_place
 from cnnfast.fuse.tracing import NotTraceable
@@ -21,6 +22,7 @@ class Record:
     macs: dict[fx.Node, int] = field(default_factory=dict)
     arguments: dict[fx.Node, tuple] = field(default_factory=dict)
     result: object = None  # of the network
+    follows: dict[fx.Node, bool] = field(default_factory=dict)  # tensors: twice as long for twice the images
 
 
 def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node] = ()) -> Record:
@@ -35,15 +37,36 @@ def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx
     return recorder.made
 
 
+def record_batch(graph: fx.Graph, network: nn.Module, inputs: tuple, made: Record) -> None:
+    """Note which values follow the batch, from a second run on each image twice.
+
+    Nothing is noted where the inputs are no batch, or the network does not take another one.
+    """
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors_in(inputs)}
+    if len(sizes) != 1 or 0 in sizes:
+        return
+    try:
+        doubled = record(graph, network, with_tensors(lambda x: torch.cat([x, x]), inputs))
+    except Exception:  # whatever a forward raises that is made for one batch
+        return
+    for node, shape in made.shapes.items():
+        other = doubled.shapes.get(node, torch.Size())
+        made.follows[node] = len(shape) > 0 and list(other) == [2 * shape[0], *shape[1:]]
+
+
 def copied(value: object) -> object:
-    """A tensor that a call may write into without changing the original; other values as they are."""
-    return value.clone() if isinstance(value, Tensor) else value
+    """The value with copies of its tensors, which a call may write into without changing the originals."""
+    return with_tensors(Tensor.clone, value)
+
+
+def with_tensors(change: Callable[[Tensor], Tensor], value: object) -> object:
+    """The value with its tensors changed, those in nested tuples, lists and dicts too."""
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def tensors_in(value: object) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
-    leaves, _ = torch.utils._pytree.tree_flatten(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class _Recorder(fx.Interpreter):

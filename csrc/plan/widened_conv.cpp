@@ -22,6 +22,8 @@ constexpr int64_t kStripFloats = 96 * 1024;
 // A whole layer is widened by every thread where threads divide its output channels, if it has fewer values.
 constexpr int64_t kWholeFloats = 4 << 20;
 constexpr int64_t kUnits = 8;
+constexpr double kMostValues = 1e12;
+constexpr int64_t kMostFloats = int64_t{1} << 31;
 // Weights of more floats come from memory: better read for many pixels than for each of many strips, even
 // where those leave the cache.
 constexpr int64_t kFarWeights = 1 << 18, kFarStripFloats = 16 * kStripFloats;
@@ -56,6 +58,7 @@ class WidenedConv : public Step {
         constants_(std::move(constants)),
         prologue_(prologue),
         behind_(std::move(behind)) {
+    check_size();
     if (behind_)
       strips_ = behind_->strips;
     else
@@ -119,6 +122,15 @@ class WidenedConv : public Step {
            (in.height * in.width * geometry_.in_channels + out * static_cast<int64_t>(1 + reads_.size()));
   }
 
+  // Padding and strides of a plan made by hand may ask for more than there is; threads must not find out.
+  void check_size() const {
+    const StripSize all(geometry_, geometry_.out_height);
+    const double values = static_cast<double>(all.height) * static_cast<double>(all.width) *
+                          static_cast<double>(geometry_.in_channels);
+    TORCH_CHECK(values < kMostValues, "cnnfast: a convolution reads images of ", geometry_.in_channels,
+                " channels padded to ", all.height, "x", all.width, ": more than any memory holds");
+  }
+
   // Strips of some rows of an image, whole tiles of them, or several images at once. The cut does not depend
   // on the number of threads.
   void cut() {
@@ -139,6 +151,8 @@ class WidenedConv : public Step {
 
   void add_job(int64_t images, int64_t rows) {
     if (jobs_.count({images, rows})) return;
+    TORCH_CHECK(floats_of(images, rows) < kMostFloats, "cnnfast: a convolution to ", size_text(writes_.size),
+                " needs ", floats_of(images, rows), " values at once: too many");
     cpu::ConvGeometry part = geometry_;
     part.images = images;
     part.out_height = rows;

@@ -331,3 +331,20 @@ def test_bfloat16_plan_reads_as_the_same_graph():
     assert decode(plain.plan).nodes == decode(half.plan).nodes
     wanted = run(decode(half.plan), half.weights, [x])[0]
     assert relative_error(half(x), wanted) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({f"pad_{side}": 1 << 20 for side in ("top", "left")}, "more than any memory holds"),
+        ({"pad_left": 1 << 20, "pad_right": 1 << 20}, "values at once: too many"),
+    ],
+)
+def test_bfloat16_padding_beyond_memory(attributes, words):
+    """As a file made by hand may have it: an error before any thread asks for memory."""
+    x = torch.randn(1, 512, 8, 8)
+    frozen = frozen_in_bfloat16(nn.Conv2d(512, 4, 3, stride=2), x)
+    huge = frozen.with_conv_attributes(stride_h=1 << 20, stride_w=1 << 20, **attributes)
+    with pytest.raises(RuntimeError, match=words):
+        huge(x)
+    assert frozen(x).shape == (1, 4, 3, 3)

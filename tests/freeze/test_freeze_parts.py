@@ -13,7 +13,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.freeze import EagerNet, JoinedNet, UnsupportedNetworkError
-from cnnfast.plan.record import tensors_in
+from cnnfast.plan.record import tensors_in, with_tensors
 
 from .support import assert_near, needs_extension
 
@@ -279,3 +279,179 @@ def test_options_reach_all_plans():
 def test_empty_batch():
     frozen = cnnfast.freeze(softplus_net(), IMAGE)
     assert frozen(IMAGE[:0]).shape == (0, 4 * 120)
+
+
+class Arguments(nn.Module):
+    """Images in whatever the forward takes them from."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take, self.a, self.b = take, conv(3, 4), conv(3, 4)
+
+    def forward(self, images):
+        x, y, scale = self.take(images)
+        return F.relu(self.a(x)) * scale + self.b(y)
+
+
+@pytest.mark.parametrize(
+    ("images", "take"),
+    [
+        ({"x": IMAGE, "more": [IMAGE.flip(0), 2.0]}, lambda d: (d["x"], d["more"][0], d["more"][1])),
+        ([IMAGE, (IMAGE.flip(0), 0.5)], lambda v: (v[0], v[1][0], v[1][1])),
+    ],
+    ids=["dict", "list"],
+)
+def test_structured_inputs(images, take):
+    torch.manual_seed(0)
+    model = Arguments(take).eval()
+    frozen = cnnfast.freeze(model, (images,), verify=True, error_budget=1e-4)
+    with torch.no_grad():
+        assert_near(frozen(images), copy.deepcopy(model)(images).double())
+    assert frozen.report()["a"].status == frozen.report()["b"].status == "fused"
+    tracked = with_tensors(lambda x: x.clone().requires_grad_(), images)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        frozen(tracked)
+
+
+def test_inputs_without_tensors_are_refused():
+    with pytest.raises(ValueError, match=r"must have a tensor, it has \(dict, int\)"):
+        cnnfast.freeze(conv(3, 4), ({"x": [1.0]}, 3))
+
+
+def test_images_of_bytes_are_converted_in_front_of_the_plan():
+    """A plan reads float32: the call that makes it of bytes stays eager."""
+
+    class Bytes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv(3, 4)
+
+        def forward(self, x):
+            return F.relu(self.conv(x.float().div(255)))
+
+    model, x = Bytes().eval(), (IMAGE.abs() * 100).to(torch.uint8)
+    frozen = cnnfast.freeze(model, x)
+    with torch.no_grad():
+        assert_near(frozen(x.flip(0)), model(x.flip(0)).double())
+    assert [row.name for row in frozen.report().left_out] == ["float_1"]
+    with pytest.raises(UnsupportedNetworkError, match=r"x \(input\): it is torch.uint8"):
+        cnnfast.freeze(model, x, strict=True)
+
+
+def test_weights_that_a_forward_computes_are_constants_of_a_part():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+    frozen = check(nn.Sequential(Standardised(3, 4, 3), nn.Softplus(), Standardised(4, 4, 3)), plans=2)
+    assert [row.name for row in frozen.report().left_out] == ["1"]
+    assert frozen.report().coverage.multiply_adds == 1.0
+
+
+def test_autocast_of_a_part_is_not_lost():
+    """A graph does not write it down, so that the forward which switches it on stays."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(conv(4, 4), nn.ReLU())
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return F.conv2d(self.inner(x), self.inner[0].weight).float()
+
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), Half(), conv(4, 2)).eval()
+    frozen = cnnfast.freeze(model, IMAGE)
+    with torch.no_grad():
+        assert_near(frozen(IMAGE), model(IMAGE).double(), 2e-3)
+    assert "turns autocast on or off" in frozen.report()["2.inner.0"].reason
+
+
+def test_values_of_another_batch_stay_outside():
+    """For one image a value of shape (1, C, 1, 1) could be one of each image: it is not."""
+    model = Net(lambda s, x: s.b(s.a(x) * x.new_full((1, 4, 1, 1), 3.0)), a=conv(3, 4), b=conv(4, 4)).eval()
+    frozen = cnnfast.freeze(model, IMAGE[:1])
+    with torch.no_grad():
+        assert_near(frozen(IMAGE), model(IMAGE).double())
+    assert "another first dimension than the batch" in frozen.report()["mul"].reason
+    assert frozen.report().coverage.multiply_adds == 1.0
+
+
+def test_parameters_cast_to_the_type_of_a_value_are_constants():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = conv(3, 4), nn.Parameter(torch.rand(4))
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y * torch.sigmoid(y * self.scale.view(1, -1, 1, 1).to(y.dtype).to(device=y.device))
+
+    model = Scaled().eval()
+    frozen = cnnfast.freeze(model, IMAGE, strict=True)
+    with torch.no_grad():
+        assert_near(frozen(IMAGE[:1]), model(IMAGE[:1]).double())
+    check(nn.Sequential(Scaled(), nn.Softplus(), conv(4, 4)), plans=2)
+
+
+def test_forwards_that_stay_read_the_settings_of_frozen_children():
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.size, self.body = 4, conv(3, 3)
+
+        def forward(self, x):
+            return F.relu(self.body(x))
+
+    class Crops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Window()
+
+        def forward(self, x):
+            if x.shape[-1] > self.inner.size:
+                x = x[..., : self.inner.size]
+            return self.inner(x)
+
+    frozen = check(Crops(), kind=EagerNet, plans=1)
+    assert frozen.report()["inner.body"].status == "fused"
+
+
+def test_layers_without_work_are_not_counted_as_eager():
+    frozen = check(nn.Sequential(conv(3, 4), nn.Softplus(), nn.Identity(), nn.Dropout(), nn.Softplus()))
+    assert [row.type for row in frozen.report().left_out] == ["Softplus", "Softplus"]
+    assert frozen.report()["2"].status == frozen.report()["3"].status == "no work"
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_noise_is_drawn_at_every_call(typed):
+    """Functions of a value's type or of a parameter are constants otherwise."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = conv(3, 4), conv(4, 4), nn.Parameter(torch.ones(1, 4, 1, 1))
+
+        def forward(self, x):
+            y = self.a(x)
+            noise = (
+                torch.rand(1, 4, 1, 1, dtype=y.dtype, device=y.device) if typed else torch.randn_like(self.c)
+            )
+            return self.b(y) + noise
+
+    frozen = cnnfast.freeze(Noisy().eval(), IMAGE)
+    assert not torch.equal(frozen(IMAGE), frozen(IMAGE))
+    assert {row.type for row in frozen.report().left_out} & {"rand", "randn_like"}
+
+
+def test_forwards_that_jump_keep_their_frozen_children():
+    """As detection does, where a rounding error moves a box: eager children that are nudged do no better."""
+
+    class Rounds(Decides):
+        def forward(self, x):
+            return (super().forward(x) * 1e6).round() % 2
+
+    torch.manual_seed(0)
+    frozen = cnnfast.freeze(Rounds(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 3))).eval(), IMAGE)
+    assert frozen.report().coverage.multiply_adds == 1.0

@@ -30,7 +30,9 @@ def test_refuses_unknown_layers_all_at_once():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x**2, "(pow): a plan of this version has no node"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "arguments that a plan does not know"),
+        (lambda x: x.contiguous(memory_format=torch.channels_last).chunk(chunks=3), "cuts channels (1) only"),
+        (lambda x: x**3, "(pow): it raises to the power 3"),
         (lambda x: 1 / x, "truediv (truediv): it divides by values"),
         (lambda x: x * x.size(2), "more than numbers of channels"),
         (lambda x: x[:, ::2], "do not lie side by side"),
@@ -59,6 +61,8 @@ def test_refuses_unknown_layers_all_at_once():
         (lambda x: (x, x), "several values"),
         (lambda x: {"out": x}, "several values"),
         (lambda x: x + F.avg_pool2d(x, (1, 8)), "broadcasts"),
+        (lambda x: x + F.avg_pool2d(x, (1, 8)).expand_as(x), "expands (N, C, 1, 1) only"),
+        (lambda x: torch.relu(x.mean((2, 3), keepdim=True).expand_as(x)), "laid out as expanded"),
         (lambda x: F.linear(x, torch.eye(8)), "register it as a buffer"),
         (lambda x: x[0], "getitem"),
         (lambda x: x if x.sum() > 0 else -x, "decides by the values"),
@@ -102,11 +106,11 @@ def test_refuses_what_a_subclass_adds_in_its_own_forward():
 
 
 def test_refuses_batch_norm_of_features_alone():
-    assert "behind a linear layer only" in refusal(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)))
+    assert "behind a linear layer or a mean only" in refusal(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)))
 
 
 def test_refuses_several_inputs_of_different_use():
-    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**2)))
+    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**3)))
     assert "pow" in text
 
 

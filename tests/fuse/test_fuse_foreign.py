@@ -130,7 +130,9 @@ def test_auxiliary_outputs_in_training():
     [
         (nn.ReLU6, F.relu6), (nn.Hardsigmoid, F.hardsigmoid), (nn.Hardswish, F.hardswish), (nn.SiLU, F.silu),
         (nn.Mish, F.mish), (nn.Tanh, torch.tanh), (nn.GELU, F.gelu),
-        (partial(nn.GELU, "tanh"), partial(F.gelu, approximate="tanh")),
+        (partial(nn.GELU, "tanh"), partial(F.gelu, approximate="tanh")), (nn.LeakyReLU, F.leaky_relu),
+        (partial(nn.LeakyReLU, 0.2), partial(F.leaky_relu, negative_slope=0.2)), (nn.ELU, F.elu),
+        (partial(nn.Hardtanh, -0.5, 0.75), partial(F.hardtanh, min_val=-0.5, max_val=0.75)),
     ],
     ids=str,
 )  # fmt: skip
@@ -207,3 +209,22 @@ class TestTimm:
         frozen = cnnfast.freeze(model, IMAGE, strict=True)
         assert relative_error(frozen(IMAGE), model(IMAGE)) < 1e-5
         assert frozen.report()["1"].status == "fused"
+
+
+def test_looks_through_identities():
+    """Placeholders of dropout and blur, as timm's blocks have them."""
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Identity(), nn.ReLU(), nn.Identity(5, unused=True)]
+    model = nn.Sequential(*layers, nn.Conv2d(4, 4, 1), nn.Identity(), nn.LeakyReLU(0.2), nn.Identity())
+    fused = check(model, strict=True)
+    assert operators(fused) == {"0": "conv2d_bn_act", "5": "conv2d"}
+    row = fused.report()["2"]
+    assert (row.status, row.reason) == ("no work", "it gives what it takes")
+    with pytest.raises(RuntimeError, match="unfuse"):
+        fused[2] = nn.Dropout()
+    assert type(fused.unfuse()[2]) is nn.Identity
+    watched = copy.deepcopy(model)
+    watched[2].register_forward_hook(lambda module, args, output: output * 2)
+    assert operators(check(watched))["0"] == "conv2d_bn_act"
+    assert check(watched).report()["3"].status == "eager"
+    kept = check(model, filter_fn=lambda name, module: name != "2")
+    assert kept.report()["3"].status == "eager"

@@ -1,5 +1,8 @@
 """Forwards that cannot be written down as a graph: what is inside them is fused, they themselves stay."""
 
+import copy
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -243,3 +246,89 @@ def test_fuse_view_with_write_in_place():
             return y * 2
 
     check(Net())
+
+
+def test_fuse_part_without_gradients_stays():
+    """What a graph does not write down is kept by keeping the forward."""
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Stack()
+
+        def forward(self, x):
+            with torch.no_grad():
+                return self.body(x)
+
+    model = nn.Sequential(Frozen(), Stack())
+    report = check(model)
+    assert report["0.body.conv"].status == report["1.conv"].status == "fused"
+    assert "the recording of gradients on or off" in str(report)
+    fused = cnnfast.fuse(model.train())
+    fused(IMAGE).sum().backward()
+    assert fused[0].body.conv.weight.grad is None and fused[1].conv.weight.grad is not None
+
+
+def test_fuse_part_under_autocast_stays():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Stack()
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.body(x)
+
+    model = nn.Sequential(Stack(), Half()).eval()
+    fused = cnnfast.fuse(model)
+    assert fused(IMAGE).dtype == model(IMAGE).dtype == torch.bfloat16
+    assert "turns autocast on or off" in str(fused.report())
+
+
+def test_fuse_graph_module():
+    """A network that was traced before: copies of it write its forward anew, and stay fused."""
+    model = torch.fx.symbolic_trace(nn.Sequential(Stack(), Stack()))
+    fused = cnnfast.fuse(model)
+    assert fused.report()["0.conv"].status == "fused"
+    torch.testing.assert_close(fused(IMAGE), model(IMAGE), rtol=0, atol=1e-5)
+    copied = copy.deepcopy(fused)
+    weights = (network.get_parameter("0.conv.weight") for network in (copied, fused))
+    assert type(copied) is type(fused) and next(weights) is not next(weights)
+    around = nn.Sequential(model, nn.Conv2d(3, 2, 1)).eval()
+    inside = cnnfast.fuse(around)
+    assert inside.report()["0.0.conv"].status == "fused"
+    scripted = torch.jit.script(inside)
+    torch.testing.assert_close(scripted(IMAGE), around(IMAGE), rtol=0, atol=1e-5)
+    model, copied = model.eval(), copied.eval()
+    torch.testing.assert_close(copied(IMAGE), model(IMAGE), rtol=0, atol=1e-5)
+
+
+def test_fuse_feature_extractor():
+    """torchvision's have a graph for each mode, and take the one or the other in train()."""
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = feature_extraction.create_feature_extractor(nn.Sequential(Stack(), Stack()), {"0": "a", "1": "b"})
+    fused = cnnfast.fuse(model)
+    assert fused.report()["0.conv"].status == "fused"
+    for mode in (True, False, True):
+        wanted, got = copy.deepcopy(model).train(mode)(IMAGE), copy.deepcopy(fused).train(mode)(IMAGE)
+        assert wanted.keys() == got.keys() == {"a", "b"}
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    dropping = nn.Sequential(Stack(), Drops(), Stack())
+    model = feature_extraction.create_feature_extractor(dropping, {"2": "out"})
+    fused = cnnfast.fuse(model).eval()
+    assert "for training and for evaluation, which differ" in str(fused.report())
+    assert not torch.equal(model(IMAGE)["out"], model(IMAGE)["out"])  # the original still drops
+    wanted = fused.unfuse()(input=IMAGE)
+    torch.testing.assert_close([fused(IMAGE), fused(input=IMAGE)], [wanted, wanted], rtol=0, atol=1e-5)
+
+
+class Drops(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+def test_fuse_counts_beside_scripted_parts():
+    model = nn.Sequential(Stack(), torch.jit.script(Stack().eval()), Stack()).eval()
+    fused = cnnfast.fuse(model, IMAGE, verify=True)
+    assert fused.report()["0.conv"].macs == 2 * 3 * 3 * 9 * 64
+    torch.testing.assert_close(fused(IMAGE), model(IMAGE), rtol=0, atol=1e-5)

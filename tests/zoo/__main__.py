@@ -53,7 +53,8 @@ def _examined(entry: networks.Entry) -> dict:
             return asdict(examine(entry))
     except Exception as error:  # one network must not end the run; the page says what happened
         traceback.print_exc()
-        return {"name": entry.name, "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        first_line = next(iter(str(error).splitlines()), "")
+        return {"name": entry.name, "failed": f"{type(error).__name__}: {first_line}"}
 
 
 def _known(path: Path) -> dict:

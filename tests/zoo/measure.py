@@ -1,6 +1,7 @@
 """One network through freeze and fuse: errors relative to the spread over images, coverage, files."""
 
 import copy
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,19 @@ from torch import Tensor, nn
 
 import cnnfast
 from cnnfast.freeze import FrozenNet
-from cnnfast.report import Coverage
+from cnnfast.report import Coverage, Report, Row
 
 from .calibrate import calibrate
 from .networks import Entry, unlike_images
+from .smooth import Smooth, smooth_twin
 
-LIMIT = 1e-3  # of the spread
+LIMIT = 1e-3  # of the spread; and of a gradient
+SMOOTH_LIMIT = 1e-4  # of a gradient, where no decision can flip
 NUDGE = 1e-5  # what values of fused networks differ by, see docs/zoo.md
-_LARGEST = 150_000_000  # parameters of a network whose gradients are compared
+LARGEST = 150_000_000  # parameters of a network whose gradients are compared
+_NAMES = re.compile(r"'[^']*'|\[[\d, ]*\]|\([\w, -]*\d[\w, -]*\)")  # names and shapes in reasons
 LIVELY = 1e-2  # the least spread over images, as a share of the largest value
+_OVERFLOWING = 1e8  # values of random networks that grow from layer to layer
 
 
 @dataclass
@@ -34,9 +39,11 @@ class Result:
     gradient_error: float
     eager_gradient_error: float
     gradient_jump: float
+    smooth_gradient_error: float
     plans: int
     frozen: Coverage
     fused: Coverage
+    eager: list[str]  # what stays eager in the frozen network, by reason, the most multiply-adds first
     saved: str  # "file", or "copy" where eager layers are between plans
 
 
@@ -62,6 +69,9 @@ def examine(entry: Entry) -> Result:
             assert spreads[-1] > LIVELY, (
                 f"{entry.name} at {size}: the images give the same ({spreads[-1]:.1e})"
             )
+            assert wanted.abs().max() < _OVERFLOWING, (
+                f"{entry.name} at {size}: with random weights values grow to {wanted.abs().max():.0e}"
+            )
             for kind, network in (("frozen", frozen), ("fused", fused)):
                 difference = (network(images) - wanted).abs().max().item()
                 errors[kind] = max(errors[kind], difference / spread)
@@ -76,35 +86,62 @@ def examine(entry: Entry) -> Result:
         len(frozen.plans()) if hasattr(frozen, "plans") else 1,
         frozen.report().coverage,
         fused.report().coverage,
+        eager_reasons(frozen.report()),
         save_and_load(frozen, unlike_images(entry.sizes[0])),
     )
 
 
+def eager_reasons(report: Report, most: int = 3) -> list[str]:
+    """The most weighty reasons why layers stay eager, with how many layers of which types they concern."""
+    found: dict[str, list[Row]] = {}
+    for row in report.left_out:
+        found.setdefault(_NAMES.sub("...", row.reason), []).append(row)
+    total = sum(row.macs or 0 for row in report.rows) or 1
+    weight = {reason: sum(row.macs or 0 for row in rows) / total for reason, rows in found.items()}
+    lines = []
+    for reason in sorted(found, key=lambda reason: (-weight[reason], -len(found[reason])))[:most]:
+        types = ", ".join(sorted({row.type for row in found[reason]}))
+        share = f"; {weight[reason]:.1%} of the multiply-adds" if weight[reason] >= 5e-4 else ""
+        lines.append(f"{types} ({len(found[reason])}{share}): {reason}")
+    return lines
+
+
 def _gradient_errors_of(fused: nn.Module, model: nn.Module, entry: Entry, parameters: int) -> tuple:
-    if parameters > _LARGEST:
-        return float("nan"), float("nan"), float("nan")
-    return gradient_errors(fused, model, unlike_images(entry.sizes[0]))
-
-
-def gradient_errors(fused: nn.Module, model: nn.Module, images: Tensor) -> tuple[float, float, float]:
-    """Largest relative difference of a parameter's gradient: fused from eager, eager from float64, and
-    float64's at images that are NUDGE of their size away from float64's at these.
-
-    The last two are computed where the first is above LIMIT: so much of it is float32's, and so far the
-    gradient itself jumps, with every ReLU that a rounding error turns on or off.
-    """
-    got, wanted = _gradients(fused, images), _gradients(model, images)
-    error = _largest_difference(got, wanted)
+    if parameters > LARGEST:
+        return (float("nan"),) * 4
+    images = unlike_images(entry.sizes[0])
+    error = gradient_error(fused, model, images)
     if error <= LIMIT:
-        return error, float("nan"), float("nan")
+        return error, *(float("nan"),) * 3
+    return error, *gradient_jumps(model, images), smooth_gradient_error(model, entry)
+
+
+def gradient_error(fused: nn.Module, model: nn.Module, images: Tensor) -> float:
+    """Largest relative difference (2-norm) of a parameter's gradient, fused from eager."""
+    return largest_difference(gradients(fused, images), gradients(model, images))
+
+
+def gradient_jumps(model: nn.Module, images: Tensor) -> tuple[float, float]:
+    """The same of eager from float64, and of float64 at images that are NUDGE of their size away from float64
+    at these: so far the gradient itself jumps, with every ReLU that a rounding error turns on or off.
+    """
     double, exact_images = copy.deepcopy(model).double(), images.double()
-    exact = _gradients(double, exact_images)
+    exact = gradients(double, exact_images)
     torch.manual_seed(0)
     nudged = exact_images + NUDGE * exact_images.abs().mean() * torch.randn_like(exact_images)
-    return error, _largest_difference(wanted, exact), _largest_difference(_gradients(double, nudged), exact)
+    eager = largest_difference(gradients(model, images), exact)
+    return eager, largest_difference(gradients(double, nudged), exact)
 
 
-def _gradients(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def smooth_gradient_error(model: nn.Module, entry: Entry) -> float:
+    """`gradient_error` of the network's twin without kinks, calibrated anew: that of the kernels alone."""
+    with Smooth():
+        twin = calibrate(smooth_twin(model), entry.sizes[-1])
+        return gradient_error(cnnfast.fuse(twin), twin, unlike_images(entry.sizes[0]))
+
+
+def gradients(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Of every parameter, for a fixed weighting of the outputs."""
     for parameter in network.parameters():
         parameter.grad = None
     y = network.eval()(images)
@@ -112,7 +149,8 @@ def _gradients(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def _largest_difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+def largest_difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Relative to each gradient's 2-norm, but no less than a thousandth of the largest gradient's."""
     assert got.keys() == wanted.keys()
     largest = max(gradient.norm().item() for gradient in wanted.values())
     return max(

@@ -2,24 +2,25 @@
 
 import math
 
-from .measure import LIMIT
+from .measure import LARGEST, LIMIT, SMOOTH_LIMIT
 from .speed import geometric_mean
-
-GRADIENT_LIMIT = 1e-3
-# Winograd's rounding errors over those of direct convolution: inception_v3 with smooth activations has 1.0e-4
-# where eager PyTorch has 1.1e-5. With ReLU both grow, by units that are on in one and off in the other.
-WINOGRAD = 10
 
 _INTRODUCTION = """# Networks that were tried
 
 `make zoo` writes this page. Weights are random, of He's scale, with batch-norm statistics of real batches;
 images are noise, stripes and spots. Errors of values are the largest difference from eager PyTorch relative
-to the spread over the three images (the mean over outputs of their range); gradients are those of the fused
-network in evaluation mode, the largest relative difference (2-norm) of a parameter's gradient from eager's,
-in brackets, where that is above 1e-3, what eager's own differs from float64's, and how far float64's itself
-jumps when the images change by 1e-5 of their size: with every ReLU that this turns on or off. Coverage counts
-layers and multiply-adds, those of matrix products in attention too, at the first size. Plans: how many the
-frozen network calls; one and no eager layer means that it saves to a file.
+to the spread over the three images (the mean over outputs of their range). Gradients are those of the fused
+network in evaluation mode: the largest relative difference (2-norm) of a parameter's gradient from eager's.
+Coverage counts layers and multiply-adds, those of matrix products in attention too, at the first size. Plans:
+how many the frozen network calls; one and no eager layer means that it saves to a file.
+
+Where gradients differ by more than 1e-3, three numbers stand in brackets: what eager's own differ from
+float64's; how far float64's jump when the images change by 1e-5 of their size; and the difference,
+fused from eager, in the network's smooth twin (SiLU for ReLU, average for max pooling and the like). A
+gradient jumps with every ReLU that a rounding error turns on or off, by about the square root of the
+share of units that flip: one of 2.4 million in resnet50 is 3e-3. With the decisions of the fused run
+held, float64 agrees to 1e-5 (tests/zoo/test_decisions.py). So a difference above 1e-3 passes if that of
+the smooth twin is no more than 1e-4, and if float64 itself, or eager, jumps by a third of it.
 """
 
 
@@ -28,11 +29,17 @@ def problem(record: dict) -> str:
     if "failed" in record:
         return record["failed"]
     wrong = [kind for kind in ("frozen", "fused") if not record[f"{kind}_error"] <= LIMIT]
-    gradient, eager = record["gradient_error"], record["eager_gradient_error"]
-    explained = gradient <= WINOGRAD * eager or gradient <= record["gradient_jump"]
-    if gradient > GRADIENT_LIMIT and not explained:
+    if record["parameters"] <= LARGEST and not (
+        record["gradient_error"] <= LIMIT or _only_decisions_differ(record)
+    ):
         wrong.append("gradient")
     return ", ".join(f"{kind} error" for kind in wrong)
+
+
+def _only_decisions_differ(record: dict) -> bool:
+    """Whether kernels are exact, and gradients jump as far under rounding errors without them."""
+    jump = max(record["gradient_jump"], record["eager_gradient_error"])
+    return record["smooth_gradient_error"] <= SMOOTH_LIMIT and record["gradient_error"] <= 3 * jump
 
 
 def page(records: list[dict], times: list[dict]) -> str:
@@ -40,7 +47,7 @@ def page(records: list[dict], times: list[dict]) -> str:
     for library in ("torchvision", "timm"):
         chosen = [record for record in records if record["name"].startswith(f"{library}/")]
         if chosen:
-            lines += [f"## {library}", "", *_table(chosen), ""]
+            lines += [f"## {library}", "", *_table(chosen), "", *_eager(chosen)]
     if times:
         lines += _speed(times)
     return "\n".join(lines).rstrip() + "\n"
@@ -55,13 +62,24 @@ def _table(records: list[dict]) -> list[str]:
     return rows + [f"| {' | '.join(_cells(record))} |" for record in records]
 
 
+def _eager(records: list[dict]) -> list[str]:
+    """What stays eager in frozen networks, and why."""
+    lines = []
+    for record in records:
+        reasons = record.get("eager", [])
+        if reasons:
+            lines += [f"* {record['name'].split('/')[1]}", *(f"  - {reason}" for reason in reasons)]
+    return ["Eager between plans, by what weighs most:", "", *lines, ""] if lines else []
+
+
 def _cells(r: dict) -> list[str]:
     name = r["name"].split("/")[1]
     if "failed" in r:
         return [name, *[""] * 10, r["failed"].replace("|", "/")]
     gradient = _error(r["gradient_error"])
     if not math.isnan(r["eager_gradient_error"]):
-        gradient += f" ({_error(r['eager_gradient_error'])}, {_error(r['gradient_jump'])})"
+        others = ("eager_gradient_error", "gradient_jump", "smooth_gradient_error")
+        gradient += f" ({', '.join(_error(r[key]) for key in others)})"
     return [
         name,
         ", ".join(map(str, r["sizes"])),

@@ -5,9 +5,10 @@ import importlib.util
 import pytest
 
 from cnnfast import _ext
+from cnnfast.report import Report, Row
 
 from . import page
-from .measure import LIMIT, examine
+from .measure import LIMIT, eager_reasons, examine
 from .networks import entry
 
 SMALL = (
@@ -31,25 +32,47 @@ def test_zoo(name):
 
 
 def test_page_says_what_is_wrong():
+    nan = float("nan")
     good = {
-        "name": "timm/net", "sizes": (64,), "spread": 0.2, "frozen_error": 1e-5, "fused_error": 1e-6,
-        "gradient_error": 1e-5, "eager_gradient_error": float("nan"), "gradient_jump": float("nan"),
+        "name": "timm/net", "sizes": (64,), "parameters": 1000, "spread": 0.2,
+        "frozen_error": 1e-5, "fused_error": 1e-6, "gradient_error": 1e-5,
+        "eager_gradient_error": nan, "gradient_jump": nan, "smooth_gradient_error": nan,
         "plans": 1, "frozen": {"layers": 1.0, "multiply_adds": 1.0},
         "fused": {"layers": 0.5, "multiply_adds": 0.99},
     }  # fmt: skip
     assert page.problem(good) == ""
     assert page.problem(good | {"frozen_error": 2e-3}) == "frozen error"
-    assert page.problem(good | {"frozen_error": float("nan")}) == "frozen error"
-    assert page.problem(good | {"gradient_error": 2e-2}) == "gradient error"
-    assert page.problem(good | {"gradient_error": 2e-2, "eager_gradient_error": 8e-3}) == ""
-    assert (
-        page.problem(good | {"gradient_error": 2e-2, "eager_gradient_error": 1e-6, "gradient_jump": 3e-2})
-        == ""
-    )
-    assert page.problem(good | {"gradient_error": 2e-2, "gradient_jump": 1e-2}) == "gradient error"
-    text = page.page([good, {"name": "timm/other", "failed": "ValueError: no"}], [])
+    assert page.problem(good | {"frozen_error": nan}) == "frozen error"
+    assert page.problem(good | {"gradient_error": nan}) == "gradient error"
+    assert page.problem(good | {"gradient_error": nan, "parameters": 10**9}) == ""  # not compared
+    stays = {"eager": ["Linear (2; 30.0% of the multiply-adds): its input has shape ..."]}
+    text = page.page([good | stays, {"name": "timm/other", "failed": "ValueError: no"}], [])
     assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 50% | 99.0% |" in text
+    assert "* net\n  - Linear (2; 30.0% of the multiply-adds): its input has shape ..." in text
     assert "| other |" in text and "ValueError: no" in text
+
+
+def test_reasons_are_joined_by_what_they_say():
+    rows = (
+        Row("a", "Conv2d", "fused", macs=60),
+        Row("b", "Linear", "eager", reason="its input 'x' is odd", macs=30),
+        Row("c", "Linear", "eager", reason="its input 'y' is odd", macs=10),
+        Row("d", "add", "eager", reason="no"),
+    )
+    lines = eager_reasons(Report("net", rows))
+    assert lines == ["Linear (2; 40.0% of the multiply-adds): its input ... is odd", "add (1): no"]
+
+
+def test_page_takes_flipped_decisions_only_with_exact_kernels():
+    flipped = {
+        "parameters": 1000, "frozen_error": 1e-5, "fused_error": 1e-6, "gradient_error": 2e-2,
+        "eager_gradient_error": 1e-6, "gradient_jump": 3e-2, "smooth_gradient_error": 1e-5,
+    }  # fmt: skip
+    assert page.problem(flipped) == ""
+    assert page.problem(flipped | {"gradient_jump": 5e-3}) == "gradient error"
+    assert page.problem(flipped | {"gradient_jump": 5e-3, "eager_gradient_error": 2e-2}) == ""
+    for wrong in (2e-4, float("nan")):
+        assert page.problem(flipped | {"smooth_gradient_error": wrong}) == "gradient error"
 
 
 def test_page_compares_times():

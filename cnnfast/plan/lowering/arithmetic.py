@@ -11,6 +11,7 @@ from cnnfast.plan.lowering.context import (
     Respelled,
     Unsupported,
     Value,
+    check_features_of_one_pixel,
     is_constant,
     lowers,
     respell,
@@ -57,6 +58,18 @@ def _divide(low: Lowering, input, other) -> Value:
     return _affine(low, input, reciprocal, 0.0)
 
 
+@lowers(operator.pow, operator.ipow, torch.pow, methods=["pow", "pow_"])
+def _power(low: Lowering, input, exponent) -> Value:
+    if not isinstance(exponent, (int, float)) or exponent != 2 or not _is_value(low, input):
+        raise Unsupported(f"it raises to the power {exponent}: a plan of this version knows squares only")
+    return _pair(low, Op.MULTIPLY, input, input)
+
+
+@lowers(torch.square, methods=["square", "square_"])
+def _square(low: Lowering, input) -> Value:
+    return _power(low, input, 2)
+
+
 @lowers(operator.neg, torch.neg, methods=["neg"])
 def _negate(low: Lowering, input) -> Value:
     return _affine(low, input, -1.0, 0.0)
@@ -93,24 +106,13 @@ def _affine(low: Lowering, value: fx.Node, scale: Tensor | float, shift: Tensor 
     nhwc = isinstance(found, Respelled) and found.kind == "nhwc"
     channels = 1 if len(shape) == 3 else shape[-1] if nhwc else shape[1]
     if len(shape) == 2:
-        channels = _features_of_one_pixel(step, channels, scale, shift)
+        check_features_of_one_pixel(step)
     trailing = 0 if nhwc or len(shape) == 2 else len(shape) - 2 if len(shape) == 4 else 2
     constants = {
         "scale": _per_channel(scale, channels, trailing),
         "shift": _per_channel(shift, channels, trailing),
     }
     return respell(found, Step(Op.AFFINE, [step], {"channels": channels}, constants))
-
-
-def _features_of_one_pixel(step: Step, features: int, *constants: Tensor | float) -> int:
-    """Flattened images have fewer channels than features; of a linear layer's they are the same."""
-    while step.op in (Op.ACTIVATION, Op.AFFINE, Op.ADD, Op.MULTIPLY, Op.PRELU):
-        step = step.inputs[0]
-    if step.op in (Op.LINEAR, Op.INPUT) or (
-        step.op is Op.FLATTEN and step.inputs[0].op is Op.GLOBAL_AVG_POOL
-    ):
-        return features
-    raise Unsupported("a plan of this version scales features behind a linear layer or a mean only")
 
 
 def _per_channel(value: Tensor | float, channels: int, trailing: int) -> Tensor:
@@ -138,11 +140,26 @@ def _sum(low: Lowering, a: fx.Node, b: fx.Node, alpha: float) -> Value:
     return _pair_of(low, Op.ADD, low.value(a), scaled, low.shape(a), low.shape(b))
 
 
+@lowers(methods=["expand_as"])
+def _expand_as(low: Lowering, input, other) -> Value:
+    """One value per channel, for sums and products with the image that it is made as large as."""
+    before, after = low.shape(input), low.shape(other)
+    if before == after:
+        return low.value(input)
+    if len(before) != 4 or before != [*after[:2], 1, 1]:
+        raise Unsupported(f"it expands {before} to {after}: a plan of this version expands (N, C, 1, 1) only")
+    return Respelled("expanded", low.image(input))
+
+
 def _pair(low: Lowering, op: Op, a: fx.Node, b: fx.Node) -> Value:
     return _pair_of(low, op, low.value(a), low.value(b), low.shape(a), low.shape(b))
 
 
 def _pair_of(low: Lowering, op: Op, a: Value, b: Value, a_shape: list[int], b_shape: list[int]) -> Value:
+    if isinstance(b, Respelled) and b.kind == "expanded":
+        b, b_shape = b.step, [*b_shape[:2], 1, 1]
+    if isinstance(a, Respelled) and a.kind == "expanded":
+        a, a_shape = a.step, [*a_shape[:2], 1, 1]
     kinds = {v.kind if isinstance(v, Respelled) else "" for v in (a, b)}
     if isinstance(a, list) or isinstance(b, list) or len(kinds) != 1 or kinds - {"", "nhwc"}:
         raise Unsupported("its operands are laid out in different ways")

@@ -19,7 +19,7 @@ def _slice(source: Step, first: int, channels: int) -> Step:
 
 @lowers(torch.chunk, methods=["chunk"])
 def _chunk(low: Lowering, input, chunks, dim=0) -> Value:
-    channels = low.shape(input)[1]
+    channels = _channels_along(low, input, dim)
     size = -(-channels // low.channel_number(chunks))
     return _pieces(low, input, [min(size, channels - at) for at in range(0, channels, size)], dim)
 
@@ -27,15 +27,30 @@ def _chunk(low: Lowering, input, chunks, dim=0) -> Value:
 @lowers(torch.split, methods=["split"])
 def _split(low: Lowering, tensor, split_size_or_sections, dim=0, **named) -> Value:
     sections = named.get("split_size", split_size_or_sections)
-    channels = low.shape(tensor)[1]
+    channels = _channels_along(low, tensor, dim)
     if isinstance(sections, (list, tuple)):
         return _pieces(low, tensor, [low.channel_number(size) for size in sections], dim)
     size = low.channel_number(sections)
     return _pieces(low, tensor, [min(size, channels - at) for at in range(0, channels, size)], dim)
 
 
-def _pieces(low: Lowering, x: fx.Node, sizes: list[int], dim: object) -> list[Step]:
+def _channels_along(low: Lowering, x: fx.Node, dim: object) -> int:
+    """How many channels a cut of dimension dim divides."""
+    return low.shape(x)[-1 if _is_last_channels(low, x, dim) else 1]
+
+
+def _is_last_channels(low: Lowering, x: fx.Node, dim: object) -> bool:
+    found = low.value(x)
+    return isinstance(found, Respelled) and found.kind == "nhwc" and dim in (3, -1)
+
+
+def _pieces(low: Lowering, x: fx.Node, sizes: list[int], dim: object) -> list[Value]:
     rank = len(low.shape(x))
+    if _is_last_channels(low, x, dim):
+        if sum(sizes) != low.shape(x)[-1] or min(sizes) < 1:
+            raise Unsupported(f"it cuts {low.shape(x)[-1]} channels into {sizes}")
+        source = low.value(x).step
+        return [Respelled("nhwc", _slice(source, sum(sizes[:i]), size)) for i, size in enumerate(sizes)]
     if dim not in (1, 1 - rank) or rank not in (2, 4):
         raise Unsupported(f"it cuts dimension {dim}; a plan of this version cuts channels (1) only")
     source = low.step(x)

@@ -1,5 +1,6 @@
 """From a traced graph to steps: the walk; what each node becomes stands in layers.py and shapes.py."""
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ ACTS = {"none": Act.NONE, "relu": Act.RELU, "sigmoid": Act.SIGMOID}
 _VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
 
 
+_RANDOM = ("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "multinomial", "poisson")
+_KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
@@ -35,7 +38,8 @@ class Respelled:
     """A tensor whose shape is not that of its step's value: the same values under another shape.
 
     kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
-    and channels exchanged), "plane" (N, H, W of one channel) or "row" (N, C, 1).
+    and channels exchanged), "plane" (N, H, W of one channel), "row" (N, C, 1) or "expanded" (N, C, H, W with
+    one value per channel; the step has H = W = 1).
     """
 
     kind: str
@@ -43,7 +47,7 @@ class Respelled:
     groups: int = 0
 
 
-Value = Step | Respelled | list[Step]
+Value = Step | Respelled | list["Step | Respelled"]
 
 
 class _Behind(Exception):
@@ -70,7 +74,7 @@ def _step_of(value: Value) -> Step:
 
 def steps_of(value: Value) -> list[Step]:
     """The steps that give a value."""
-    return value if isinstance(value, list) else [_step_of(value)]
+    return list(map(_step_of, value)) if isinstance(value, list) else [_step_of(value)]
 
 
 def lowers(
@@ -134,7 +138,7 @@ class Lowering:
         return needed
 
     def _lower(self, node: fx.Node) -> None:
-        if is_number(node) or is_constant(node, self.root):
+        if is_number(node) or is_kind(node) or is_constant(node, self.root):
             return
         value = self._input(node) if node.op == "placeholder" else self._step_for(node)
         for step in steps_of(value):
@@ -154,7 +158,7 @@ class Lowering:
                 raise Unsupported(reason)
             handler = MODULES.get(torch_ancestor(module))
             if activation is None and handler is not None:
-                return handler(self, module, *node.args, **node.kwargs)
+                return _called(handler, self, module, *node.args, **node.kwargs)
         if activation is not None:
             return self.activation(node.args[0], ACTS[activation])
         handler = METHODS.get(node.target) if node.op == "call_method" else FUNCTIONS.get(node.target)
@@ -162,7 +166,7 @@ class Lowering:
             handler = NAMED.get(_qualified(node.target))
         if handler is None:
             raise Unsupported("a plan of this version has no node for it")
-        return handler(self, *node.args, **node.kwargs)
+        return _called(handler, self, *node.args, **node.kwargs)
 
     def _input(self, node: fx.Node) -> Step:
         step = Step(Op.INPUT, settings={"rank": len(self.shapes[node]), "channels": ANY})
@@ -269,13 +273,15 @@ class Lowering:
         if node.op == "get_attr":
             path, _, name = node.target.rpartition(".")
             return getattr(self.root.get_submodule(path), name)
+        if is_kind(node):
+            return _KINDS[node.args[1]]
         args, kwargs = (fx.node.map_arg(part, self._constant) for part in (node.args, node.kwargs))
         with torch.no_grad():
             if node.op == "call_method":
                 value = getattr(args[0], node.target)(*args[1:], **kwargs)
             else:
                 value = node.target(*args, **kwargs)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, (Tensor, torch.dtype, torch.device)):
             raise Unsupported("it computes something other than one tensor from its parameters")
         return value
 
@@ -321,19 +327,51 @@ class Lowering:
 
 def is_constant(node: fx.Node, root: nn.Module) -> bool:
     """Whether a node depends on parameters and buffers alone."""
-    waiting, seen = [node], set()
+    waiting, seen, found = [node], set(), False
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
+        if is_kind(node):
+            continue
         if node.op == "get_attr" and not is_number(node):
+            found = True
             continue
         function = node.op in ("call_function", "call_method") and not is_number(node)
-        if not function or not node.all_input_nodes or writes_in_place(node, root):
+        if not function or not node.all_input_nodes or writes_in_place(node, root) or _draws(node):
             return False
         waiting.extend(node.all_input_nodes)
-    return True
+    return found
+
+
+def _called(handler: Handler, *args: object, **kwargs: object) -> Value:
+    """A handler's value; torch's functions have arguments that no plan knows."""
+    try:
+        inspect.signature(handler).bind(*args, **kwargs)
+    except TypeError as error:
+        raise Unsupported(f"it is called with arguments that a plan does not know: {error}") from error
+    return handler(*args, **kwargs)
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether a function gives other values at every call."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in _RANDOM
+
+
+def is_kind(node: fx.Node) -> bool:
+    """Whether a node is the dtype or device of a tensor: those of all values in a plan are the same."""
+    return node.target is getattr and node.args[1] in _KINDS
+
+
+def check_features_of_one_pixel(step: Step) -> None:
+    """Flattened images have fewer channels than features; of a linear layer's they are the same."""
+    while step.op in (Op.ACTIVATION, Op.AFFINE, Op.ADD, Op.MULTIPLY, Op.PRELU):
+        step = step.inputs[0]
+    mean = step.op is Op.FLATTEN and step.inputs[0].op is Op.GLOBAL_AVG_POOL
+    if not (mean or step.op in (Op.LINEAR, Op.INPUT)):
+        raise Unsupported("a plan of this version scales features behind a linear layer or a mean only")
 
 
 def numbers(value: object, what: str) -> tuple[int, ...]:

@@ -6,7 +6,16 @@ from torch import fx, nn
 
 from cnnfast.nn.norm import batch_norm_act, local_response_norm
 from cnnfast.plan.fold import batch_norm_as_affine
-from cnnfast.plan.lowering.context import ACTS, Lowering, Respelled, Unsupported, Value, lowers, respell
+from cnnfast.plan.lowering.context import (
+    ACTS,
+    Lowering,
+    Respelled,
+    Unsupported,
+    Value,
+    check_features_of_one_pixel,
+    lowers,
+    respell,
+)
 from cnnfast.plan.nodes import Op, fraction_word
 from cnnfast.plan.steps import Step
 
@@ -38,11 +47,11 @@ def _batch_norm(
     low, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Step:
     source = low.step(input)
-    rank = len(low.shapes[input])
-    if rank != 4 and not (rank == 2 and source.op is Op.LINEAR):
-        raise Unsupported(
-            f"its input has shape {list(low.shapes[input])}: a plan knows it behind a linear layer only"
-        )
+    shape = low.shape(input)
+    if len(shape) not in (2, 4):
+        raise Unsupported(f"its input has shape {shape}: a plan knows images and features")
+    if len(shape) == 2:
+        check_features_of_one_pixel(source)
     return affine_step(low, source, running_mean, running_var, weight, bias, training, eps)
 
 
@@ -105,3 +114,22 @@ def _group_norm(low: Lowering, input, num_groups, weight=None, bias=None, eps=1e
     settings = {"channels": low.shape(input)[1], "groups": num_groups, "eps": fraction_word(eps)}
     constants = {"weight": low.tensor(weight), "bias": low.tensor(bias)}
     return Step(Op.GROUP_NORM, [source], settings, constants)
+
+
+@lowers(modules=[nn.InstanceNorm2d])
+def _instance_norm_module(low: Lowering, norm: nn.InstanceNorm2d, x: fx.Node) -> Step:
+    own = norm.running_mean is None
+    return _instance_norm(
+        low, x, norm.running_mean, norm.running_var, norm.weight, norm.bias, own, norm.momentum, norm.eps
+    )
+
+
+@lowers(F.instance_norm)
+def _instance_norm(
+    low, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
+    momentum=0.1, eps=1e-5,
+) -> Step:  # fmt: skip
+    """Each channel of an image is a group of its own, or has statistics of the past."""
+    if use_input_stats is True:
+        return _group_norm(low, input, low.shape(input)[1], weight, bias, eps)
+    return affine_step(low, low.image(input), running_mean, running_var, weight, bias, False, eps)

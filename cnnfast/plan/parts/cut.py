@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.fold import fold
-from cnnfast.plan.lowering.context import is_constant, steps_of
+from cnnfast.plan.lowering.context import is_constant, is_kind, steps_of
 from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
 from cnnfast.plan.parts.lowering import PartLowering
 from cnnfast.plan.parts.partition import Part, levels, operands, parts_of, read_outside
@@ -54,10 +54,11 @@ def cut(
 ) -> Cut:
     """Give up nodes until every part that is left lowers and is worth it."""
     planned = {node for node in graph.nodes if _is_candidate(node, root)}
+    constants = {node for node in graph.nodes if is_constant(node, root)}
     reasons: dict[fx.Node, str] = {}
     while True:
-        level = levels(graph, planned, runs_before)
-        live = _live(graph, planned)
+        level = levels(graph, planned, runs_before, constants)
+        live = _live(graph, planned, constants)
         parts = [part for part in parts_of(graph, planned, level) if read_outside(part, live)]
         lowered = [(part, PartLowering(graph, root, record, closed).walk(part.nodes)) for part in parts]
         given_up: dict[fx.Node, str] = {}
@@ -74,17 +75,19 @@ def cut(
 
 def _is_candidate(node: fx.Node, root: nn.Module) -> bool:
     called = node.op in ("call_module", "call_function", "call_method") and not is_number(node)
+    called = called and not is_kind(node)
     return called and not is_constant(node, root)
 
 
-def _live(graph: fx.Graph, planned: set[fx.Node]) -> set[fx.Node]:
-    """All nodes that the output needs, sizes that only plans ask for left out."""
+def _live(graph: fx.Graph, planned: set[fx.Node], constants: set[fx.Node]) -> set[fx.Node]:
+    """All nodes that the output needs; sizes and weights that only plans ask for are left out."""
     output = next(node for node in graph.nodes if node.op == "output")
     live, waiting = {output}, [output]
     while waiting:
         node = waiting.pop()
-        for source in operands(node) if node in planned else node.all_input_nodes:
-            if source not in live:
+        inside = node in planned
+        for source in operands(node) if inside else node.all_input_nodes:
+            if source not in live and not (inside and source in constants):
                 live.add(source)
                 waiting.append(source)
     return live

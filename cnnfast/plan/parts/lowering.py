@@ -5,7 +5,7 @@ from torch import fx, nn
 
 from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.lowering import Lowering
-from cnnfast.plan.lowering.context import Unsupported, Value, is_constant
+from cnnfast.plan.lowering.context import Unsupported, Value, is_constant, is_kind
 from cnnfast.plan.nodes import ANY, Op
 from cnnfast.plan.parts.partition import operands
 from cnnfast.plan.record import Record
@@ -58,12 +58,21 @@ class PartLowering(Lowering):
                 raise Unsupported(f"'{value.name}' gives several values and stays eager")
         return super().value(value)
 
+    def _computed(self, node: fx.Node) -> object:
+        if is_kind(node) and self.record.dtypes.get(node.args[0]) != torch.float32:
+            raise Unsupported(f"its '{node.args[1]}' is that of a tensor which is not float32")
+        return super()._computed(node)
+
     def _outside(self, value: fx.Node) -> Step:
         shape, dtype = self.shapes[value], self.record.dtypes[value]
         if dtype != torch.float32 or len(shape) not in (2, 4):
             raise Unsupported(
                 f"its input '{value.name}' is {dtype} of shape {list(shape)}; a plan reads float32 images "
                 "(N, C, H, W) or features (N, F)"
+            )
+        if not self.record.follows.get(value, True):
+            raise Unsupported(
+                f"its input '{value.name}' of shape {list(shape)} has another first dimension than the batch"
             )
         step = Step(Op.INPUT, settings={"rank": len(shape), "channels": ANY})
         self.inputs.append(step)

@@ -26,13 +26,20 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 
 def levels(
-    graph: fx.Graph, planned: set[fx.Node], runs_before: dict[fx.Node, list[fx.Node]]
+    graph: fx.Graph,
+    planned: set[fx.Node],
+    runs_before: dict[fx.Node, list[fx.Node]],
+    constants: set[fx.Node],
 ) -> dict[fx.Node, int]:
-    """Even numbers for planned nodes, odd ones for the others; nobody needs what has a higher level."""
+    """Even numbers for planned nodes, odd ones for the others; nobody needs what has a higher level.
+
+    constants: what plans keep for themselves.
+    """
     level: dict[fx.Node, int] = {}
     for node in graph.nodes:
         plan = node in planned
-        sources = operands(node) if plan else [*node.all_input_nodes, *runs_before.get(node, ())]
+        inside = [source for source in operands(node) if source not in constants]
+        sources = inside if plan else [*node.all_input_nodes, *runs_before.get(node, ())]
         behind = (level[source] + ((source in planned) is not plan) for source in sources)
         level[node] = max(behind, default=-1)
         if plan:

@@ -1,6 +1,7 @@
 """Report rows of a network that was cut into plans and eager layers."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -12,6 +13,7 @@ from cnnfast.plan.record import Record
 from cnnfast.plan.show import describe
 from cnnfast.report import DROPPED, EAGER, FUSED, Row
 
+_NO_WORK = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)  # in evaluation
 NOT_NEEDED = "does nothing in evaluation, or is not called"
 
 
@@ -52,7 +54,8 @@ def _placed(row: Row, path: str, macs: int) -> Row:
 
 
 def _layer_row(name: str, layer: nn.Module, nodes: list[fx.Node], cut: Cut, places: dict) -> Row:
-    return _row(name, type(layer).__name__, nodes, cut, places)
+    row = _row(name, type(layer).__name__, nodes, cut, places)
+    return replace(row, status=DROPPED) if row.status == EAGER and isinstance(layer, _NO_WORK) else row
 
 
 def _row(name: str, kind: str, nodes: list[fx.Node], cut: Cut, places: dict[fx.Node, PlannedPart]) -> Row:
