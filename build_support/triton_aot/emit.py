@@ -48,7 +48,7 @@ def write(folder: Path, compiled: list[tuple[Variant, str, list[Image]]]) -> Non
         tile = variant.tile
         rows.append(
             f'    {{"{variant.name}", "{variant.kernel_name}", "{entry}", '
-            f"{{{tile.block_m}, {tile.block_n}, {tile.block_k}}}, "
+            f"{{{tile[0]}, {tile[1]}, {tile[2]}}}, "
             f"kParameters{index}, {len(variant.types)}, kImages{index}, {len(images)}}},\n"
         )
     path = folder / "triton_kernels.bin"

@@ -25,21 +25,21 @@ NUMBERS = (
 # Numbers that a kernel compiled with ALIGN holds for multiples of it.
 COUNTS = ("in_channels", "out_channels", "x_stride", "y_stride", "residual_stride")
 # Constants that say how a kernel computes, not what: any value serves any arguments.
-FREE = frozenset({"ALIGN", "ACROSS_TAPS", "PRE_RELU", "UPCAST", "BLOCK_M", "BLOCK_N", "BLOCK_K"})
+FREE = frozenset({"ALIGN", "ACROSS_TAPS", "PRE_RELU", "UPCAST", "BLOCK_M", "BLOCK_N", "BLOCK_K", "HALVES"})
 
 
 @dataclass(frozen=True)
 class Variant:
     """One kernel with its constants, for some architectures.
 
-    signatures: by architecture; they differ in the number of stages alone. multiples: what divides the
+    signatures: by architecture; they differ in what a tile says beside its size. multiples: what divides the
     value (or the address, in bytes) of an argument. free: constants that are no condition on the arguments.
     """
 
     name: str
     kernel_name: str
     signatures: dict[int, Signature] = field(hash=False)
-    tile: Tile
+    tile: tuple[int, int, int]
     multiples: dict[str, int] = field(hash=False)
     free: frozenset[str]
 
@@ -125,12 +125,12 @@ def _variant(
             residual=residual,
             activation=activation,
         )
-        tiles.add(tile._replace(num_stages=0))
+        tiles.add(tuple(tile[:3]))
     (tile,) = tiles
     some = signatures[80]
     number = "ieee" if precision == "ieee" else str(dtype).removeprefix("torch.")
     words = ["conv2d", "tf32" if number == "float32" else number, shape.name]
-    words += [f"{tile.block_m}x{tile.block_n}", activation, *(["residual"] if residual else [])]
+    words += [f"{tile[0]}x{tile[1]}", activation, *(["residual"] if residual else [])]
     return Variant(
         name="-".join(words),
         kernel_name="conv2d",

@@ -63,6 +63,22 @@ class Geometry(NamedTuple):
         """1x1 without padding: every tap of every pixel lies in the image."""
         return self.taps == 1 and self.padding == (0, 0)
 
+    def arguments(self) -> dict[str, int]:
+        """By the names that the kernels give them."""
+        (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = (
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+        return {
+            "batch": self.batch, "pixels": self.pixels, "groups": self.groups,
+            "in_h": self.in_h, "in_w": self.in_w, "out_h": self.out_h, "out_w": self.out_w,
+            "in_channels": self.in_channels, "out_channels": self.out_channels,
+            "kernel_h": self.kernel_h, "kernel_w": self.kernel_w,
+            "stride_h": stride_h, "stride_w": stride_w, "pad_h": pad_h, "pad_w": pad_w,
+            "dilation_h": dilation_h, "dilation_w": dilation_w,
+        }  # fmt: skip
+
 
 class Prologue(NamedTuple):
     """What is done to every input element on load: input * scale[c] + shift[c], then the activation."""
