@@ -13,7 +13,7 @@ from conv2d_cases import ACTIVATIONS, DTYPES, SHAPES, Shape, assert_close, make_
 from cnnfast.triton.blocks import INTERPRETED
 from cnnfast.triton.conv2d import conv2d
 from cnnfast.triton.conv2d_arguments import geometry
-from cnnfast.triton.launch import is_aligned
+from cnnfast.triton.launch import is_aligned, launch
 from cnnfast.triton.tiles import GATHER_SHAPES, IEEE_SHAPES, Tile
 from cnnfast.triton.tiles import SHAPES as TILE_SHAPES
 
@@ -241,6 +241,9 @@ ERRORS = {
     "padding is (-1, -1), needs at least 0": {"padding": -1},
     "dilation is (1, 0), needs at least 1": {"dilation": (1, 0)},
     "kernel (3, 3) with dilation (3, 3) is larger than the padded input": {"dilation": 3},
+    "4228120576 output pixels, more than 2147482624: split": {
+        "input": torch.zeros(1).expand(2**16, 3, 256, 256)
+    },
     "input (2, 3, 0, 5) has no channels or no pixels": {"input": torch.zeros(2, 3, 0, 5)},
     "weight (8, 3, 0, 3) has a dimension of size 0": {"weight": torch.zeros(8, 3, 0, 3)},
     "input has shape (3, 6, 5), needs 4 dimensions": {"input": torch.zeros(3, 6, 5)},
@@ -285,6 +288,11 @@ def test_conv2d_rejects(message):
         conv2d(**arguments)
     assert str(error.value).startswith("cnnfast.triton.conv2d: ") and message in str(error.value)
     assert out is None or torch.equal(out, before)
+
+
+def test_a_grid_has_its_limit():
+    with pytest.raises(RuntimeError, match="conv2d: 2147483648 programs, more than a grid can have"):
+        launch("conv2d", None, 2**31, {}, {}, {})
 
 
 @pytest.mark.parametrize("name", ("input", "weight", "bias", "scale", "residual"))
