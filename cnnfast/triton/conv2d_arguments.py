@@ -65,18 +65,14 @@ class Geometry(NamedTuple):
 
     def arguments(self) -> dict[str, int]:
         """By the names that the kernels give them."""
-        (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = (
-            self.stride,
-            self.padding,
-            self.dilation,
-        )
+        sides = {"stride": self.stride, "pad": self.padding, "dilation": self.dilation}
         return {
             "batch": self.batch, "pixels": self.pixels, "groups": self.groups,
             "in_h": self.in_h, "in_w": self.in_w, "out_h": self.out_h, "out_w": self.out_w,
             "in_channels": self.in_channels, "out_channels": self.out_channels,
             "kernel_h": self.kernel_h, "kernel_w": self.kernel_w,
-            "stride_h": stride_h, "stride_w": stride_w, "pad_h": pad_h, "pad_w": pad_w,
-            "dilation_h": dilation_h, "dilation_w": dilation_w,
+            **{f"{name}_h": vertical for name, (vertical, _) in sides.items()},
+            **{f"{name}_w": horizontal for name, (_, horizontal) in sides.items()},
         }  # fmt: skip
 
 
