@@ -69,14 +69,17 @@ void conv2d_into(const Conv2dArgs& a, const at::Tensor& output, const BringIn& b
       dense_residual = dense_residual.contiguous(at::MemoryFormat::ChannelsLast);
     residual = view_of(dense_residual);
   }
-  const auto weight = packed_weight(a.weight, g);
+  const bool raw = is_trained(a.weight) && takes_raw_weights(g);
+  const auto packed = raw ? nullptr : packed_weight(a.weight, g);
   const AlignedFloats scale = channel_values(g, a.scale), shift = channel_values(g, a.bias);
+  const PackedConv weights =
+      raw ? PackedConv(a.weight.const_data_ptr<float>(), weight_strides(a.weight), scale, shift)
+          : PackedConv(*packed, scale, shift);
   const View out = view_of(output);
   const ConvJob job(g, {input.data - ph * input.row - pw * input.pixel, input.image, input.row, input.pixel},
                     out, residual);
   const int threads = g.flops() < kSerialFlops ? 1 : team_size();
-  parallel_team(threads,
-                [&](int thread, int team, Barrier&) { job.run({*weight, scale, shift}, thread, team); });
+  parallel_team(threads, [&](int thread, int team, Barrier&) { job.run(weights, thread, team); });
 }
 
 namespace {

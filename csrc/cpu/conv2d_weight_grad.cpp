@@ -3,8 +3,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 
 #include "cpu/conv_job.h"
+#include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "ops/conv2d.h"
@@ -12,15 +14,15 @@
 namespace cnnfast::cpu {
 namespace {
 
-constexpr int64_t kPoints = 6;
-// Gradients of a tile; 0: this kernel has none.
-int64_t tile_of(int64_t kernel) { return kernel == 3 ? 4 : kernel == 5 ? 2 : 0; }
-// Transformed tiles of one strip should stay in the second-level cache.
+// What is compiled, see kernels/weight_gradient.inl: gradients of 3x3 kernels by tiles of 3x3 and 4x4 pixels,
+// those of 5x5 ones by tiles of 2x2.
+constexpr std::array<ConvAlgorithm, 3> kWinograd{{{5, 3}, {6, 4}, {6, 2}}};
+// Transformed tiles of one strip should stay in the second-level cache where the sums do.
 constexpr int64_t kStripBytes = 640 * 1024;
-// With fewer tiles in a strip, reading and writing the sums would take longer than the products.
+constexpr int64_t kNearSumBytes = 640 * 1024;
+// Else they are read from the next cache, for every block of sums.
+constexpr int64_t kLongStripBytes = 6 << 20;
 constexpr int64_t kLeastTiles = 32;
-// Sums of this size stay in the last-level cache.
-constexpr double kCachedBytes = 16e6;
 // Below this much work a second thread costs more than it saves.
 constexpr double kSerialFlops = 4e5;
 // Groups of fewer channels would leave most lanes of a vector empty.
@@ -44,24 +46,39 @@ ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const
           {}};
 }
 
-// Winograd's algorithm where tiles are well filled and products outweigh the transforms, in cycles of
-// multiply-adds (docs/performance.md).
-bool takes_winograd(const ConvGeometry& g) {
-  const int64_t tile = tile_of(g.kernel_h);
-  if (tile == 0 || g.kernel_w != g.kernel_h || g.stride_h != 1 || g.stride_w != 1 || g.dilation_h != 1 ||
-      g.dilation_w != 1)
-    return false;
+int64_t tiles_of(const ConvGeometry& g, const ConvAlgorithm& a) {
+  return g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile);
+}
+
+// Tiles worked on at once by a thread that has `in` input channels.
+int64_t strip_tiles(const ConvGeometry& g, const ConvAlgorithm& a, int64_t in) {
+  const int64_t width = kernels().vector_width, points = a.points * a.points;
+  const int64_t padded_in = divide_up(in, width) * width,
+                padded_out = divide_up(g.out_channels, width) * width;
+  const int64_t tile_bytes = points * 4 * (padded_in + padded_out), tiles = tiles_of(g, a);
+  const int64_t bytes = points * 4 * padded_in * padded_out > kNearSumBytes ? kLongStripBytes : kStripBytes;
+  const int64_t strips = divide_up(tiles, std::max(kLeastTiles, bytes / tile_bytes));
+  return divide_up(tiles, strips);
+}
+
+// In cycles of multiply-adds of a vector (docs/performance.md).
+double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto width = static_cast<double>(kernels().vector_width);
   const auto in = static_cast<double>(g.in_channels), out = static_cast<double>(g.out_channels) / width;
   const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
-  const auto tiles =
-      static_cast<double>(g.images * divide_up(g.out_height, tile) * divide_up(g.out_width, tile));
-  const double transforms = tiles * (450.0 * in / width + 800.0 * out) + 300.0 * in * out;
-  // Sums are read and written once per strip.
-  const double sum_bytes = kPoints * kPoints * in * out * width * 4;
-  const double traffic = (2 * tiles / kLeastTiles + 1) * sum_bytes * (sum_bytes < kCachedBytes ? 0.05 : 0.3);
-  return 1.2 * tiles * 36 * in * out + transforms + traffic <
-         1.15 * pixels * static_cast<double>(g.kernel_h * g.kernel_w) * in * out;
+  if (a.direct()) return 1.15 * pixels * static_cast<double>(g.kernel_h * g.kernel_w) * in * out;
+  const auto points = static_cast<double>(a.points * a.points), tiles = static_cast<double>(tiles_of(g, a));
+  return points * (1.2 * tiles * in * out + tiles * (12.5 * in / width + 22 * out) + 4.0 * in * out);
+}
+
+ConvAlgorithm choose_gradient_algorithm(const ConvGeometry& g) {
+  ConvAlgorithm best{};
+  if (g.kernel_w != g.kernel_h || g.stride_h != 1 || g.stride_w != 1 || g.dilation_h != 1 ||
+      g.dilation_w != 1)
+    return best;
+  for (const ConvAlgorithm& a : kWinograd)
+    if (a.points - a.tile + 1 == g.kernel_h && cost(g, a) < cost(g, best)) best = a;
+  return best;
 }
 
 // The input in memory with what tiles or taps read around it, as a view of the first tap.
@@ -72,30 +89,23 @@ View bring_in(const at::Tensor& input, const Conv2dParams& p, Overreach beyond, 
   return v;
 }
 
-// Input channels and output channels that are moved at once: what is read stays in the first-level cache, and
-// what is written lies side by side in a contiguous weight.
+// Input channels that are moved at once: what is read and written stays in the first-level cache.
 constexpr int64_t kUnpackBlock = 16;
 
 // From the order of packed weights to the tensor's, input channels [begin, end).
 void unpack(const ConvGeometry& g, const Panels& panels, const float* sums, const at::Tensor& to,
             int64_t begin, int64_t end) {
-  const int64_t width = kernels().vector_width, in = g.in_channels, taps = g.kernel_h * g.kernel_w;
-  const int64_t out_stride = to.stride(0), in_stride = to.stride(1);
+  const int64_t width = kernels().vector_width, in = g.in_channels;
+  const WeightStrides strides = weight_strides(to);
   float* result = to.data_ptr<float>();
-  std::vector<int64_t> place;
-  for (int64_t tap = 0; tap < taps; ++tap)
-    place.push_back(tap / g.kernel_w * to.stride(2) + tap % g.kernel_w * to.stride(3));
   for (int64_t first = 0; first < g.out_channels; first += panels.lanes()) {
     const int64_t used = std::min(panels.lanes(), g.out_channels - first);
     const int64_t stored = divide_up(used, width) * width;
-    for (int64_t i0 = begin; i0 < end; i0 += kUnpackBlock)
-      for (int64_t lane0 = 0; lane0 < used; lane0 += kUnpackBlock)
-        for (int64_t lane = lane0; lane < std::min(used, lane0 + kUnpackBlock); ++lane)
-          for (int64_t i = i0; i < std::min(end, i0 + kUnpackBlock); ++i) {
-            float* kernel = result + (first + lane) * out_stride + i * in_stride;
-            for (int64_t tap = 0; tap < taps; ++tap)
-              kernel[place[tap]] = sums[(tap * in + i) * stored + lane];
-          }
+    for (int64_t i = begin; i < end; i += kUnpackBlock)
+      kernels().scatter_kernels({sums + i * stored, stored, in * stored, g.kernel_h, g.kernel_w,
+                                 std::min(kUnpackBlock, end - i), used,
+                                 result + first * strides.out + i * strides.in, strides.out, strides.in,
+                                 strides.row, strides.column});
     sums += g.depth() * stored;
   }
 }
@@ -126,11 +136,11 @@ void run_direct(const ConvGeometry& g, const View& input, const View& grad, cons
 }
 
 void run_winograd(const ConvGeometry& g, const View& input, const View& grad, const at::Tensor& weight_grad) {
-  const int64_t width = kernels().vector_width, out = divide_up(g.out_channels, width) * width;
-  float* sums = thread_scratch(ScratchSlot::kSums, kPoints * kPoints * g.in_channels * out);
+  const int64_t width = kernels().vector_width;
   parallel_team(team_size(), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(g.in_channels, std::min<int64_t>(width, 8), thread, team);
     if (begin >= end) return;
+    const int64_t channels = end - begin;
     WinogradGradCall call{};
     call.input = input;
     call.grad = grad;
@@ -138,19 +148,17 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
     call.height = g.out_height;
     call.width = g.out_width;
     call.kernel = g.kernel_h;
+    call.points = g.algorithm.points;
     call.in_channels = g.in_channels;
     call.channels = g.out_channels;
     call.panel_vectors = Panels::of(g.out_channels).vectors;
-    const int64_t tile_bytes = kPoints * kPoints * 4 * (divide_up(end - begin, width) * width + out);
-    call.strip_tiles = std::clamp<int64_t>(kStripBytes / tile_bytes, kLeastTiles, 64);
-    call.sums = sums;
+    call.strip_tiles = strip_tiles(g, g.algorithm, channels);
     call.scratch =
-        thread_scratch(ScratchSlot::kWinograd, kernels().winograd_gradient_scratch(call, end - begin));
+        thread_scratch(ScratchSlot::kWinograd, kernels().winograd_gradient_scratch(call, channels));
+    if (call.strip_tiles < tiles_of(g, g.algorithm))
+      call.sums = thread_scratch(ScratchSlot::kSums, kernels().winograd_gradient_sums(call, channels));
     call.weight_grad = weight_grad.data_ptr<float>();
-    call.weight_out = weight_grad.stride(0);
-    call.weight_in = weight_grad.stride(1);
-    call.weight_row = weight_grad.stride(2);
-    call.weight_column = weight_grad.stride(3);
+    call.strides = weight_strides(weight_grad);
     kernels().winograd_gradient(call, begin, end);
   });
 }
@@ -165,12 +173,10 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
   at::Tensor weight_grad = at::empty_like(weight);
   if (grad_output.numel() == 0) return weight_grad.zero_();
-  const ConvGeometry g = geometry_of(grad_output, weight, p);
-  const bool winograd = takes_winograd(g);
-  Overreach beyond;
-  if (const int64_t tile = winograd ? tile_of(g.kernel_h) : 0)
-    beyond = {divide_up(g.out_height, tile) * tile - g.out_height,
-              divide_up(g.out_width, tile) * tile - g.out_width};
+  ConvGeometry g = geometry_of(grad_output, weight, p);
+  g.algorithm = choose_gradient_algorithm(g);
+  const bool winograd = !g.algorithm.direct();
+  const Overreach beyond = overreach(g);
   at::Tensor input_storage, grad_storage;
   const View in = bring_in(input, p, beyond, input_storage);
   const View grad = with_border(grad_output, {}, grad_storage);

@@ -105,22 +105,33 @@ void InputGradient::add_part(const Phase& rows, const Phase& columns) {
       std::max(border_.bottom, last_read(rows, params_.dilation[0]) + beyond.bottom - (output_sizes_[2] - 1));
   border_.right = std::max(border_.right,
                            last_read(columns, params_.dilation[1]) + beyond.right - (output_sizes_[3] - 1));
-  parts_.push_back({rows, columns, g, packed_floats_});
-  packed_floats_ += divide_up(packed_floats(g), 16) * 16;
+  const bool raw = takes_raw_weights(g);
+  parts_.push_back({rows, columns, g, packed_floats_, raw});
+  if (!raw) packed_floats_ += divide_up(packed_floats(g), 16) * 16;
 }
 
-void InputGradient::pack(float* to) const {
+// The weights of every part, packed into memory of packed_floats_ or as they lie in `held`.
+std::vector<PackedConv> InputGradient::weights(float* to, at::Tensor& held) const {
+  static const AlignedFloats none(0);
   const int64_t groups = params_.groups;
   const bool depthwise = is_depthwise(weight_, groups);
-  const at::Tensor w = groups == 1 || depthwise ? weight_ : swapped_groups(weight_, groups);
+  held = groups == 1 || depthwise ? weight_ : swapped_groups(weight_, groups);
+  const at::Tensor& w = held;
   const bool swapped = groups == 1;  // read with the channels in each other's place
+  std::vector<PackedConv> all;
   for (const Part& part : parts_) {
     const WeightStrides strides{swapped ? w.stride(1) : w.stride(0), swapped ? w.stride(0) : w.stride(1),
                                 -params_.stride[0] * w.stride(2), -params_.stride[1] * w.stride(3)};
     const float* last =
         w.const_data_ptr<float>() + part.rows.last * w.stride(2) + part.columns.last * w.stride(3);
-    pack_weight_into(part.geometry, last, strides, to + part.packed_at);
+    if (part.raw) {
+      all.emplace_back(last, strides, none, none);
+    } else {
+      pack_weight_into(part.geometry, last, strides, to + part.packed_at, true);
+      all.emplace_back(to + part.packed_at, none, none);
+    }
   }
+  return all;
 }
 
 at::Tensor InputGradient::run(const View& grad) const {
@@ -129,7 +140,8 @@ at::Tensor InputGradient::run(const View& grad) const {
                                 ? at::empty_like(input_)
                                 : at::empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast);
   float* packed = thread_scratch(ScratchSlot::kPacked, packed_floats_);
-  pack(packed);
+  at::Tensor held;
+  const std::vector<PackedConv> packed_weights = weights(packed, held);
   const View to = view_of(result);
   std::vector<ConvJob> jobs;
   double flops = 0;
@@ -148,9 +160,7 @@ at::Tensor InputGradient::run(const View& grad) const {
       std::memset(result.data_ptr<float>() + begin, 0, sizeof(float) * static_cast<size_t>(end - begin));
       barrier.wait();
     }
-    const AlignedFloats none(0);
-    for (size_t i = 0; i < jobs.size(); ++i)
-      jobs[i].run({packed + parts_[i].packed_at, none, none}, thread, team);
+    for (size_t i = 0; i < jobs.size(); ++i) jobs[i].run(packed_weights[i], thread, team);
   });
   return direct_write ? result : at::empty_like(input_).copy_(result);
 }

@@ -37,10 +37,11 @@ class InputGradient {
   struct Part {
     Phase rows, columns;
     ConvGeometry geometry;
-    int64_t packed_at;  // floats in front of its weights
+    int64_t packed_at;  // floats in front of its packed weights
+    bool raw;           // weights are read as they lie
   };
   void add_part(const Phase& rows, const Phase& columns);
-  void pack(float* to) const;
+  std::vector<PackedConv> weights(float* to, at::Tensor& held) const;
 
   const at::Tensor& input_;
   const at::Tensor& weight_;

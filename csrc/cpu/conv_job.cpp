@@ -27,6 +27,10 @@ constexpr int64_t kTileBytes = 450 * 1024;
 constexpr int64_t kNearWeightBytes = 1 << 20;
 // Where they do not, they are read once per block: so many tiles, in register blocks, pay for that.
 constexpr int64_t kRowBlocks = 3;
+// Transformed tiles of one block where weights are transformed on their way into the products, and so many
+// blocks at most do that anew.
+constexpr int64_t kRawTileFloats = 1 << 19;
+constexpr int64_t kRawBlocks = 8;
 // Fewer weights are packed by one thread.
 constexpr int64_t kSerialFloats = 1 << 16;
 // Transformed weights beyond this are read once per thread rather than by every thread.
@@ -41,33 +45,27 @@ constexpr size_t kHugePage = 2 << 20;
 // cache until all of it has been used.
 constexpr int64_t kPackBlock = 16;
 
-// Kernels of some input channels and a panel's output channels: to[i * step + tap * tap_step + lane]; lanes
-// beyond `used` become zero.
-void gather_kernels(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t inputs,
-                    int64_t used, int64_t stored, float* to, int64_t step, int64_t tap_step) {
-  for (int64_t y = 0; y < g.kernel_h; ++y)
-    for (int64_t x = 0; x < g.kernel_w; ++x, to += tap_step) {
-      const float* tap = weight + y * strides.row + x * strides.column;
-      if (strides.out == 1) {
-        for (int64_t i = 0; i < inputs; ++i)
-          std::memcpy(to + i * step, tap + i * strides.in, sizeof(float) * static_cast<size_t>(used));
-      } else {
-        for (int64_t lane = 0; lane < used; ++lane)
-          for (int64_t i = 0; i < inputs; ++i) to[i * step + lane] = tap[lane * strides.out + i * strides.in];
-      }
-      if (used < stored)
-        for (int64_t i = 0; i < inputs; ++i) std::fill(to + i * step + used, to + i * step + stored, 0.0f);
-    }
+int64_t tiles_of(const ConvGeometry& g) {
+  const int64_t tile = g.algorithm.tile;
+  return g.images * ((g.out_height + tile - 1) / tile) * ((g.out_width + tile - 1) / tile);
+}
+
+int64_t raw_block(const ConvGeometry& g) {
+  const int64_t points = g.algorithm.points * g.algorithm.points;
+  return std::max<int64_t>(16, kRawTileFloats / (points * g.group_in()));
 }
 
 // Point, panel, input channel, channel in the panel; the input channels [begin, end) of every panel.
 void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
-                   int64_t end, float* to) {
+                   int64_t end, float* to, bool quick) {
   const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
   const int64_t lanes = Panels::of(g).lanes(), points = g.algorithm.points * g.algorithm.points;
-  WinogradWeightsCall call{
-      kernel_transform(g.algorithm), g.algorithm.points, g.kernel_h, 0, nullptr, nullptr, 0};
+  WinogradWeightsCall call{};
+  call.matrix = kernel_transform(g.algorithm);
+  call.points = g.algorithm.points;
+  call.size = g.kernel_h;
   call.step = in * round_up(out, width);
+  call.quick = quick;
   const int64_t taps = g.kernel_h * g.kernel_w;
   std::vector<float> gathered(static_cast<size_t>(kPackBlock * taps * lanes));
   for (int64_t group = 0; group < g.groups; ++group)
@@ -75,14 +73,13 @@ void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrid
       const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
       call.lanes = stored;
       for (int64_t i0 = begin; i0 < end; i0 += kPackBlock) {
-        const int64_t inputs = std::min(kPackBlock, end - i0);
-        gather_kernels(g, weight + (group * out + first) * strides.out + i0 * strides.in, strides, inputs,
-                       used, stored, gathered.data(), taps * stored, stored);
-        for (int64_t i = 0; i < inputs; ++i) {
-          call.kernels = gathered.data() + i * taps * stored;
-          call.output = to + group * points * call.step + first * in + (i0 + i) * stored;
-          kernels().winograd_weights(call);
-        }
+        call.inputs = std::min(kPackBlock, end - i0);
+        kernels().gather_kernels({weight + (group * out + first) * strides.out + i0 * strides.in, strides.out,
+                                  strides.in, strides.row, strides.column, g.kernel_h, g.kernel_w,
+                                  call.inputs, used, gathered.data(), taps * stored, stored});
+        call.kernels = gathered.data();
+        call.output = to + group * points * call.step + first * in + i0 * stored;
+        kernels().winograd_weights(call);
       }
     }
 }
@@ -90,15 +87,17 @@ void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrid
 // Panel, stretch, position in the stretch, channel in the panel; the input channels [begin, end) of every
 // panel.
 void pack_direct(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
-                 int64_t end, float* to) {
+                 int64_t end, float* to, bool) {
   const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
   const int64_t lanes = Panels::of(out).lanes();
   for (int64_t group = 0; group < g.groups; ++group)
     for (int64_t first = 0; first < out; first += lanes) {
       const int64_t used = std::min(lanes, out - first), stored = round_up(used, width);
       for (int64_t i0 = begin; i0 < end; i0 += kPackBlock)
-        gather_kernels(g, weight + (group * out + first) * strides.out + i0 * strides.in, strides,
-                       std::min(kPackBlock, end - i0), used, stored, to + i0 * stored, stored, in * stored);
+        kernels().gather_kernels({weight + (group * out + first) * strides.out + i0 * strides.in, strides.out,
+                                  strides.in, strides.row, strides.column, g.kernel_h, g.kernel_w,
+                                  std::min(kPackBlock, end - i0), used, to + i0 * stored, stored,
+                                  in * stored});
       to += g.depth() * stored;
     }
 }
@@ -186,13 +185,19 @@ int64_t packed_floats(const ConvGeometry& g) {
   return g.packed_bytes() / static_cast<int64_t>(sizeof(float));
 }
 
-void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed) {
+void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed,
+                      bool quick) {
   if (g.narrow_groups()) return pack_narrow(g, weight, strides, packed);
   const auto pack = g.algorithm.direct() ? pack_direct : pack_winograd;
   parallel_team(packed_floats(g) < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(g.group_in(), 1, thread, team);
-    pack(g, weight, strides, begin, end, packed);
+    pack(g, weight, strides, begin, end, packed, quick);
   });
+}
+
+bool takes_raw_weights(const ConvGeometry& g) {
+  if (g.algorithm.direct() || g.packed_bytes() / g.groups <= kNearWeightBytes) return false;
+  return tiles_of(g) <= kRawBlocks * raw_block(g);
 }
 
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values) {
@@ -349,12 +354,31 @@ bool ConvJob::split_tiles_by_channels(int64_t tiles, int team) const {
 }
 
 // Tiles worked on at once.
-int64_t ConvJob::winograd_block() const {
+int64_t ConvJob::winograd_block(bool raw) const {
+  if (raw) return raw_block(g_);
   const int64_t rows = kernels().winograd_rows(panels_.vectors), width = kernels().vector_width;
   if (g_.packed_bytes() / g_.groups > kNearWeightBytes) return kRowBlocks * rows;
   const int64_t channels = round_up(g_.group_in(), width) + round_up(g_.group_out(), width);
   const int64_t tile_bytes = g_.algorithm.points * g_.algorithm.points * channels * 4;
   return std::clamp<int64_t>(kTileBytes / tile_bytes, rows, 4 * rows);
+}
+
+// Which of a layer's units and tiles a thread takes.
+struct ConvJob::TileShare {
+  int64_t tile_begin, tile_end, unit_begin, unit_end;
+};
+
+ConvJob::TileShare ConvJob::tile_share(bool raw, int thread, int team) const {
+  const int64_t tiles = tiles_of(g_), units = panels_.count * g_.groups;
+  // Every part of the tiles transforms raw weights anew: as few as there are threads beyond the panels.
+  const auto parts = raw ? static_cast<int>(std::max<int64_t>(1, team / units)) : 1;
+  if (!raw && !split_tiles_by_channels(tiles, team)) {
+    const auto [begin, end] = share(tiles, 1, thread, team);
+    return {begin, end, 0, units};
+  }
+  const auto [unit_begin, unit_end] = share(units, 1, thread / parts, std::max(1, team / parts));
+  const auto [tile_begin, tile_end] = share(tiles, 1, thread % parts, parts);
+  return {tile_begin, tile_end, unit_begin, unit_end};
 }
 
 void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* output, const float* residual,
@@ -374,15 +398,10 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   call.activation = g_.activation;
   call.prologue = prologue_;
   call.far_input = g_.far_input;
-  const int64_t tiles = g_.images * call.tile_rows * call.tile_columns;
-  const bool by_channels = split_tiles_by_channels(tiles, team);
-  const auto [tile_begin, tile_end] =
-      by_channels ? std::pair<int64_t, int64_t>{0, tiles} : share(tiles, 1, thread, team);
-  const int64_t units = panels_.count * g_.groups;
-  const auto [unit_begin, unit_end] =
-      by_channels ? share(units, 1, thread, team) : std::pair<int64_t, int64_t>{0, units};
+  call.raw = packed.raw ? &*packed.raw : nullptr;
+  const auto [tile_begin, tile_end, unit_begin, unit_end] = tile_share(call.raw, thread, team);
   if (tile_begin >= tile_end || unit_begin >= unit_end) return;
-  const int64_t share_tiles = tile_end - tile_begin, block = winograd_block();
+  const int64_t share_tiles = tile_end - tile_begin, block = winograd_block(call.raw);
   const int64_t blocks = (share_tiles + block - 1) / block;
   call.block_tiles = (share_tiles + blocks - 1) / blocks;  // equal ones
   const int64_t most_panels = std::min(panels_.count, unit_end - unit_begin);
@@ -396,7 +415,7 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
     call.output = {output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
                      residual_.row, residual_.pixel};
-    call.weight = packed.weight + group * padded * in * points;
+    call.weight = packed.weight + group * (call.raw ? out * call.raw->out : padded * in * points);
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().winograd(call, tile_begin, tile_end, first, last);

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -52,7 +53,11 @@ struct PackedConv {
       : weight(weight_), scale(scale_), shift(shift_) {}
   PackedConv(const AlignedFloats& weight_, const AlignedFloats& scale_, const AlignedFloats& shift_)
       : PackedConv(weight_.data(), scale_, shift_) {}
+  PackedConv(const float* weight_, WeightStrides strides, const AlignedFloats& scale_,
+             const AlignedFloats& shift_)
+      : weight(weight_), raw(strides), scale(scale_), shift(shift_) {}
   const float* weight;
+  std::optional<WeightStrides> raw;  // of weights that were not packed
   const AlignedFloats& scale;
   const AlignedFloats& shift;
 };
@@ -66,16 +71,16 @@ struct Panels {
   static Panels of(const ConvGeometry& g);  // of its algorithm
 };
 
-// Where weight (o, i, y, x) of the PyTorch layout lies: element strides, so that a linear layer over a
-// flattened image (C, H, W order) can be read as a convolution.
-struct WeightStrides {
-  int64_t out, in, row, column;
-};
-
+// Weights of the PyTorch layout are given by strides (o, i, y, x), so that a linear layer over a flattened
+// image (C, H, W order) can be read as a convolution. quick: Winograd's transform by float32 arithmetic,
+// where it happens at every call; else in double, rounded once.
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides);
 // The same into memory of packed_floats(g) floats, aligned to 64 bytes.
 int64_t packed_floats(const ConvGeometry& g);
-void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed);
+void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed,
+                      bool quick = false);
+// Whether weights that are used once had better not be packed: see PackedConv::raw.
+bool takes_raw_weights(const ConvGeometry& g);
 // Copies `values` (one per output channel, or null) for the kernels; null stays empty.
 AlignedFloats pack_channels(const ConvGeometry& g, const float* values);
 
@@ -128,7 +133,9 @@ class ConvJob {
   ConvCall dense_call() const;
   DepthwiseCall depthwise_call() const;
   bool split_tiles_by_channels(int64_t tiles, int team) const;
-  int64_t winograd_block() const;
+  struct TileShare;
+  TileShare tile_share(bool raw, int thread, int team) const;
+  int64_t winograd_block(bool raw) const;
 
   ConvGeometry g_;
   View input_, output_, residual_;

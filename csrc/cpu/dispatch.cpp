@@ -15,6 +15,7 @@ struct Isa {
   const Bf16Kernels* bf16;  // its name is that of the set
   bool runs_here;
   std::string refusal = {};  // why it does not run where the CPU has it
+  bool by_default = true;    // false: runs, but only where it is asked for
 };
 
 // Best first. The compiler's run-time test asks the operating system too (XCR0), not just the CPU.
@@ -29,7 +30,9 @@ std::vector<Isa> compiled() {
   const std::string& refusal = bf16 ? amx_refusal() : kNoAmx;
   isas.push_back({&kAvx512Kernels, &kAmxBf16Kernels, bf16 && refusal.empty(), refusal});
 #endif
-  isas.push_back({&kAvx512Kernels, &kAvx512WithBf16Kernels, bf16});
+  // Intel's vdpbf16ps takes four times as long as vfmadd231ps (docs/performance.md): half the products a
+  // second.
+  isas.push_back({&kAvx512Kernels, &kAvx512WithBf16Kernels, bf16, {}, !__builtin_cpu_is("intel")});
 #endif
   isas.push_back({&kAvx512Kernels, &kAvx512Bf16Kernels, avx512});
 #endif
@@ -51,7 +54,7 @@ Isa choose() {
   const char* forced = std::getenv("CNNFAST_CPU_ISA");
   for (const Isa& isa : compiled()) {
     if (!forced || !*forced) {
-      if (isa.runs_here) return isa;
+      if (isa.runs_here && isa.by_default) return isa;
     } else if (std::string(forced) == isa.bf16->name) {
       if (isa.runs_here) return isa;
       const std::string why = isa.refusal.empty() ? "" : " (" + isa.refusal + ")";

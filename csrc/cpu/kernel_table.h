@@ -48,6 +48,32 @@ struct Prologue {
   int64_t top, left, height, width;
 };
 
+// Where weight (o, i, y, x) lies, as element strides.
+struct WeightStrides {
+  int64_t out, in, row, column;
+};
+
+// Kernels of `inputs` input channels by `lanes` output channels, beginning at `weight`:
+// to[i * step + position * tap_step + lane], lanes up to whole vectors, those beyond `lanes` zero.
+struct KernelGather {
+  const float* weight;
+  int64_t out, in, row, column;  // strides
+  int64_t height, width;         // of a kernel
+  int64_t inputs, lanes;
+  float* to;
+  int64_t step, tap_step;
+};
+
+// The way back, without the lanes that do not exist.
+struct KernelScatter {
+  const float* from;
+  int64_t step, tap_step;
+  int64_t height, width;
+  int64_t inputs, lanes;
+  float* weight;
+  int64_t out, in, row, column;
+};
+
 // The same for square kernels, stride 1, dilation 1, one group, by Winograd's algorithm: tiles of tile x tile
 // output pixels from points x points input pixels, all of which must lie in memory for every tile, also for
 // one that reaches over the output's right or lower end.
@@ -57,9 +83,12 @@ struct WinogradCall {
   int64_t tile_rows, tile_columns;
   int64_t points, tile;
   int64_t in_channels, channels;
-  const float* weight;  // packed: point, panel, input channel, channel in the panel
-  const float* scale;   // padded to whole vectors, or null
-  const float* shift;   // padded to whole vectors, or null
+  const float* weight;  // packed: point, panel, input channel, channel in the panel; or as `raw` says
+  // Strides of weights that were not packed: they are transformed on their way into the products, once per
+  // block of tiles. Null: packed.
+  const WeightStrides* raw;
+  const float* scale;  // padded to whole vectors, or null
+  const float* shift;  // padded to whole vectors, or null
   int64_t panel_vectors;
   int64_t block_tiles;  // tiles worked on at once
   float* scratch;       // winograd_scratch floats, aligned to a vector
@@ -68,14 +97,18 @@ struct WinogradCall {
   bool far_input;  // does not stay in the second-level cache, however few its pixels
 };
 
-// The transform of `lanes` kernels of size x size weights, kernels[(y * size + x) * lanes + lane]: writes the
-// lanes of each of the points x points places, `step` floats apart. In double, rounded once.
+// The transform of `lanes` kernels of size x size weights, kernels[(y * size + x) * lanes + lane], of as many
+// input channels as `inputs` says: writes the lanes of each of the points x points places, `step` floats
+// apart, and of the next input channel behind them. In double, rounded once; by float32 arithmetic where
+// `quick`.
 struct WinogradWeightsCall {
   const double* matrix;  // points x size
   int64_t points, size, lanes;
+  int64_t inputs;
   const float* kernels;
   float* output;
   int64_t step;
+  bool quick;
 };
 
 // Convolution in groups of as many input as output channels, of which a vector holds several: depthwise ones,
@@ -108,19 +141,21 @@ struct WeightGradCall {
   float* sums;  // as packed weights lie: panel, position, channel in the panel
 };
 
-// The same for 3x3 and 5x5 kernels, stride 1, dilation 1, by Winograd's algorithm, tile by tile of 4x4 and
-// 2x2 output pixels. Every input pixel of every tile must lie in memory.
+// The same for square kernels, stride 1, dilation 1, by Winograd's algorithm, tile by tile of
+// points - kernel + 1 gradients a side. Every input pixel of every tile must lie in memory. Tiles are worked
+// on in strips; the sums of a block of kGradientChannels input channels by a panel of output channels lie
+// together.
 struct WinogradGradCall {
   View input, grad;
   int64_t images, height, width;  // of the output
-  int64_t kernel;                 // 3 or 5
+  int64_t kernel, points;
   int64_t in_channels, channels;
   int64_t panel_vectors;
-  int64_t strip_tiles;  // tiles worked on at once, 64 at most
-  float* sums;          // 36 * in_channels * channels, the latter rounded up to whole vectors
-  float* scratch;       // winograd_gradient_scratch floats of the calling thread
-  float* weight_grad;   // the result, with the strides that follow
-  int64_t weight_out, weight_in, weight_row, weight_column;
+  int64_t strip_tiles;  // tiles worked on at once
+  float* sums;         // winograd_gradient_sums floats of the calling thread; not used where one strip is all
+  float* scratch;      // winograd_gradient_scratch floats of the calling thread
+  float* weight_grad;  // the result
+  WeightStrides strides;
 };
 
 struct PoolCall {
@@ -256,12 +291,15 @@ struct KernelTable {
   int64_t (*winograd_scratch)(const WinogradCall&, int64_t panels);
   int64_t (*winograd_rows)(int64_t panel_vectors);  // tiles of one register block
   void (*winograd_weights)(const WinogradWeightsCall&);
+  void (*gather_kernels)(const KernelGather&);
+  void (*scatter_kernels)(const KernelScatter&);
   // Units are parts of the weight; every one takes all pixels.
   void (*weight_gradient)(const WeightGradCall&, int64_t unit_begin, int64_t unit_end);
   int64_t (*gradient_units)(int64_t channels, int64_t panel_vectors, int64_t positions);
   // Input channels [in_begin, in_end).
   void (*winograd_gradient)(const WinogradGradCall&, int64_t in_begin, int64_t in_end);
   int64_t (*winograd_gradient_scratch)(const WinogradGradCall&, int64_t in_channels);
+  int64_t (*winograd_gradient_sums)(const WinogradGradCall&, int64_t in_channels);
   // Output rows [row_begin, row_end) over all images.
   void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);

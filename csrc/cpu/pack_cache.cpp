@@ -32,26 +32,30 @@ void sweep() {
 
 // Into `memory` where that has the right size and no other owner: weights of a training change at every step.
 std::shared_ptr<AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry& g,
-                                    std::shared_ptr<AlignedFloats> memory) {
+                                    std::shared_ptr<AlignedFloats> memory, bool trained) {
   const int64_t floats = packed_floats(g);
   if (!memory || memory.use_count() != 1 || memory->size() != floats)
     memory = std::make_shared<AlignedFloats>(floats);
-  const bool image = weight.dim() == 4;
-  const WeightStrides strides{weight.stride(0), weight.stride(1), image ? weight.stride(2) : 1,
-                              image ? weight.stride(3) : 1};
-  pack_weight_into(g, weight.const_data_ptr<float>(), strides, memory->data());
+  pack_weight_into(g, weight.const_data_ptr<float>(), weight_strides(weight), memory->data(), trained);
   return memory;
 }
 
 }  // namespace
 
+bool is_trained(const at::Tensor& weight) { return records_gradient() && weight.requires_grad(); }
+
+WeightStrides weight_strides(const at::Tensor& weight) {
+  const bool image = weight.dim() == 4;
+  return {weight.stride(0), weight.stride(1), image ? weight.stride(2) : 1, image ? weight.stride(3) : 1};
+}
+
 std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& g) {
-  if (weight.is_inference()) return pack(weight, g, nullptr);
+  if (weight.is_inference()) return pack(weight, g, nullptr, false);
   const c10::TensorImpl* key = weight.unsafeGetTensorImpl();
   const uint32_t version = weight._version();
   // Fused optimisers write weights without a new version: while training they are packed at every call, and
   // what was packed before is forgotten.
-  const bool trained = records_gradient() && weight.requires_grad();
+  const bool trained = is_trained(weight);
   std::shared_ptr<AlignedFloats> outdated;
   {
     std::lock_guard lock(mutex);
@@ -66,7 +70,7 @@ std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, con
       entries.erase(it);
     }
   }
-  auto packed = pack(weight, g, std::move(outdated));
+  auto packed = pack(weight, g, std::move(outdated), trained);
   std::lock_guard lock(mutex);
   sweep();
   entries.insert_or_assign(key, Entry{WeakTensor(weight.getIntrusivePtr()), !trained, version,

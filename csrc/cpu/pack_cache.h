@@ -13,6 +13,11 @@ namespace cnnfast::cpu {
 // counter and are packed at every call.
 std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& geometry);
 
+// Whether a gradient is recorded for `weight`, which then changes before it is used again.
+bool is_trained(const at::Tensor& weight);
+
+WeightStrides weight_strides(const at::Tensor& weight);
+
 void clear_pack_cache();
 
 }  // namespace cnnfast::cpu

@@ -12,6 +12,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/bn_act_backward.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
+#include "cpu/kernels/gather.inl"
 #include "cpu/kernels/layer_norm.inl"
 #include "cpu/kernels/limits.inl"
 #include "cpu/kernels/lrn.inl"
@@ -33,10 +34,13 @@ using namespace cnnfast::cpu;
    winograd_scratch,               \
    winograd_rows,                  \
    winograd_weights,               \
+   gather_kernels,                 \
+   scatter_kernels,                \
    weight_gradient,                \
    gradient_units,                 \
    winograd_gradient,              \
    winograd_gradient_scratch,      \
+   winograd_gradient_sums,         \
    depthwise,                      \
    pool<MaxReduce>,                \
    pool<MeanReduce>,               \

@@ -168,69 +168,46 @@ void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_e
   }
 }
 
-// --- F(K x K, T x T), 6 points: the gradient of a K x K kernel, tiles of T x T gradients playing the
-// kernel's part; 3x3 kernels by tiles of 4x4, 5x5 ones by tiles of 2x2. ---
+// --- Winograd's F(K x K, T x T), N points: the gradient of a K x K kernel, tiles of T x T gradients playing
+// the kernel's part. ---
 
-template <int Q>
-constexpr double pair_distance() {
-  using P = WinogradPoints<6>;
-  const double p = P::kPair[Q] * P::kPair[Q], q = P::kPair[1 - Q] * P::kPair[1 - Q];
-  return 2.0 * p * (p - q);
-}
-
-template <int Q, int T>
-inline void transform_gradient_pair(const Vec* g, Vec* out, int step) {
-  constexpr double p = WinogradPoints<6>::kPair[Q], f = pair_distance<Q>();
-  constexpr float c0 = static_cast<float>(1.0 / f), c1 = static_cast<float>(p / f),
-                  c2 = static_cast<float>(p * p / f), c3 = static_cast<float>(p * p * p / f);
-  Vec even = g[0] * Vec::set1(c0), odd = g[1] * Vec::set1(c1);
-  if constexpr (T == 4) {
-    even = Vec::fma(g[2], Vec::set1(c2), even);
-    odd = Vec::fma(g[3], Vec::set1(c3), odd);
-  }
-  out[(1 + 2 * Q) * step] = even + odd;
-  out[(2 + 2 * Q) * step] = even - odd;
-}
-
-// One dimension: T gradients -> 6 values; row i of the matrix holds the powers of point i over the product of
-// its distances to the other points.
-template <int T>
-inline void transform_gradient(const Vec* g, Vec* out, int step) {
-  static_assert(T == 2 || T == 4);
-  using P = WinogradPoints<6>;
-  constexpr float zero = static_cast<float>(1.0 / (P::kPair[0] * P::kPair[0] * P::kPair[1] * P::kPair[1]));
-  out[0] = g[0] * Vec::set1(zero);
-  transform_gradient_pair<0, T>(g, out, step);
-  transform_gradient_pair<1, T>(g, out, step);
-  out[5 * step] = g[T - 1];
-}
-
-// Where the parts of a strip of tiles lie in a thread's scratch memory: inputs of its own channels, gradients
-// of all. Distances of points are kept off multiples of 4 KB.
+// Where the parts of a strip of tiles lie in a thread's scratch memory: inputs of its own channels in blocks,
+// and gradients of all channels in panels, tile by tile; then the sums of one block and panel, and their
+// kernels. Distances of points are kept off multiples of 4 KB.
 struct GradientScratch {
-  TileRows input;  // all channels of a tile in one block
-  int64_t grad_row, grad_point, floats;
+  TileRows input;
+  int64_t panel_lanes, panels, grad_panel, grad_point;
+  int64_t sums_point, sums;  // of a block and a panel: distance of two points, all
+  int64_t kernels, floats;
   GradientScratch(const WinogradGradCall& c, int64_t in_channels) {
-    const int64_t w = Vec::kWidth;
-    const int64_t row = (in_channels + w - 1) / w * w;
-    input = {row, c.strip_tiles * row + w, 0, 62};
-    grad_row = (c.channels + w - 1) / w * w;
-    grad_point = c.strip_tiles * grad_row + w;
-    floats = 36 * (input.point + grad_point);
+    const int64_t w = Vec::kWidth, points = c.points * c.points;
+    const int64_t blocks = (in_channels + kBlockChannels - 1) / kBlockChannels;
+    input = {kBlockChannels, blocks * c.strip_tiles * kBlockChannels + w, c.strip_tiles * kBlockChannels, 5};
+    panel_lanes = c.panel_vectors * w;
+    panels = (c.channels + panel_lanes - 1) / panel_lanes;
+    grad_panel = c.strip_tiles * panel_lanes;
+    grad_point = panels * grad_panel + w;
+    sums_point = kBlockChannels * panel_lanes + w;
+    sums = points * sums_point;
+    kernels = c.kernel * c.kernel * kBlockChannels * w;
+    floats = points * (input.point + grad_point) + sums + kernels;
   }
 };
 
-template <int T>
-void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s, const TilePlace& at,
-                             const TilePlace* next, float* to) {
+template <int N, int T>
+void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s, int64_t tile,
+                             const TilePlace& at, const TilePlace* next, float* grad) {
   const int64_t rows = c.height - at.y < T ? c.height - at.y : T;
   const int64_t columns = c.width - at.x < T ? c.width - at.x : T;
   const float* from = at_place(c.grad, at);
   const float* ahead = next ? at_place(c.grad, *next) : nullptr;
   for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
     const int64_t left = c.channels - channel, lanes = left < Vec::kWidth ? left : Vec::kWidth;
+    const GradientPanel panel(c.channels, c.panel_vectors, channel / s.panel_lanes);
+    float* to = grad + channel / s.panel_lanes * s.grad_panel + tile * panel.vectors * Vec::kWidth + channel -
+                panel.channel;
     if (ahead) fetch_pixels<0>(ahead + channel, c.grad, T, 0, T);
-    Vec t[6 * T];
+    Vec t[N * T];
 #pragma GCC unroll 4
     for (int x = 0; x < T; ++x) {
       Vec g[T];
@@ -239,88 +216,76 @@ void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s
         g[y] = y < rows && x < columns
                    ? Vec::load_first(from + y * c.grad.row + x * c.grad.pixel + channel, lanes)
                    : Vec::zero();
-      transform_gradient<T>(g, t + x, T);
+      transform_kernel<N, T>(g, t + x, T);
     }
 #pragma GCC unroll 6
-    for (int y = 0; y < 6; ++y) {
-      Vec u[6];
-      transform_gradient<T>(t + y * T, u, 1);
+    for (int y = 0; y < N; ++y) {
+      Vec u[N];
+      transform_kernel<N, T>(t + y * T, u, 1);
 #pragma GCC unroll 6
-      for (int x = 0; x < 6; ++x) u[x].store(to + (y * 6 + x) * s.grad_point + channel);
+      for (int x = 0; x < N; ++x) u[x].store(to + (y * N + x) * s.grad_point);
     }
   }
 }
 
-// The products of one strip of tiles, point by point. A panel's gradients are copied side by side.
-void add_tile_products(const WinogradGradCall& c, const GradientScratch& s, const float* input,
-                       const float* grad, int64_t tiles, int64_t in_begin, int64_t in_end, bool first) {
-  const int64_t count = in_end - in_begin, blocks = position_blocks(count, c.panel_vectors);
-  const int64_t lanes = c.panel_vectors * Vec::kWidth, panels = (c.channels + lanes - 1) / lanes;
+// Sums of a block of input channels by a panel of output channels over the tiles of a strip, point by point.
+void add_tile_products(const WinogradGradCall& c, const GradientScratch& s, const GradientPanel& panel,
+                       const float* input, int64_t channels, const float* grad, int64_t tiles, float* sums,
+                       bool first) {
+  const int64_t blocks = position_blocks(channels, c.panel_vectors), row = panel.vectors * Vec::kWidth;
   static constexpr int64_t kNext[] = {0, 1, 2, 3, 4, 5, 6, 7};
   PixelRuns runs;
   runs.count = 1;
   runs.pixel = s.input.row;
   runs.run[0].length = tiles;
-  alignas(64) float own[kStripFloats];
-  for (int64_t point = 0; point < 36; ++point)
-    for (int64_t i = 0; i < panels; ++i) {
-      const GradientPanel panel(c.channels, c.panel_vectors, i);
-      const float* from = grad + point * s.grad_point + panel.channel;
-      const int64_t row = panel.vectors * Vec::kWidth;
-      for (int64_t t = 0; t < tiles; ++t)
-        for (int64_t j = 0; j < row; j += Vec::kWidth)
-          Vec::load(from + t * s.grad_row + j).store(own + t * row + j);
-      float* sums = c.sums + (point * s.grad_row + panel.channel) * c.in_channels + in_begin * row;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t begin = count * block / blocks, end = count * (block + 1) / blocks;
-        runs.run[0].input = input + point * s.input.point + begin;
-        panel_products(panel.vectors, end - begin, runs, kNext, own, sums + begin * row, first);
-      }
+  for (int64_t point = 0; point < c.points * c.points; ++point)
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t begin = channels * block / blocks, end = channels * (block + 1) / blocks;
+      runs.run[0].input = input + point * s.input.point + begin;
+      panel_products(panel.vectors, end - begin, runs, kNext, grad + point * s.grad_point,
+                     sums + point * s.sums_point + begin * row, first);
     }
 }
 
-// Back to K x K kernels, for the thread's input channels.
-template <int K>
-void finish_kernels(const WinogradGradCall& c, int64_t grad_row, int64_t in_begin, int64_t in_end) {
-  const int64_t panel_lanes = c.panel_vectors * Vec::kWidth;
-  for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
-    const int64_t left = c.channels - channel, lanes = left < Vec::kWidth ? left : Vec::kWidth;
-    const GradientPanel panel(c.channels, c.panel_vectors, channel / panel_lanes);
-    for (int64_t i = in_begin; i < in_end; ++i) {
-      const float* from =
-          c.sums + panel.channel * c.in_channels + i * panel.vectors * Vec::kWidth + channel - panel.channel;
-      Vec t[K * 6];
+// Sums of a block and a panel back to K x K kernels, and into the weight's gradient. `in`: the first channel.
+template <int N, int K>
+void finish_kernels(const WinogradGradCall& c, const GradientScratch& s, const GradientPanel& panel,
+                    const float* sums, int64_t in, int64_t channels, float* kernels) {
+  const int64_t row = panel.vectors * Vec::kWidth;
+  for (int64_t lane = 0; lane < panel.channels; lane += Vec::kWidth) {
+    for (int64_t i = 0; i < channels; ++i) {
+      const float* from = sums + i * row + lane;
+      Vec t[K * N];
 #pragma GCC unroll 6
-      for (int x = 0; x < 6; ++x) {
-        Vec m[6];
+      for (int x = 0; x < N; ++x) {
+        Vec m[N];
 #pragma GCC unroll 6
-        for (int y = 0; y < 6; ++y) m[y] = Vec::load(from + (y * 6 + x) * grad_row * c.in_channels);
-        transform_output<6, K>(m, 1, t + x, 6);
+        for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.sums_point);
+        transform_output<N, K>(m, 1, t + x, N);
       }
-      float kernel[K * K * Vec::kWidth];
 #pragma GCC unroll 5
       for (int y = 0; y < K; ++y) {
         Vec v[K];
-        transform_output<6, K>(t + y * 6, 1, v, 1);
+        transform_output<N, K>(t + y * N, 1, v, 1);
 #pragma GCC unroll 5
-        for (int x = 0; x < K; ++x) v[x].store(kernel + (y * K + x) * Vec::kWidth);
-      }
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        float* to = c.weight_grad + (channel + lane) * c.weight_out + i * c.weight_in;
-        for (int64_t y = 0; y < K; ++y)
-          for (int64_t x = 0; x < K; ++x)
-            to[y * c.weight_row + x * c.weight_column] = kernel[(y * K + x) * Vec::kWidth + lane];
+        for (int x = 0; x < K; ++x) v[x].store(kernels + ((y * K + x) * kBlockChannels + i) * Vec::kWidth);
       }
     }
+    const int64_t lanes = panel.channels - lane < Vec::kWidth ? panel.channels - lane : Vec::kWidth;
+    scatter_kernels({kernels, Vec::kWidth, kBlockChannels * Vec::kWidth, K, K, channels, lanes,
+                     c.weight_grad + (panel.channel + lane) * c.strides.out + in * c.strides.in,
+                     c.strides.out, c.strides.in, c.strides.row, c.strides.column});
   }
 }
 
-template <int K>
+template <int N, int K>
 void winograd_gradient_of(const WinogradGradCall& c, int64_t in_begin, int64_t in_end) {
-  constexpr int T = 7 - K;
+  constexpr int T = N - K + 1;
   const GradientScratch s(c, in_end - in_begin);
   float* input = c.scratch;
-  float* grad = input + 36 * s.input.point;
+  float* grad = input + N * N * s.input.point;
+  float* own = grad + N * N * s.grad_point;
+  float* kernels = own + s.sums;
   WinogradCall tiles_of{};
   tiles_of.input = c.input;
   tiles_of.input.data += in_begin;
@@ -336,21 +301,43 @@ void winograd_gradient_of(const WinogradGradCall& c, int64_t in_begin, int64_t i
     const int64_t count = tiles - begin < c.strip_tiles ? tiles - begin : c.strip_tiles;
     for (int64_t t = 0; t < count; ++t) {
       const TilePlace next = at.next(tiles_of);
-      winograd_input<6, T, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
-      transform_gradient_tile<T>(c, s, at, far_grad ? &next : nullptr, grad + t * s.grad_row);
+      winograd_input<N, T, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
+      transform_gradient_tile<N, T>(c, s, t, at, far_grad ? &next : nullptr, grad);
       at = next;
     }
-    add_tile_products(c, s, input, grad, count, in_begin, in_end, begin == 0);
+    float* sums = c.strip_tiles < tiles ? c.sums : own;
+    for (int64_t p = 0; p < s.panels; ++p) {
+      const GradientPanel panel(c.channels, c.panel_vectors, p);
+      for (int64_t in = 0; in < tiles_of.in_channels; in += kBlockChannels) {
+        const int64_t left = tiles_of.in_channels - in,
+                      channels = left < kBlockChannels ? left : kBlockChannels;
+        add_tile_products(c, s, panel, input + in / kBlockChannels * s.input.block, channels,
+                          grad + p * s.grad_panel, count, sums, begin == 0);
+        if (begin + count == tiles) finish_kernels<N, K>(c, s, panel, sums, in_begin + in, channels, kernels);
+        if (c.strip_tiles < tiles) sums += s.sums;
+      }
+    }
   }
-  finish_kernels<K>(c, s.grad_row, in_begin, in_end);
 }
 
 void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_end) {
-  c.kernel == 3 ? winograd_gradient_of<3>(c, in_begin, in_end) : winograd_gradient_of<5>(c, in_begin, in_end);
+  switch (c.points * 16 + c.kernel) {
+    case 5 * 16 + 3:
+      return winograd_gradient_of<5, 3>(c, in_begin, in_end);
+    case 6 * 16 + 3:
+      return winograd_gradient_of<6, 3>(c, in_begin, in_end);
+    case 6 * 16 + 5:
+      return winograd_gradient_of<6, 5>(c, in_begin, in_end);
+  }
 }
 
 int64_t winograd_gradient_scratch(const WinogradGradCall& c, int64_t in_channels) {
   return GradientScratch(c, in_channels).floats;
+}
+
+int64_t winograd_gradient_sums(const WinogradGradCall& c, int64_t in_channels) {
+  const GradientScratch s(c, in_channels);
+  return s.sums * s.panels * ((in_channels + kBlockChannels - 1) / kBlockChannels);
 }
 
 int64_t gradient_units(int64_t channels, int64_t panel_vectors, int64_t positions) {

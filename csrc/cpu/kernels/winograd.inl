@@ -2,6 +2,7 @@
 // transformed, multiplied by the transformed weights in n x n small matrix products, and transformed back
 // while it is in the second-level cache. Vectors run over channels throughout.
 #pragma once
+#include "cpu/kernels/gather.inl"
 #include "cpu/kernels/stream.inl"
 #include "cpu/winograd_points.h"
 
@@ -70,6 +71,61 @@ inline void transform_input(const Vec* in, int in_step, Vec* out, int out_step) 
 
 constexpr double power(double x, int k) { return k == 0 ? 1.0 : x * power(x, k - 1); }
 
+// Product of the distances of point +p of pair Q to all other finite points; that of -p is as large, with the
+// opposite sign where 0 is no point.
+template <int N, int Q>
+constexpr double pair_distance() {
+  using P = WinogradPoints<N>;
+  double product = P::kZero ? 2.0 * P::kPair[Q] * P::kPair[Q] : 2.0 * P::kPair[Q];
+  for (int q = 0; q < P::kPairs; ++q)
+    if (q != Q) product *= P::kPair[Q] * P::kPair[Q] - P::kPair[q] * P::kPair[q];
+  return product;
+}
+
+template <int N>
+constexpr double zero_distance() {
+  double product = 1.0;
+  for (int q = 0; q < WinogradPoints<N>::kPairs; ++q)
+    product *= -WinogradPoints<N>::kPair[q] * WinogradPoints<N>::kPair[q];
+  return product;
+}
+
+// The even (FIRST = 0) or odd (FIRST = 1) powers of a point times kernel values, over the point's distance.
+template <int N, int K, int Q, int FIRST>
+inline Vec kernel_terms(const Vec* g) {
+  constexpr double point = WinogradPoints<N>::kPair[Q];
+  constexpr float c0 = static_cast<float>(power(point, FIRST) / pair_distance<N, Q>()),
+                  c2 = static_cast<float>(power(point, FIRST + 2) / pair_distance<N, Q>()),
+                  c4 = static_cast<float>(power(point, FIRST + 4) / pair_distance<N, Q>());
+  Vec sum = g[FIRST] * Vec::set1(c0);
+  if constexpr (FIRST + 2 < K) sum = Vec::fma(g[FIRST + 2], Vec::set1(c2), sum);
+  if constexpr (FIRST + 4 < K) sum = Vec::fma(g[FIRST + 4], Vec::set1(c4), sum);
+  return sum;
+}
+
+template <int N, int K, int Q>
+inline void transform_kernel_pairs(const Vec* g, Vec* out, int step) {
+  using P = WinogradPoints<N>;
+  if constexpr (Q < P::kPairs) {
+    constexpr int zero = P::kZero ? 1 : 0;
+    const Vec even = kernel_terms<N, K, Q, 0>(g), odd = kernel_terms<N, K, Q, 1>(g);
+    out[(zero + 2 * Q) * step] = even + odd;
+    out[(zero + 2 * Q + 1) * step] = P::kZero ? even - odd : odd - even;
+    transform_kernel_pairs<N, K, Q + 1>(g, out, step);
+  }
+}
+
+// One dimension of the kernel transform: K values -> N values; row i of the matrix holds the powers of point
+// i over the product of its distances to the other points.
+template <int N, int K>
+inline void transform_kernel(const Vec* g, Vec* out, int step) {
+  static_assert(K >= 2 && K <= 5);
+  if constexpr (WinogradPoints<N>::kZero)
+    out[0] = g[0] * Vec::set1(static_cast<float>(1.0 / zero_distance<N>()));
+  transform_kernel_pairs<N, K, 0>(g, out, step);
+  out[(N - 1) * step] = g[K - 1];
+}
+
 template <int N, int K, int Q>
 inline Vec pair_terms(const Vec* part, Vec y) {
   if constexpr (Q == WinogradPoints<N>::kPairs) {
@@ -130,11 +186,18 @@ struct TileRows {
 
 // Where the parts of a block of tiles lie in scratch memory. Distances of points are kept off multiples of 4
 // KB, which would put all points into one set of the first-level cache.
+// Raw weights are gathered for a few input channels, transformed for some more, and all tiles multiplied by
+// these.
+constexpr int64_t kGatheredChannels = 16;
+constexpr int64_t kRawChannels = 2 * kBlockChannels;
+
 struct WinogradScratch {
   TileRows input;
   int64_t product_row, product_panel, product_point;
+  int64_t kernel_point = 0, gathered = 0;  // of raw weights; 0 where they are packed
   int64_t floats;
   WinogradScratch(const WinogradCall& c, int points, int64_t panels) {
+    if (c.raw) panels = 1;  // one after the other
     const int64_t w = Vec::kWidth, blocks = (c.in_channels + kBlockChannels - 1) / kBlockChannels;
     input = {kBlockChannels, blocks * c.block_tiles * kBlockChannels + w, c.block_tiles * kBlockChannels, 5};
     static_assert(kBlockChannels == 1 << 5);
@@ -142,6 +205,11 @@ struct WinogradScratch {
     product_panel = c.block_tiles * product_row;
     product_point = panels * product_panel + w;
     floats = points * (input.point + product_point);
+    if (!c.raw) return;
+    const int64_t size = c.points - c.tile + 1;
+    kernel_point = kRawChannels * product_row + w;
+    gathered = kGatheredChannels * size * size * product_row;
+    floats += points * kernel_point + gathered;
   }
 };
 
@@ -272,15 +340,16 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
 }
 
 // R tiles x channels times channels x (NV vectors): `a` begins the first block of channels, `block` is the
-// distance of the next.
+// distance of the next. Added to what is there, or in its place.
 template <int NV, int R>
 void winograd_multiply(const float* a, int64_t block, const float* b, int64_t channels, float* out,
-                       int64_t out_row, const Stream& stream) {
+                       int64_t out_row, const Stream& stream, bool adds) {
   Vec acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) acc[r][j] = Vec::zero();
+    for (int j = 0; j < NV; ++j)
+      acc[r][j] = adds ? Vec::load(out + r * out_row + j * Vec::kWidth) : Vec::zero();
   for (; channels > 0; channels -= kBlockChannels, a += block) {
     const int64_t length = channels < kBlockChannels ? channels : kBlockChannels;
     for (int64_t k = 0; k < length; ++k, b += NV * Vec::kWidth) {
@@ -304,9 +373,11 @@ void winograd_multiply(const float* a, int64_t block, const float* b, int64_t ch
 
 template <int NV, int R = kWinogradRows[NV - 1]>
 inline void winograd_multiply_rows(int64_t rows, const float* a, int64_t block, const float* b,
-                                   int64_t channels, float* out, int64_t out_row, const Stream& stream) {
-  if (rows == R) return winograd_multiply<NV, R>(a, block, b, channels, out, out_row, stream);
-  if constexpr (R > 1) winograd_multiply_rows<NV, R - 1>(rows, a, block, b, channels, out, out_row, stream);
+                                   int64_t channels, float* out, int64_t out_row, const Stream& stream,
+                                   bool adds) {
+  if (rows == R) return winograd_multiply<NV, R>(a, block, b, channels, out, out_row, stream, adds);
+  if constexpr (R > 1)
+    winograd_multiply_rows<NV, R - 1>(rows, a, block, b, channels, out, out_row, stream, adds);
 }
 
 // One panel of one point: all tiles of a block, by register blocks of equal size. `ahead`: where the weights
@@ -319,7 +390,7 @@ void winograd_product(const WinogradCall& c, const WinogradScratch& s, const flo
     const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
     const Stream stream = ahead ? Stream::share<NV>(ahead, t, blocks) : Stream{};
     winograd_multiply_rows<NV>(end - begin, input + begin * s.input.row, s.input.block, weight, c.in_channels,
-                               product + begin * s.product_row, s.product_row, stream);
+                               product + begin * s.product_row, s.product_row, stream, false);
   }
 }
 
@@ -346,6 +417,112 @@ void winograd_products(const WinogradCall& c, const WinogradScratch& s, int poin
   }
 }
 
+template <int N, int K>
+void transform_kernels(const float* gathered, int64_t inputs, int64_t lanes, float* to, int64_t point) {
+  for (int64_t i = 0; i < inputs; ++i, gathered += K * K * lanes, to += lanes)
+    for (int64_t lane = 0; lane < lanes; lane += Vec::kWidth) {
+      Vec t[N * K];
+#pragma GCC unroll 5
+      for (int x = 0; x < K; ++x) {
+        Vec g[K];
+#pragma GCC unroll 5
+        for (int y = 0; y < K; ++y) g[y] = Vec::load(gathered + (y * K + x) * lanes + lane);
+        transform_kernel<N, K>(g, t + x, K);
+      }
+#pragma GCC unroll 8
+      for (int y = 0; y < N; ++y) {
+        Vec u[N];
+        transform_kernel<N, K>(t + y * K, u, 1);
+#pragma GCC unroll 8
+        for (int x = 0; x < N; ++x) u[x].store(to + (y * N + x) * point + lane);
+      }
+    }
+}
+
+// Asks for raw weights while others are multiplied: those of `inputs` input channels by `lanes` output
+// channels, some lines at a time.
+class RawFetch {
+ public:
+  RawFetch(const WinogradCall& c, int64_t size, const float* weight, int64_t inputs, int64_t lanes)
+      : from_(weight), size_(size), row_(c.raw->row), column_(c.raw->column) {
+    const bool by_lanes = c.raw->out < c.raw->in;  // these are closer to each other
+    const int64_t distance = by_lanes ? c.raw->out : c.raw->in;
+    outer_ = by_lanes ? inputs : lanes;
+    outer_step_ = by_lanes ? c.raw->in : c.raw->out;
+    run_ = (by_lanes ? lanes : inputs) * distance;
+    if (distance == 1) return;
+    size_ = 1;  // whole kernels lie one behind the other
+    if (row_ < 0) from_ += (size - 1) * (row_ + column_);
+  }
+  int64_t lines() const { return outer_ * size_ * size_ * ((run_ + kLineFloats - 1) / kLineFloats); }
+  void fetch(int64_t lines) {
+    for (; lines > 0 && at_ < outer_; --lines) {
+      __builtin_prefetch(from_ + at_ * outer_step_ + y_ * row_ + x_ * column_ + line_, 0, 2);
+      if ((line_ += kLineFloats) < run_) continue;
+      line_ = 0;
+      if (++x_ < size_) continue;
+      x_ = 0;
+      if (++y_ < size_) continue;
+      y_ = 0;
+      ++at_;
+    }
+  }
+
+ private:
+  const float* from_;
+  int64_t size_, row_, column_, outer_, outer_step_, run_;
+  int64_t at_ = 0, y_ = 0, x_ = 0, line_ = 0;
+};
+
+template <int NV>
+void raw_product(const WinogradScratch& s, const float* input, const float* weight, int64_t channels,
+                 float* product, int64_t tiles, bool adds) {
+  const int64_t blocks = (tiles + kWinogradRows[NV - 1] - 1) / kWinogradRows[NV - 1];
+  for (int64_t t = 0; t < blocks; ++t) {
+    const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
+    winograd_multiply_rows<NV>(end - begin, input + begin * s.input.row, s.input.block, weight, channels,
+                               product + begin * s.product_row, s.product_row, Stream{}, adds);
+  }
+}
+
+// One panel of all points, its weights transformed for some input channels at a time, which stay in the
+// second-level cache while all tiles of the block meet them.
+template <int N, int M>
+void raw_products(const WinogradCall& c, const WinogradScratch& s, const float* input, float* product,
+                  int64_t tiles, int64_t panel, int64_t panel_end, float* kernels) {
+  static_assert(kWinogradVectors == 2, "add cases below");
+  constexpr int K = N - M + 1;
+  float* gathered = kernels + N * N * s.kernel_point;
+  const auto lanes_of = [&](int64_t p) {
+    const int64_t left = c.channels - p * s.product_row;
+    return left < s.product_row ? left : s.product_row;
+  };
+  const int64_t lanes = lanes_of(panel), stored = (lanes + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
+  const float* weight = c.weight + panel * s.product_row * c.raw->out;
+  for (int64_t first = 0; first < c.in_channels; first += kRawChannels) {
+    const int64_t inputs = c.in_channels - first < kRawChannels ? c.in_channels - first : kRawChannels;
+    for (int64_t i = 0; i < inputs; i += kGatheredChannels) {
+      const int64_t count = inputs - i < kGatheredChannels ? inputs - i : kGatheredChannels;
+      gather_kernels({weight + (first + i) * c.raw->in, c.raw->out, c.raw->in, c.raw->row, c.raw->column, K,
+                      K, count, lanes, gathered, K * K * stored, stored});
+      transform_kernels<N, K>(gathered, count, stored, kernels + i * stored, s.kernel_point);
+    }
+    const bool same_panel = first + inputs < c.in_channels;
+    const int64_t next = same_panel ? first + inputs : 0, next_panel = same_panel ? panel : panel + 1;
+    const int64_t rest = c.in_channels - next;
+    RawFetch ahead(c, K, c.weight + next_panel * s.product_row * c.raw->out + next * c.raw->in,
+                   rest < kRawChannels ? rest : kRawChannels,
+                   next_panel < panel_end ? lanes_of(next_panel) : 0);
+    const int64_t lines = (ahead.lines() + N * N - 1) / (N * N);
+    const auto run = stored == Vec::kWidth ? raw_product<1> : raw_product<2>;
+    for (int point = 0; point < N * N; ++point) {
+      ahead.fetch(lines);
+      run(s, input + point * s.input.point + first / kBlockChannels * s.input.block,
+          kernels + point * s.kernel_point, inputs, product + point * s.product_point, tiles, first > 0);
+    }
+  }
+}
+
 template <int N, int M>
 void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                     int64_t panel_end) {
@@ -367,14 +544,21 @@ void winograd_tiles(const WinogradCall& c, int64_t tile_begin, int64_t tile_end,
         winograd_input<N, M, false>(c, s.input, t, at, far_input ? &next : nullptr, input);
       at = next;
     }
-    winograd_products(c, s, N * N, input, product, tiles, panel_begin, panel_end);
-    at = first;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const TilePlace next = at.next(c);
-      for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-        winograd_output<N, M>(c, s, t, at, far_output ? &next : nullptr,
-                              product + (panel - panel_begin) * s.product_panel, panel * s.product_row);
-      at = next;
+    // Raw weights go panel by panel, packed ones through all panels at once.
+    const int64_t panels = c.raw ? 1 : panel_end - panel_begin;
+    for (int64_t from = panel_begin; from < panel_end; from += panels) {
+      if (c.raw)
+        raw_products<N, M>(c, s, input, product, tiles, from, panel_end, product + N * N * s.product_point);
+      else
+        winograd_products(c, s, N * N, input, product, tiles, panel_begin, panel_end);
+      at = first;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const TilePlace next = at.next(c);
+        for (int64_t panel = from; panel < from + panels; ++panel)
+          winograd_output<N, M>(c, s, t, at, far_output ? &next : nullptr,
+                                product + (panel - from) * s.product_panel, panel * s.product_row);
+        at = next;
+      }
     }
   }
 }
@@ -403,18 +587,35 @@ int64_t winograd_scratch(const WinogradCall& c, int64_t panels) {
 
 int64_t winograd_rows(int64_t panel_vectors) { return kWinogradRows[panel_vectors - 1]; }
 
+// By float32 arithmetic; for one input channel after the other.
+void quick_winograd_weights(const WinogradWeightsCall& c) {
+  switch (c.points * 16 + c.size) {
+    case 4 * 16 + 3:
+      return transform_kernels<4, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 5 * 16 + 3:
+      return transform_kernels<5, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 6 * 16 + 3:
+      return transform_kernels<6, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 8 * 16 + 3:
+      return transform_kernels<8, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 6 * 16 + 5:
+      return transform_kernels<6, 5>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 8 * 16 + 5:
+      return transform_kernels<8, 5>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+  }
+}
+
 // Plain loops over lanes, which the compiler turns into vectors of doubles.
-void winograd_weights(const WinogradWeightsCall& c) {
+void exact_winograd_weights(const WinogradWeightsCall& c, const float* kernels, float* out) {
   constexpr int64_t kLanes = Vec::kPanelVectors * Vec::kWidth, kSize = 5;
   double rows[kSize * kLanes];
-  float* out = c.output;
   for (int64_t i = 0; i < c.points; ++i) {
     for (int64_t x = 0; x < c.size; ++x) {
       double* row = rows + x * kLanes;
       for (int64_t k = 0; k < c.lanes; ++k) row[k] = 0.0;
       for (int64_t y = 0; y < c.size; ++y) {
         const double factor = c.matrix[i * c.size + y];
-        const float* kernel = c.kernels + (y * c.size + x) * c.lanes;
+        const float* kernel = kernels + (y * c.size + x) * c.lanes;
         for (int64_t k = 0; k < c.lanes; ++k) row[k] += factor * static_cast<double>(kernel[k]);
       }
     }
@@ -427,6 +628,12 @@ void winograd_weights(const WinogradWeightsCall& c) {
       for (int64_t k = 0; k < c.lanes; ++k) out[k] = static_cast<float>(sum[k]);
     }
   }
+}
+
+void winograd_weights(const WinogradWeightsCall& c) {
+  if (c.quick) return quick_winograd_weights(c);
+  for (int64_t i = 0; i < c.inputs; ++i)
+    exact_winograd_weights(c, c.kernels + i * c.size * c.size * c.lanes, c.output + i * c.lanes);
 }
 
 }  // namespace
