@@ -29,7 +29,10 @@ COUNTS = (
 )
 # Constants that say how a kernel computes, not what: any value serves any arguments.
 FREE = frozenset(
-    ("ALIGN", "ACROSS_TAPS", "UPCAST", "BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK", "ROWS", "COLUMNS")
+    (
+        *("ALIGN", "ACROSS_TAPS", "UPCAST", "BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK", "ROWS", "COLUMNS"),
+        *("HALVES", "THROUGH_REGISTERS"),
+    )
 )
 # The larger tile beside few pixels, and the one that fills a device.
 TILES = ((128, 64), (64, 64))
@@ -40,8 +43,8 @@ TILE = ((64, 64),)
 class Variant:
     """One kernel with its constants, for some architectures.
 
-    signatures: by architecture; they differ in warps and stages alone. tile: what a program computes, 0 where
-    that has no meaning. multiples: what divides the value (or the address, in bytes) of an argument. free:
+    signatures: by architecture; they differ in what a tile says beside its size. tile: what a program
+    computes, 0 where that has no meaning. multiples: what divides the value (or the address, in bytes) of an argument. free:
     constants that are no condition on the arguments.
     """
 
@@ -90,6 +93,10 @@ class ShapeClass:
         """A layer of the class with a long sum, forward or as a gradient of the input."""
         taps, channels = (1, 512) if self.pointwise else (49, 3) if self.across_taps else (9, 512)
         return Product(2**14, 512, channels, taps, 1, False)
+
+    @property
+    def of_input(self) -> Product:
+        return self.over_channels._replace(of_input=True)
 
     @property
     def over_pixels(self) -> Product:
@@ -204,14 +211,15 @@ def _input_grad() -> Iterator[Variant]:
                 name = f"input_grad-{_number(dtype, precision)}-{shape.name}-{block[0]}x{block[1]}"
                 free = set() if shape.pointwise else {"POINTWISE"}
                 access = Access(shape.aligned, precision)
-                arguments = (shape.over_channels, dtype, access, block, free)
+                arguments = (shape.of_input, dtype, access, block, free)
                 yield _variant(name, "conv2d_input_grad", signature, *arguments)
 
 
 def _weight_grad() -> Iterator[Variant]:
     for dtype, precision in NUMBERS:
         for shape in WEIGHT_GRAD:
-            for block in shape.tiles:
+            # Without tensor cores a thread turns both operands round: no room for the larger tile.
+            for block in TILE if precision == "ieee" else shape.tiles:
 
                 def signature(tile: Tile, dtype=dtype, precision=precision, shape=shape) -> Signature:
                     return conv2d_weight_grad.signature(dtype, tile, precision=precision, **shape.flags)
@@ -267,9 +275,11 @@ def _multiples(signature: Signature) -> dict[str, int]:
 def _tile(
     product: Product, dtype: torch.dtype, access: Access, block: tuple[int, int], machine: Machine
 ) -> Tile:
-    """The table's tile of this size, or what stands in its place, with as many stages as there is room."""
-    found = candidates(product, dtype.itemsize, access, machine)
-    return next((tile for tile in found if tile[:2] == block), found[-1])
+    """The table's tile of this size, with as many stages as there is room."""
+    found = {tile[:2]: tile for tile in candidates(product, dtype.itemsize, access, machine)}
+    if block not in found:
+        raise ValueError(f"no tile of {block[0]}x{block[1]} for {product}, {access}, sm_{machine.capability}")
+    return found[block]
 
 
 def _number(dtype: torch.dtype, precision: str) -> str:

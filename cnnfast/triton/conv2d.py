@@ -35,9 +35,8 @@ from cnnfast.triton.conv2d_arguments import (
     precision_of,
     require,
 )
-from cnnfast.triton.launch import divide_up, is_aligned, launch, rows_of_weights, vector
-from cnnfast.triton.nhwc import as_nhwc
-from cnnfast.triton.signature import NAMES, Signature, compiler_options, make_signature, vector_elements
+from cnnfast.triton.launch import divide_up, is_aligned, launch, place, rows_of_weights, vectors
+from cnnfast.triton.signature import NAMES, Signature, make_signature, product_constants, tile_options
 from cnnfast.triton.statistics import mean_error
 from cnnfast.triton.tiles import Access, Tile, choose_tile, forward_product, machine_of
 
@@ -69,6 +68,45 @@ def _store_parts(parts_ptr, y, m_tile, c, channels, pixels, m_inside, n_inside, 
     part = parts_ptr + m_tile.to(tl.int64) * 2 * channels + c
     tl.store(part, mean + error, mask=n_inside)
     tl.store(part + channels, tl.sum(distance * distance, 0) - count * error * error, mask=n_inside)
+
+
+@triton.jit
+def _store_columns(
+    y_ptr,
+    residual_ptr,
+    bias_ptr,
+    scale_ptr,
+    parts_ptr,
+    y_stride,
+    residual_stride,
+    acc,  # BLOCK_M pixels by some channels
+    m,
+    n,
+    m_tile,
+    pixels,
+    group,
+    out_channels,
+    channels,  # of all groups
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """The epilogue of sums, and what the next batch norm needs of them."""
+    m_inside = m < pixels
+    n_inside = n < out_channels
+    c = group * out_channels + n
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + c, mask=n_inside, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c, mask=n_inside, other=0.0).to(tl.float32)[None, :]
+    inside = m_inside[:, None] & n_inside[None, :]
+    pixel = m.to(tl.int64)[:, None]
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + pixel * residual_stride + c[None, :], mask=inside, other=0.0)
+        acc += residual.to(tl.float32)
+    y = _activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + pixel * y_stride + c[None, :], y, mask=inside)
+    if parts_ptr is not None:  # of the rounded values: what the next layer will read
+        _store_parts(parts_ptr, y.to(tl.float32), m_tile, c, channels, pixels, m_inside, n_inside, BLOCK_M)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=VECTORS)
@@ -106,6 +144,7 @@ def conv2d_kernel(
     ACROSS_TAPS: tl.constexpr,
     PRE_RELU: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    HALVES: tl.constexpr,  # columns are finished in two halves
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -160,22 +199,27 @@ def conv2d_kernel(
             x = normalise(x, scale[None, :], shift[None, :], inside, PRE_RELU)
         acc = multiply(x, w, acc, PRECISION, UPCAST)
 
-    c = group * out_channels + n
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + c, mask=n_inside, other=0.0).to(tl.float32)[None, :]
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + c, mask=n_inside, other=0.0).to(tl.float32)[None, :]
-    y_inside = m_inside[:, None] & n_inside[None, :]
-    pixel = m.to(tl.int64)[:, None]
+    channels = groups * out_channels
     if residual_ptr is not None:
         residual_stride = multiple(residual_stride, ALIGN)
-        residual = tl.load(residual_ptr + pixel * residual_stride + c[None, :], mask=y_inside, other=0.0)
-        acc += residual.to(tl.float32)
-    y = _activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + pixel * y_stride + c[None, :], y, mask=y_inside)
-    if parts_ptr is not None:  # of the rounded values: what the next layer will read
-        channels = groups * out_channels
-        _store_parts(parts_ptr, y.to(tl.float32), m_tile, c, channels, pixels, m_inside, n_inside, BLOCK_M)
+    if HALVES:
+        # A thread has a whole row of tensor memory, and beside it a scale, a bias and a residual of every
+        # column: all at once would not fit its registers.
+        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        n = (program % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        _store_columns(
+            y_ptr, residual_ptr, bias_ptr, scale_ptr, parts_ptr, y_stride, residual_stride,
+            left, m, n, m_tile, pixels, group, out_channels, channels, ACTIVATION, BLOCK_M,
+        )  # fmt: skip
+        _store_columns(
+            y_ptr, residual_ptr, bias_ptr, scale_ptr, parts_ptr, y_stride, residual_stride,
+            right, m, n + BLOCK_N // 2, m_tile, pixels, group, out_channels, channels, ACTIVATION, BLOCK_M,
+        )  # fmt: skip
+    else:
+        _store_columns(
+            y_ptr, residual_ptr, bias_ptr, scale_ptr, parts_ptr, y_stride, residual_stride,
+            acc, m, n, m_tile, pixels, group, out_channels, channels, ACTIVATION, BLOCK_M,
+        )  # fmt: skip
 
 
 def signature(
@@ -207,8 +251,7 @@ def signature(
             dtype, tile, aligned, pointwise, across_taps, precision, activation, pre_relu and prologue
         ),
         aligned,
-        tile.num_warps,
-        tile.num_stages,
+        tile_options(tile),
     )
 
 
@@ -372,39 +415,29 @@ def _launch(
     tile: Tile | None,
     with_statistics: bool,
 ) -> tuple[Tensor | None, int]:
-    input, x_stride = as_nhwc(input)
-    weight = rows_of_weights(weight, sizes)
-    residual, residual_stride = (None, 0) if residual is None else as_nhwc(residual)
-    _, y_stride = as_nhwc(target)
-    counts = (sizes.in_channels, sizes.out_channels, x_stride, y_stride, residual_stride)
-    aligned = is_aligned((input, weight, target, residual), counts)
+    pointers, strides = place({"x": input, "y": target, "residual": residual})
+    pointers["w_ptr"] = rows_of_weights(weight, sizes)
+    aligned = is_aligned(pointers, strides, sizes)
+    product = forward_product(sizes)
     if tile is None:
         access = Access(aligned, precision, prologue.scale is not None)
-        product = forward_product(sizes)
         tile = choose_tile(product, input.element_size(), access, machine_of(input.device))
     m_tiles = divide_up(sizes.pixels, tile.block_m)
-    channels = sizes.output_shape[1]
-    parts = torch.empty((m_tiles, 2, channels), device=input.device) if with_statistics else None
+    parts = None
+    if with_statistics:
+        parts = torch.empty((m_tiles, 2, sizes.output_shape[1]), device=input.device)
+    channels = vectors(bias=bias, scale=scale, **prologue.tensors())
+    constants = _constants(
+        *(input.dtype, tile, aligned, sizes.pointwise, tile.spans_taps(product), precision),
+        *(activation, prologue.activation == "relu"),
+    )
     launch(
-        *(operator, conv2d_kernel, m_tiles * divide_up(sizes.out_channels, tile.block_n) * sizes.groups),
-        *(input, weight, target, residual, vector(bias), vector(scale)),
-        *(vector(prologue.scale), vector(prologue.shift), parts),
-        *(sizes.pixels, sizes.in_h, sizes.in_w, sizes.out_h, sizes.out_w),
-        *(sizes.in_channels, sizes.out_channels, sizes.groups, sizes.kernel_h, sizes.kernel_w),
-        *(x_stride, y_stride, residual_stride),
-        *(*sizes.stride, *sizes.padding, *sizes.dilation),
-        **_constants(
-            *(
-                input.dtype,
-                tile,
-                aligned,
-                sizes.pointwise,
-                tile.spans_taps(forward_product(sizes)),
-                precision,
-            ),
-            *(activation, prologue.activation == "relu"),
-        ),
-        **compiler_options(tile.num_warps, tile.num_stages),
+        operator,
+        conv2d_kernel,
+        m_tiles * divide_up(sizes.out_channels, tile.block_n) * sizes.groups,
+        {**pointers, **channels, "parts_ptr": parts, **strides, **sizes.arguments()},
+        constants,
+        tile_options(tile),
     )
     return parts, tile.block_m
 
@@ -419,15 +452,10 @@ def _constants(
     activation: str,
     pre_relu: bool,
 ) -> dict[str, object]:
-    return {
-        "ALIGN": vector_elements(dtype, aligned),
+    return product_constants(dtype, tile, aligned, precision) | {
         "POINTWISE": pointwise,
         "ACROSS_TAPS": across_taps,
         "PRE_RELU": pre_relu,
         "ACTIVATION": activation,
-        "PRECISION": precision,
-        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k,
+        "HALVES": tile.halves,
     }

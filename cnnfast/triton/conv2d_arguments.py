@@ -63,6 +63,18 @@ class Geometry(NamedTuple):
         """1x1 without padding: every tap of every pixel lies in the image."""
         return self.taps == 1 and self.padding == (0, 0)
 
+    def arguments(self) -> dict[str, int]:
+        """By the names that the kernels give them."""
+        sides = {"stride": self.stride, "pad": self.padding, "dilation": self.dilation}
+        return {
+            "batch": self.batch, "pixels": self.pixels, "groups": self.groups,
+            "in_h": self.in_h, "in_w": self.in_w, "out_h": self.out_h, "out_w": self.out_w,
+            "in_channels": self.in_channels, "out_channels": self.out_channels,
+            "kernel_h": self.kernel_h, "kernel_w": self.kernel_w,
+            **{f"{name}_h": vertical for name, (vertical, _) in sides.items()},
+            **{f"{name}_w": horizontal for name, (_, horizontal) in sides.items()},
+        }  # fmt: skip
+
 
 class Prologue(NamedTuple):
     """What is done to every input element on load: input * scale[c] + shift[c], then the activation."""

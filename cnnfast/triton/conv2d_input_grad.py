@@ -25,9 +25,8 @@ from cnnfast.triton.conv2d_arguments import (
     precision_of,
     require,
 )
-from cnnfast.triton.launch import divide_up, is_aligned, launch, rows_of_weights, vector
-from cnnfast.triton.nhwc import as_nhwc
-from cnnfast.triton.signature import NAMES, Signature, compiler_options, make_signature, vector_elements
+from cnnfast.triton.launch import divide_up, is_aligned, launch, place, rows_of_weights, vectors
+from cnnfast.triton.signature import NAMES, Signature, make_signature, product_constants, tile_options
 from cnnfast.triton.tiles import Access, Tile, choose_tile, input_grad_product, machine_of
 
 SIZES = (
@@ -83,6 +82,7 @@ def input_grad_kernel(
     POINTWISE: tl.constexpr,
     STRIDED: tl.constexpr,
     ACROSS_TAPS: tl.constexpr,
+    THROUGH_REGISTERS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -154,6 +154,8 @@ def input_grad_kernel(
             w_offset = channel.to(tl.int64) * filter_length + (tap_y * kernel_w + tap_x) * in_channels
         dy = tl.load(dy_rows + dy_offset[None, :], mask=inside, other=0.0)
         w = tl.load(w_columns + w_offset[:, None], mask=k_inside[:, None] & n_inside[None, :], other=0.0)
+        if THROUGH_REGISTERS:  # changes no value, but the way to the product
+            w = tl.where(n_inside[None, :], w, 0.0)
         acc = multiply(dy, w, acc, PRECISION, UPCAST)
 
     c = group * in_channels + n
@@ -197,8 +199,7 @@ def signature(
         dict.fromkeys(VECTORS, "fp32" if pre_relu else None),
         _constants(dtype, tile, aligned, pointwise, strided, across_taps, precision),
         aligned,
-        tile.num_warps,
-        tile.num_stages,
+        tile_options(tile),
     )
 
 
@@ -280,34 +281,31 @@ def _launch(
     precision: str,
     tile: Tile | None,
 ) -> None:
-    grad_output, dy_stride = as_nhwc(grad_output)
-    weight = rows_of_weights(weight, sizes)
-    residual, residual_stride = (None, 0) if residual is None else as_nhwc(residual)
-    input, x_stride = (None, 0) if input is None else as_nhwc(input)
-    _, dx_stride = as_nhwc(target)
-    counts = (sizes.in_channels, sizes.out_channels, dy_stride, dx_stride, residual_stride, x_stride)
-    aligned = is_aligned((grad_output, weight, target, residual, input), counts)
+    images = {"dy": grad_output, "dx": target, "residual": residual, "x": input}
+    pointers, strides = place(images)
+    pointers["w_ptr"] = rows_of_weights(weight, sizes)
+    aligned = is_aligned(pointers, strides, sizes)
     product = input_grad_product(sizes)
     if tile is None:
         access = Access(aligned, precision)
         tile = choose_tile(product, grad_output.element_size(), access, machine_of(grad_output.device))
     stride_h, stride_w = sizes.stride
-    tap_steps = [s // gcd(s, d) for s, d in zip(sizes.stride, sizes.dilation, strict=True)]
+    tap_step_h, tap_step_w = (s // gcd(s, d) for s, d in zip(sizes.stride, sizes.dilation, strict=True))
     # The first phase has the most pixels; programs of the others that have none only pass.
     phase_pixels = sizes.batch * divide_up(sizes.in_h, stride_h) * divide_up(sizes.in_w, stride_w)
     programs = divide_up(phase_pixels, tile.block_m) * stride_h * stride_w
+    constants = _constants(
+        *(grad_output.dtype, tile, aligned, sizes.pointwise, sizes.stride != (1, 1)),
+        *(tile.spans_taps(product), precision),
+    )
+    tap_steps = {"tap_step_h": tap_step_h, "tap_step_w": tap_step_w}
     launch(
-        *(operator, input_grad_kernel, programs * sizes.groups * divide_up(sizes.in_channels, tile.block_n)),
-        *(grad_output, weight, target, residual, input, vector(prologue.scale), vector(prologue.shift)),
-        *(sizes.batch, sizes.in_h, sizes.in_w, sizes.out_h, sizes.out_w),
-        *(sizes.in_channels, sizes.out_channels, sizes.groups, sizes.kernel_h, sizes.kernel_w),
-        *(dy_stride, dx_stride, residual_stride, x_stride),
-        *(*sizes.stride, *sizes.padding, *sizes.dilation, *tap_steps),
-        **_constants(
-            *(grad_output.dtype, tile, aligned, sizes.pointwise, sizes.stride != (1, 1)),
-            *(tile.spans_taps(product), precision),
-        ),
-        **compiler_options(tile.num_warps, tile.num_stages),
+        operator,
+        input_grad_kernel,
+        programs * sizes.groups * divide_up(sizes.in_channels, tile.block_n),
+        {**pointers, **vectors(**prologue.tensors()), **strides, **sizes.arguments(), **tap_steps},
+        constants,
+        tile_options(tile),
     )
 
 
@@ -320,14 +318,9 @@ def _constants(
     across_taps: bool,
     precision: str,
 ) -> dict[str, object]:
-    return {
-        "ALIGN": vector_elements(dtype, aligned),
+    return product_constants(dtype, tile, aligned, precision) | {
         "POINTWISE": pointwise,
         "STRIDED": strided,
         "ACROSS_TAPS": across_taps,
-        "PRECISION": precision,
-        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k,
+        "THROUGH_REGISTERS": tile.through_registers,
     }

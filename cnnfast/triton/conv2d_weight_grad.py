@@ -23,9 +23,15 @@ from cnnfast.triton.conv2d_arguments import (
     precision_of,
     require,
 )
-from cnnfast.triton.launch import divide_up, is_aligned, launch, vector
-from cnnfast.triton.nhwc import as_nhwc
-from cnnfast.triton.signature import NAMES, Signature, compiler_options, make_signature, vector_elements
+from cnnfast.triton.launch import divide_up, is_aligned, launch, place, vectors
+from cnnfast.triton.signature import (
+    NAMES,
+    Signature,
+    compiler_options,
+    make_signature,
+    product_constants,
+    tile_options,
+)
 from cnnfast.triton.tiles import Access, Tile, choose_parts, choose_tile, machine_of, weight_grad_product
 
 SIZES = (
@@ -68,6 +74,7 @@ def weight_grad_kernel(
     POINTWISE: tl.constexpr,
     ACROSS_TAPS: tl.constexpr,
     PRE_RELU: tl.constexpr,
+    THROUGH_REGISTERS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -135,6 +142,10 @@ def weight_grad_kernel(
         x = tl.load(x_columns + x_offset, mask=inside, other=0.0)
         if pre_scale_ptr is not None:
             x = normalise(x, scale, shift, inside, PRE_RELU)
+        elif THROUGH_REGISTERS:
+            x = tl.where(n_inside[None, :], x, 0.0)
+        if THROUGH_REGISTERS:  # changes no value, but the way to the product
+            dy = tl.where(m_inside[:, None], dy, 0.0)
         acc = multiply(dy, x, acc, PRECISION, UPCAST)
 
     row_of = (part.to(tl.int64) * groups + group) * out_channels + m
@@ -175,15 +186,16 @@ def signature(
         dict.fromkeys(VECTORS, "fp32" if prologue else None),
         _constants(dtype, tile, aligned, pointwise, across_taps, precision, pre_relu and prologue),
         aligned,
-        tile.num_warps,
-        tile.num_stages,
+        tile_options(tile),
     )
 
 
 def sum_signature(dtype: torch.dtype, *, aligned: bool = True) -> Signature:
     """How `sum_parts_kernel` is compiled; dtype is that of the weight. aligned: numel is a multiple of 4."""
     pointers = {"parts_ptr": "fp32", "sum_ptr": NAMES[dtype]}
-    return make_signature(sum_parts_kernel, pointers, {}, _sum_constants(aligned), aligned, SUM_WARPS, 1)
+    return make_signature(
+        sum_parts_kernel, pointers, {}, _sum_constants(aligned), aligned, compiler_options(SUM_WARPS)
+    )
 
 
 def conv2d_weight_grad(
@@ -265,10 +277,8 @@ def _launch(
     tile: Tile | None,
     parts: int | None,
 ) -> None:
-    grad_output, dy_stride = as_nhwc(grad_output)
-    input, x_stride = as_nhwc(input)
-    counts = (sizes.in_channels, sizes.out_channels, dy_stride, x_stride)
-    aligned = is_aligned((grad_output, input), counts)
+    pointers, strides = place({"dy": grad_output, "x": input})
+    aligned = is_aligned(pointers, strides, sizes)
     product = weight_grad_product(sizes)
     machine = machine_of(input.device)
     if tile is None:
@@ -279,30 +289,32 @@ def _launch(
     part_pixels = divide_up(divide_up(sizes.pixels, parts), tile.block_k) * tile.block_k
     parts = divide_up(sizes.pixels, part_pixels)
     across_taps = sizes.taps > 1 and sizes.in_channels < tile.block_n
-    n_tiles = (
-        divide_up(sizes.reduction, tile.block_n)
-        if across_taps
-        else sizes.taps * divide_up(sizes.in_channels, tile.block_n)
-    )
+    if across_taps:
+        n_tiles = divide_up(sizes.reduction, tile.block_n)
+    else:
+        n_tiles = sizes.taps * divide_up(sizes.in_channels, tile.block_n)
     programs = divide_up(sizes.out_channels, tile.block_m) * n_tiles * sizes.groups * parts
     sums = input.new_empty((parts, result.numel()), dtype=torch.float32)
-    launch(
-        *(operator, weight_grad_kernel, programs),
-        *(grad_output, input, sums, vector(prologue.scale), vector(prologue.shift)),
-        *(sizes.pixels, sizes.in_h, sizes.in_w, sizes.out_h, sizes.out_w),
-        *(sizes.in_channels, sizes.out_channels, sizes.groups, sizes.kernel_h, sizes.kernel_w),
-        *(dy_stride, x_stride, *sizes.stride, *sizes.padding, *sizes.dilation, part_pixels),
-        **_constants(
-            *(input.dtype, tile, aligned, sizes.pointwise, across_taps, precision),
-            prologue.activation == "relu",
-        ),
-        **compiler_options(tile.num_warps, tile.num_stages),
+    shared = {"parts_ptr": sums, "part_pixels": part_pixels}
+    constants = _constants(
+        *(input.dtype, tile, aligned, sizes.pointwise, across_taps, precision),
+        prologue.activation == "relu",
     )
     launch(
-        *(operator, sum_parts_kernel, divide_up(result.numel(), SUM_BLOCK)),
-        *(sums, result, parts, result.numel()),
-        **_sum_constants(result.numel() % 4 == 0),
-        **compiler_options(SUM_WARPS, 1),
+        operator,
+        weight_grad_kernel,
+        programs,
+        {**pointers, **vectors(**prologue.tensors()), **strides, **sizes.arguments(), **shared},
+        constants,
+        tile_options(tile),
+    )
+    launch(
+        operator,
+        sum_parts_kernel,
+        divide_up(result.numel(), SUM_BLOCK),
+        {"parts_ptr": sums, "sum_ptr": result, "parts": parts, "numel": result.numel()},
+        _sum_constants(result.numel() % 4 == 0),
+        compiler_options(SUM_WARPS),
     )
 
 
@@ -315,16 +327,11 @@ def _constants(
     precision: str,
     pre_relu: bool,
 ) -> dict[str, object]:
-    return {
-        "ALIGN": vector_elements(dtype, aligned),
+    return product_constants(dtype, tile, aligned, precision) | {
         "POINTWISE": pointwise,
         "ACROSS_TAPS": across_taps,
         "PRE_RELU": pre_relu,
-        "PRECISION": precision,
-        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k,
+        "THROUGH_REGISTERS": tile.through_registers,
     }
 
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from triton.compiler import ASTSource
 
+from cnnfast.triton.blocks import INTERPRETED
+from cnnfast.triton.tiles import REGISTER_LEVEL, Tile
+
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-# Where fewer registers would let one more program onto a processor, ptxas spills a few values for it; above
-# its default level of 5 it does so less often.
-PTXAS_OPTIONS = "--register-usage-level=7"
 VECTOR_BYTES = 16  # the widest access of one thread, and what `aligned` promises
 
 
@@ -17,15 +17,18 @@ class Signature(NamedTuple):
 
     kernel: the Triton function. types: of every argument in order: "*fp16" (a pointer), "i32" or "constexpr".
     constants: values of the constexpr ones; None for a tensor that this variant has not. aligned: pointers
-    that are multiples of 16 bytes.
+    that are multiples of 16 bytes. settings: of the compiler.
     """
 
     kernel: object
     types: dict[str, str]
     constants: dict[str, object]
     aligned: tuple[str, ...]
-    num_warps: int
-    num_stages: int
+    settings: dict[str, int | str]
+
+    @property
+    def num_warps(self) -> int:
+        return self.settings["num_warps"]
 
     def source(self) -> ASTSource:
         """For triton.compile."""
@@ -35,7 +38,7 @@ class Signature(NamedTuple):
 
     def options(self) -> dict[str, int | str]:
         """For triton.compile and for launches."""
-        return compiler_options(self.num_warps, self.num_stages)
+        return self.settings
 
 
 def make_signature(
@@ -44,8 +47,7 @@ def make_signature(
     vectors: dict[str, str | None],
     constants: dict[str, object],
     aligned: bool,
-    num_warps: int,
-    num_stages: int,
+    settings: dict[str, int | str],
 ) -> Signature:
     """Element types of images and weights, of vectors with an element per channel; None where absent.
 
@@ -64,13 +66,31 @@ def make_signature(
     unknown = (set(pointers) | set(constants)) - set(types)
     assert not unknown, f"{kernel.__name__} has no arguments {sorted(unknown)}"
     known = tuple(name for name in types if aligned and images.get(name) is not None)
-    return Signature(kernel, types, constants, known, num_warps, num_stages)
+    return Signature(kernel, types, constants, known, settings)
 
 
-def compiler_options(num_warps: int, num_stages: int) -> dict[str, int | str]:
-    return {"num_warps": num_warps, "num_stages": num_stages, "ptx_options": PTXAS_OPTIONS}
+def compiler_options(
+    num_warps: int, num_stages: int = 1, register_level: int = REGISTER_LEVEL
+) -> dict[str, int | str]:
+    return {
+        "num_warps": num_warps,
+        "num_stages": num_stages,
+        "ptx_options": f"--register-usage-level={register_level}",
+    }
 
 
-def vector_elements(dtype: torch.dtype, aligned: bool) -> int:
-    """Elements that a 16-byte access takes, or 1 where nothing is known of the addresses."""
-    return VECTOR_BYTES // dtype.itemsize if aligned else 1
+def tile_options(tile: Tile) -> dict[str, int | str]:
+    return compiler_options(tile.num_warps, tile.num_stages, tile.register_level)
+
+
+def product_constants(dtype: torch.dtype, tile: Tile, aligned: bool, precision: str) -> dict[str, object]:
+    """Those of every kernel that multiplies matrices. ALIGN: elements that a 16-byte access takes, or 1 where
+    nothing is known of the addresses."""
+    return {
+        "ALIGN": VECTOR_BYTES // dtype.itemsize if aligned else 1,
+        "PRECISION": precision,
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+    }

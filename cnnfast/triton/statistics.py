@@ -67,7 +67,7 @@ def combine_kernel(
 def signature(last: bool) -> Signature:
     """How `combine_kernel` is compiled."""
     pointers = {"parts_ptr": "fp32", "joined_ptr": "fp32"}
-    return make_signature(combine_kernel, {}, pointers, _constants(last), False, NUM_WARPS, 1)
+    return make_signature(combine_kernel, {}, pointers, _constants(last), False, compiler_options(NUM_WARPS))
 
 
 def combine(parts: Tensor, part_pixels: int, pixels: int) -> tuple[Tensor, Tensor]:
@@ -88,10 +88,11 @@ def combine(parts: Tensor, part_pixels: int, pixels: int) -> tuple[Tensor, Tenso
         chunks = divide_up(parts.shape[0], ROWS)
         joined = parts.new_empty((chunks, 2, channels))
         launch(
-            *("statistics", combine_kernel, chunks * divide_up(channels, COLUMNS), parts, joined),
-            *(parts.shape[0], channels, part_pixels, pixels),
-            **_constants(chunks == 1),
-            **compiler_options(NUM_WARPS, 1),
+            *("statistics", combine_kernel, chunks * divide_up(channels, COLUMNS)),
+            {"parts_ptr": parts, "joined_ptr": joined, "parts": parts.shape[0]}
+            | {"channels": channels, "part_pixels": part_pixels, "pixels": pixels},
+            _constants(chunks == 1),
+            compiler_options(NUM_WARPS),
         )
         parts, part_pixels = joined, ROWS * part_pixels
         if chunks == 1:

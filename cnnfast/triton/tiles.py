@@ -11,13 +11,31 @@ import torch
 
 from cnnfast.triton.conv2d_arguments import Geometry
 
+# Where fewer registers would let one more program onto a processor, ptxas may keep a few values in local
+# memory for it. It depends on its --register-usage-level: at its own, 5, it does so for these alone (kind of
+# product, numbers, 16-byte accesses, capability); at 7 not for these, but for a dozen others.
+REGISTER_LEVEL = 5
+HIGHER_LEVEL = 7
+LEVEL_5_SPILLS = {
+    ("conv2d", "16 bits", False, 89),
+    ("conv2d", "16 bits", False, 120),
+    ("conv2d", "16 bits", True, 120),
+    ("conv2d", "tf32", True, 120),
+    ("conv2d", "ieee", False, 86),
+    ("conv2d", "ieee", False, 89),
+    ("conv2d", "ieee", True, 90),
+    ("weight_grad", "16 bits", False, 80),
+    ("weight_grad", "ieee", True, 80),
+}
+
 
 class Product(NamedTuple):
     """A convolution or a gradient as the kernels see it: matrix products with long sums.
 
     rows, columns: of one product. length: summands of one tap, taps: taps of the sum. copies: products that
     do not share operands (groups, phases of a stride). over_pixels: the sum runs over pixels, and may be cut
-    into parts; else over taps and the channels of a pixel, which are adjacent in memory.
+    into parts (a gradient of the weight); else over taps and the channels of a pixel, which are adjacent in
+    memory. of_input: a gradient of the input.
     """
 
     rows: int
@@ -26,6 +44,11 @@ class Product(NamedTuple):
     taps: int
     copies: int
     over_pixels: bool
+    of_input: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "weight_grad" if self.over_pixels else "input_grad" if self.of_input else "conv2d"
 
     @property
     def reduction(self) -> int:
@@ -40,7 +63,7 @@ def input_grad_product(sizes: Geometry) -> Product:
     phases = sizes.stride[0] * sizes.stride[1]
     rows = _divide_up(sizes.batch * sizes.in_h * sizes.in_w, phases)
     taps = _divide_up(sizes.taps, phases)
-    return Product(rows, sizes.in_channels, sizes.out_channels, taps, sizes.groups * phases, False)
+    return Product(rows, sizes.in_channels, sizes.out_channels, taps, sizes.groups * phases, False, True)
 
 
 def weight_grad_product(sizes: Geometry) -> Product:
@@ -48,13 +71,21 @@ def weight_grad_product(sizes: Geometry) -> Product:
 
 
 class Tile(NamedTuple):
-    """Rows × columns of one program, summands of one step, warps, pipeline stages."""
+    """Rows × columns of one program, summands of one step, warps, pipeline stages.
+
+    halves: columns of a result are finished and stored in two halves. through_registers: operands whose
+    summands lie apart in memory are brought side by side in registers. register_level: how far ptxas goes to
+    need fewer registers (its --register-usage-level).
+    """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    halves: bool = False
+    through_registers: bool = False
+    register_level: int = REGISTER_LEVEL
 
     @property
     def accumulators(self) -> int:
@@ -179,13 +210,14 @@ def machine_of(device: torch.device) -> Machine:
 
 def candidates(product: Product, item_size: int, access: Access, machine: Machine) -> list[Tile]:
     """Every tile that the machine can hold, with the deepest pipeline that fits beside it: what to time."""
-    if not access.vectors:
-        shapes = GATHER_SHAPES
-    else:
-        shapes = IEEE_SHAPES if access.precision == "ieee" else SHAPES
     fits = []
-    for block_m, block_n, warps in shapes:
+    for block_m, block_n, warps in _shapes(product, access):
         tile = Tile(block_m, block_n, _step_length(product, item_size, access), warps, 1)
+        tile = tile._replace(
+            halves=_finishes_in_halves(tile, product, access, machine),
+            through_registers=_goes_through_registers(tile, item_size, access, machine),
+            register_level=_register_level(product, item_size, access, machine),
+        )
         # A pipeline deeper than the loop is long only takes shared memory from other programs.
         for stages in range(min(MAX_STAGES, tile.steps(product)), 0, -1):
             tile = tile._replace(num_stages=stages)
@@ -228,6 +260,37 @@ def programs_per_processor(capability: int, registers: int, shared_bytes: int, n
     by_registers = 65536 // registers_per_warp // num_warps
     by_shared = limits.shared_bytes // (_divide_up(shared_bytes, 128) * 128 + 1024)
     return min(by_registers, by_shared, limits.warps // num_warps, limits.programs)
+
+
+def _shapes(product: Product, access: Access) -> tuple[tuple[int, int, int], ...]:
+    if not access.vectors:
+        return GATHER_SHAPES
+    if access.precision == "ieee":
+        # Of sums over pixels both operands are turned round in registers.
+        return GATHER_SHAPES if product.over_pixels else IEEE_SHAPES
+    return SHAPES
+
+
+def _finishes_in_halves(tile: Tile, product: Product, access: Access, machine: Machine) -> bool:
+    """Products that end in tensor memory: a thread gets a whole row of it, and needs what the epilogue knows
+    of every column beside it. All columns at once spill."""
+    in_tensor_memory = machine.capability // 10 == 10 and access.precision != "ieee"
+    return in_tensor_memory and product.kind == "conv2d" and tile.accumulators > 32
+
+
+def _goes_through_registers(tile: Tile, item_size: int, access: Access, machine: Machine) -> bool:
+    """Products of four warps in TF32 take operands whose summands lie side by side in shared memory, while
+    those of 16 bits may lie either way. Where they lie apart in global memory (weights of an input gradient,
+    both operands of a weight's), the compiler would copy 4 bytes at a time to turn them round. Through
+    registers they are copied by 16 bytes, and turned on the way from shared memory to shared memory."""
+    by_four_warps = machine.capability // 10 in (9, 10) and tile.block_m >= 64
+    return by_four_warps and item_size == 4 and access.precision != "ieee" and access.vectors
+
+
+def _register_level(product: Product, item_size: int, access: Access, machine: Machine) -> int:
+    number = access.precision if item_size == 4 else "16 bits"
+    few = (product.kind, number, access.vectors, machine.capability) in LEVEL_5_SPILLS
+    return HIGHER_LEVEL if few else REGISTER_LEVEL
 
 
 def _step_length(product: Product, item_size: int, access: Access) -> int:

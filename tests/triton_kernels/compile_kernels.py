@@ -65,7 +65,7 @@ def facts_of(variant: Variant) -> dict:
     shared = kernel.metadata.shared
     return {
         "name": variant.name,
-        "tile": None if tile is None else list(tile),
+        "tile": None if tile is None else list(tile[:5]),
         "warps": signature.num_warps,
         "shared": shared,
         "shared_reckoned": variant.shared_reckoned,

@@ -1,7 +1,11 @@
-"""Memory that kernels write is NaN before they run, so that what they forget is seen."""
+"""Memory that kernels write is NaN before they run, so that what they forget is seen; in the interpreter they
+touch nothing but their arguments."""
+
+import os
 
 import pytest
 import torch
+from accesses import watch_accesses
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +15,9 @@ def nan_in_new_memory():
     assert torch.empty(3).new_empty(2).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_outside_of_arguments(monkeypatch):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        watch_accesses(monkeypatch)

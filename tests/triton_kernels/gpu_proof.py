@@ -3,6 +3,9 @@
 Every sweep in the interpreter, every kernel x class of shapes x type x architecture through the compiler.
 """
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,16 @@ from resources import check_report, compile_kernels
 CACHE = Path(__file__).resolve().parents[2] / "build" / "triton-proof"
 
 
+@pytest.fixture(scope="module")
+def sweeps() -> Iterator[dict[str, Future]]:
+    """The sweeps of all files, each in its process, as many at a time as there are cores."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {name: pool.submit(run_interpreted, name, everything=True) for name in FILES}
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_everything_in_the_interpreter(name):
-    run_interpreted(name, everything=True)
+def test_everything_in_the_interpreter(sweeps, name):
+    sweeps[name].result()
 
 
 def test_every_kernel_compiled(tmp_path):

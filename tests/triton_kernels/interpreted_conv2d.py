@@ -12,6 +12,8 @@ from conv2d_cases import ACTIVATIONS, DTYPES, SHAPES, Shape, assert_close, make_
 
 from cnnfast.triton.blocks import INTERPRETED
 from cnnfast.triton.conv2d import conv2d
+from cnnfast.triton.conv2d_arguments import geometry
+from cnnfast.triton.launch import is_aligned, launch
 from cnnfast.triton.tiles import GATHER_SHAPES, IEEE_SHAPES, Tile
 from cnnfast.triton.tiles import SHAPES as TILE_SHAPES
 
@@ -48,6 +50,13 @@ def test_conv2d_epilogue(absent, activation, dtype):
     assert_close(conv2d(**operands, padding=1, activation=activation), operands, TINY.options, activation)
 
 
+def test_conv2d_rounds_once():
+    """Far below zero a sigmoid's relative error is that of its argument, times the argument."""
+    operands = make_operands(TINY, torch.float16, "cpu")
+    operands["bias"] -= 4
+    assert_close(conv2d(**operands, padding=1, activation="sigmoid"), operands, TINY.options, "sigmoid")
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_conv2d_float32_parameters_of_a_narrow_input(dtype):
     operands = make_operands(TINY, dtype, "cpu")
@@ -71,6 +80,20 @@ def test_conv2d_every_tile(tile, block_k):
     assert_close(output, operands, ODD.options)
 
 
+HALVES = Tile(32, 32, 32, 2, 2, halves=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_conv2d_finished_in_halves(dtype):
+    """33 channels: the second tile has one, and its second half none."""
+    operands = make_operands(ODD, dtype, "cpu")
+    memory = torch.full((2 * 5 * 4 * 36 + 40,), torch.nan, dtype=dtype)
+    buffer = memory[: 2 * 5 * 4 * 36].view(2, 5, 4, 36).permute(0, 3, 1, 2)
+    result = conv2d(**operands, padding=1, activation="relu", out=buffer, out_channel_offset=2, tile=HALVES)
+    assert_close(result, operands, ODD.options, "relu")
+    assert memory.isnan().sum() == memory.numel() - result.numel()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("offset", (0, 3, 12))
 def test_conv2d_writes_its_slice_and_nothing_else(offset, dtype):
@@ -83,6 +106,31 @@ def test_conv2d_writes_its_slice_and_nothing_else(offset, dtype):
     assert result.data_ptr() == buffer[:, offset:].data_ptr()
     assert_close(buffer[:, offset : offset + 7], operands, shape.options)
     assert memory.isnan().sum() == memory.numel() - result.numel()
+
+
+def test_wide_accesses_need_aligned_addresses_channels_and_strides():
+    """Four float32 in 16 bytes."""
+    buffer = torch.zeros(1, 16, 2, 2).to(memory_format=torch.channels_last)
+    image, shifted = buffer[:, :8], buffer[:, 2:10]
+    strides = {"x_stride": 16, "y_stride": 8}
+
+    def aligned(x, strides, channels=8, out_channels=8) -> bool:
+        sizes = geometry("test", (1, channels, 2, 2), (out_channels, channels, 1, 1), 1, 0, 1, 1)
+        return is_aligned({"x_ptr": x, "residual_ptr": None}, strides, sizes)
+
+    assert aligned(image, strides)
+    assert not aligned(shifted, strides)
+    assert not aligned(image, strides | {"y_stride": 9})
+    assert not aligned(image, strides, channels=6) and not aligned(image, strides, out_channels=6)
+    assert aligned(image.half(), strides) and not aligned(image.half(), strides | {"x_stride": 12})
+
+
+def test_conv2d_of_aligned_channels_into_a_slice_of_odd_stride():
+    shape = Shape((1, 8, 3, 4), (8, 8, 1, 1))
+    operands = make_operands(shape, torch.float32, "cpu")
+    buffer = torch.full((1, 13, 3, 4), torch.nan).to(memory_format=torch.channels_last)
+    assert_close(conv2d(**operands, out=buffer), operands, {})
+    assert buffer[:, 8:].isnan().all()
 
 
 def test_conv2d_reads_and_writes_one_buffer():
@@ -193,6 +241,9 @@ ERRORS = {
     "padding is (-1, -1), needs at least 0": {"padding": -1},
     "dilation is (1, 0), needs at least 1": {"dilation": (1, 0)},
     "kernel (3, 3) with dilation (3, 3) is larger than the padded input": {"dilation": 3},
+    "4228120576 output pixels, more than 2147482624: split": {
+        "input": torch.zeros(1).expand(2**16, 3, 256, 256)
+    },
     "input (2, 3, 0, 5) has no channels or no pixels": {"input": torch.zeros(2, 3, 0, 5)},
     "weight (8, 3, 0, 3) has a dimension of size 0": {"weight": torch.zeros(8, 3, 0, 3)},
     "input has shape (3, 6, 5), needs 4 dimensions": {"input": torch.zeros(3, 6, 5)},
@@ -237,6 +288,11 @@ def test_conv2d_rejects(message):
         conv2d(**arguments)
     assert str(error.value).startswith("cnnfast.triton.conv2d: ") and message in str(error.value)
     assert out is None or torch.equal(out, before)
+
+
+def test_a_grid_has_its_limit():
+    with pytest.raises(RuntimeError, match="conv2d: 2147483648 programs, more than a grid can have"):
+        launch("conv2d", None, 2**31, {}, {}, {})
 
 
 @pytest.mark.parametrize("name", ("input", "weight", "bias", "scale", "residual"))

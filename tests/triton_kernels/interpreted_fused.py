@@ -74,7 +74,10 @@ def check_statistics(output: torch.Tensor, mean: torch.Tensor, var: torch.Tensor
     assert ((var - wanted).abs() <= relative * wanted).all(), (var, wanted)
 
 
-@pytest.mark.parametrize("tile", (None, Tile(32, 32, 16, 2, 1)), ids=("chosen", "small"))
+TILES = {"chosen": None, "small": Tile(32, 32, 16, 2, 1), "halves": Tile(32, 32, 16, 2, 1, halves=True)}
+
+
+@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", (BORDERED, GROUPED), ids=str)
 def test_statistics(shape, dtype, tile):
@@ -93,6 +96,18 @@ def test_statistics_far_from_zero():
         operands["input"], operands["weight"], bias, tile=Tile(32, 32, 16, 2, 1)
     )
     check_statistics(output, mean, var)
+
+
+def test_statistics_keep_what_the_sum_of_a_tile_rounds_away():
+    """Numbers near 2^20 in steps of 1 / 8: their sum in float32 is off by several units of its last digit."""
+    random = torch.Generator().manual_seed(0)
+    values = 2.0**20 + torch.randint(-32, 33, (1, 32, 8, 16), generator=random) / 8
+    identity = torch.eye(32)[:, :, None, None]
+    output, mean, var = conv2d_statistics(values, identity, tile=Tile(128, 32, 32, 4, 1))
+    assert torch.equal(output, values)
+    exact = values.double().transpose(0, 1).flatten(1)
+    assert ((mean - exact.mean(1)).abs() <= 1 / 16).all(), "half of the last digit"
+    torch.testing.assert_close(var.double(), exact.var(1, correction=0), rtol=1e-5, atol=0)
 
 
 def test_statistics_of_a_slice_behind_a_prologue():
@@ -118,6 +133,23 @@ def test_statistics_keep_nan_in_its_channel():
     operands["residual"][1, 5, 0, 0] = torch.nan
     _, mean, var = conv2d_statistics(operands["input"], operands["weight"], residual=operands["residual"])
     assert mean.isnan().nonzero().tolist() == [[5]] and var.isnan().nonzero().tolist() == [[5]]
+
+
+def test_statistics_of_an_infinity_are_those_of_torch():
+    operands = make_operands(POINTWISE, torch.float32, "cpu")
+    operands["residual"][1, 5, 0, 0] = torch.inf
+    _, mean, var = conv2d_statistics(operands["input"], operands["weight"], residual=operands["residual"])
+    assert mean.isinf().nonzero().tolist() == [[5]] and not mean.isnan().any()
+    assert var.isnan().nonzero().tolist() == [[5]]
+
+
+def test_combine_keeps_what_its_sum_rounds_away():
+    """Means near 2^20 in steps of 1 / 8, as in a tile."""
+    random = torch.Generator().manual_seed(0)
+    means = 2.0**20 + torch.randint(-32, 33, (ROWS, 33), generator=random) / 8
+    mean, var = combine(torch.stack([means, torch.zeros_like(means)], 1), 1, ROWS)
+    assert ((mean - means.double().mean(0)).abs() <= 1 / 16).all()
+    torch.testing.assert_close(var.double(), means.double().var(0, correction=0), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("channels", (1, 33))

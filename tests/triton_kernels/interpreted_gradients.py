@@ -5,6 +5,7 @@ Needs TRITON_INTERPRET=1 before the first import: test_interpreter.py runs it in
 
 import mmap
 
+import numpy as np
 import pytest
 import torch
 from conv2d_cases import (
@@ -30,6 +31,7 @@ assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
 FEW = (SHAPES[2], SHAPES[7], SHAPES[8], SHAPES[12], SHAPES[14], SHAPES[15])
 ODD = Shape((2, 17, 5, 4), (9, 17, 3, 3), {"padding": 1})
+GROUPED = Shape((2, 12, 5, 4), (8, 3, 3, 3), {"padding": 1, "groups": 4})
 STRIDED = Shape((2, 9, 7, 6), (11, 9, 3, 3), {"padding": 1, "stride": 2})
 
 
@@ -82,15 +84,57 @@ def test_gradients_with_every_tile(shape, tile):
         assert_within(output, dw, dw_error)
 
 
-@pytest.mark.parametrize("parts", (1, 2, 5, 100))
-def test_weight_grad_of_any_number_of_parts(parts):
-    shape = Shape((3, 5, 9, 7), (4, 5, 1, 1))
+@pytest.mark.parametrize("tile", (Tile(64, 32, 16, 4, 2), Tile(32, 64, 32, 4, 2)), ids=str)
+def test_gradients_of_several_tiles_of_channels(tile):
+    """With 32 columns a tile of the weight is part of one tap, with 64 it spans two."""
+    shape = Shape((1, 40, 5, 4), (70, 40, 3, 3), {"padding": 1})
     t = make_gradient_operands(shape, torch.float32)
-    (_, dw), (_, error) = gradients_and_bounds(t["x"], t["w"], t["dy"], {})
-    tile = Tile(32, 32, 16, 2, 1)
-    output = conv2d_weight_grad(t["dy"], t["x"], (1, 1), tile=tile, parts=parts)
+    (dx, dw), (dx_error, dw_error) = gradients_and_bounds(t["x"], t["w"], t["dy"], shape.options)
+    assert_within(conv2d_input_grad(t["dy"], t["w"], shape.input, **shape.options, tile=tile), dx, dx_error)
+    output = conv2d_weight_grad(t["dy"], t["x"], (3, 3), **shape.options, tile=tile)
+    assert_within(output, dw, dw_error)
+
+
+def test_input_grad_of_a_phase_without_pixels_divides_by_nothing():
+    shape = Shape((2, 3, 2, 1), (4, 3, 1, 1), {"stride": 3})
+    t = make_gradient_operands(shape, torch.float32)
+    (dx, _), (error, _) = gradients_and_bounds(t["x"], t["w"], t["dy"], shape.options)
+    with np.errstate(divide="raise"):
+        output = conv2d_input_grad(t["dy"], t["w"], shape.input, **shape.options)
+    assert_within(output, dx, error)
+
+
+@pytest.mark.parametrize("prologue", (False, True), ids=("plain", "prologue"))
+@pytest.mark.parametrize("shape", (ODD, STRIDED), ids=str)
+def test_gradients_through_registers(shape, prologue):
+    """What TF32 does on newer chips must change no bit."""
+    t = make_gradient_operands(shape, torch.float32)
+    before = make_prologue(shape.input[1], torch.float32, "cpu") if prologue else {}
+    for_input = before | ({"input": t["x"]} if prologue else {})
+    for_weight = before | ({"pre_activation": "relu"} if prologue else {})
+    plain = Tile(32, 32, 16, 2, 2)
+    turned = plain._replace(through_registers=True)
+    dx, same_dx = (
+        conv2d_input_grad(t["dy"], t["w"], shape.input, **shape.options, **for_input, tile=tile)
+        for tile in (plain, turned)
+    )
+    dw, same_dw = (
+        conv2d_weight_grad(t["dy"], t["x"], (3, 3), **shape.options, **for_weight, tile=tile)
+        for tile in (plain, turned)
+    )
+    assert torch.equal(dx, same_dx) and torch.equal(dw, same_dw)
+
+
+@pytest.mark.parametrize("parts", (1, 2, 5, 100))
+@pytest.mark.parametrize("groups", (1, 2))
+def test_weight_grad_of_any_number_of_parts(parts, groups):
+    shape = Shape((3, 10, 9, 7), (4, 10 // groups, 1, 1), {"groups": groups})
+    t = make_gradient_operands(shape, torch.float32)
+    (_, dw), (_, error) = gradients_and_bounds(t["x"], t["w"], t["dy"], shape.options)
+    options = shape.options | {"tile": Tile(32, 32, 16, 2, 1), "parts": parts}
+    output = conv2d_weight_grad(t["dy"], t["x"], (1, 1), **options)
     assert_within(output, dw, error)
-    assert torch.equal(output, conv2d_weight_grad(t["dy"], t["x"], (1, 1), tile=tile, parts=parts))
+    assert torch.equal(output, conv2d_weight_grad(t["dy"], t["x"], (1, 1), **options))
 
 
 LAYOUTS = {
@@ -98,6 +142,7 @@ LAYOUTS = {
     "channel_slice": lambda t: torch.cat([t, t + 1, t], 1).contiguous(memory_format=torch.channels_last)[
         :, : t.shape[1]
     ],
+    "half": lambda t: torch.cat([t, t], 1).contiguous(memory_format=torch.channels_last)[:, : t.shape[1]],
     "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     "expanded": lambda t: t[:1, :1, :1, :1].expand(t.shape),
 }
@@ -133,17 +178,33 @@ def test_input_grad_adds_into_its_slice_and_writes_nothing_else(shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", (ODD, STRIDED), ids=str)
+@pytest.mark.parametrize("shape", (ODD, STRIDED, GROUPED), ids=str)
 def test_gradients_behind_a_prologue(shape, dtype):
+    """Input and residual are slices, each with a pixel stride of its own."""
     t = make_gradient_operands(shape, dtype)
+    random = torch.Generator().manual_seed(4)
+    residual = LAYOUTS["channel_slice"](torch.randn(shape.input, generator=random).to(dtype))
+    x = LAYOUTS["half"](t["x"])
     prologue = make_prologue(shape.input[1], torch.float32, "cpu")
     a, terms = after_prologue(t["x"], prologue, relu=True)
     (da, dw), (da_error, _) = gradients_and_bounds(a, t["w"], t["dy"], shape.options)
-    output = conv2d_input_grad(t["dy"], t["w"], shape.input, **shape.options, input=t["x"], **prologue)
-    assert_within(output, da * (a > 0), da_error)
+    before = {"input": x, "residual": residual} | prologue
+    output = conv2d_input_grad(t["dy"], t["w"], shape.input, **shape.options, **before)
+    assert_within(output, da * (a > 0) + residual.double(), da_error + 1e-6 * residual.double().abs())
     _, bound = gradients(terms, t["w"], t["dy"].abs(), shape.options)
-    output = conv2d_weight_grad(t["dy"], t["x"], (3, 3), **shape.options, **prologue, pre_activation="relu")
+    output = conv2d_weight_grad(t["dy"], x, (3, 3), **shape.options, **prologue, pre_activation="relu")
     assert_within(output, dw, bound * (2e-6 + ROUNDING[dtype]))
+
+
+def test_input_grad_stops_where_relu_was_at_zero():
+    """Integers: a sum of exactly 0 is as common as any other."""
+    random = torch.Generator().manual_seed(3)
+    t = make_gradient_operands(ODD, torch.float32)
+    x = torch.randint(-2, 3, ODD.input, generator=random).float()
+    prologue = {"pre_scale": torch.ones(17), "pre_shift": torch.arange(17.0) % 3 - 1}
+    a = torch.relu(x + prologue["pre_shift"][:, None, None])
+    output = conv2d_input_grad(t["dy"], t["w"], ODD.input, **ODD.options, input=x, **prologue)
+    assert (output[a == 0] == 0).all() and (output[a > 0] != 0).all()
 
 
 def test_input_grad_is_zero_where_nothing_reads():

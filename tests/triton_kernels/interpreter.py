@@ -24,7 +24,8 @@ def run_interpreted(name: str, everything: bool) -> None:
     ]
     if not everything:
         command += ["-m", "not gpu_proof"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    # Interpreted kernels run in one thread; a second one of torch's would only take another sweep's core.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
     summary = result.stdout.strip().splitlines()[-1]

@@ -93,7 +93,8 @@ CLASSES = {
 }
 # bfloat16 differs from float16 in one word of one instruction: these classes stand for all.
 BFLOAT16_CLASSES = ("conv2d/wide_training", "input_grad/wide_strided", "weight_grad/wide")
-# The default test run compiles these alone: an instruction set with asynchronous products and one without.
+# The default test run compiles these alone: an instruction set with asynchronous products and one without,
+# operands that go through registers, a result that is finished in halves.
 SHORT = {
     f"{name}/{kind}/sm_{capability}"
     for name, kind, capability in (
@@ -101,6 +102,8 @@ SHORT = {
         ("conv2d/wide", "tf32", 80),
         ("input_grad/wide_strided", "bfloat16", 80),
         ("weight_grad/wide", "float16", 90),
+        ("weight_grad/wide", "tf32", 90),
+        ("conv2d/wide", "tf32", 100),
     )
 } | {"statistics/last/float32/sm_90", "sum_parts/aligned/float16/sm_80"}
 

@@ -14,35 +14,6 @@ REWRITE = "python tests/triton_kernels/compile_kernels.py --rewrite"
 # The instructions that multiply on tensor cores: warp by warp; four warps together; one thread for all.
 TENSOR_CORES = {80: "HMMA.", 86: "HMMA.", 89: "HMMA.", 90: "HGMMA.", 100: "UTCHMMA", 120: "HMMA."}
 
-# Not yet as they should be: ptxas keeps a few values of these in local memory, most of them to stay within
-# the registers that let one more program onto a processor. The table holds how many; no other kernel may.
-SPILLING = {
-    "conv2d/first_training/float32/sm_80",
-    "conv2d/odd/float32/sm_80",
-    "conv2d/odd/tf32/sm_80",
-    "conv2d/odd/tf32/sm_80/64x64x32",
-    "conv2d/pointwise/tf32/sm_100",
-    "conv2d/pointwise_training/tf32/sm_100",
-    "conv2d/pointwise_training/tf32/sm_86",
-    "conv2d/pointwise_training/tf32/sm_89",
-    "conv2d/wide/tf32/sm_100",
-    "conv2d/wide_training/float32/sm_89",
-    "input_grad/odd/float16/sm_100",
-    "input_grad/wide_strided/float32/sm_120",
-    "input_grad/wide_strided/float32/sm_86",
-    "input_grad/wide_strided/float32/sm_90",
-    "weight_grad/pointwise/float16/sm_86",
-    "weight_grad/pointwise/float16/sm_89",
-    "weight_grad/pointwise/float32/sm_100",
-    "weight_grad/pointwise/float32/sm_120",
-    "weight_grad/pointwise/float32/sm_80",
-    "weight_grad/pointwise/float32/sm_86",
-    "weight_grad/pointwise/float32/sm_90",
-}
-# Products of TF32 on these chips want the summands of both operands side by side in shared memory; those of
-# the weight's gradient are pixels, which lie apart, and are copied 4 bytes at a time.
-NARROW_COPIES = {"weight_grad/wide/tf32/sm_90", "weight_grad/wide/tf32/sm_100"}
-
 
 def compile_kernels(output: Path, everything: bool, cache: Path, timeout: int) -> dict:
     """Compiled in a process of its own: the interpreter's switch must not be set."""
@@ -60,7 +31,7 @@ def broken_rules(name: str, facts: dict) -> list[str]:
     """What is wrong with a kernel whatever the compiler's version."""
     _, shape, kind, architecture, *_ = name.split("/")
     broken = []
-    if (facts["spills"] or facts["stack"]) and name not in SPILLING:
+    if facts["spills"] or facts["stack"]:
         broken.append(f"{facts['spills']} spills, a stack of {facts['stack']} bytes")
     if not 0 < facts["registers"] <= 255 or facts["programs_per_processor"] < 1:
         broken.append(
@@ -70,7 +41,7 @@ def broken_rules(name: str, facts: dict) -> list[str]:
         broken.append(f"{facts['shared']} bytes of shared memory, more than {facts['shared_limit']}")
     if facts["tile"] is not None:
         broken += _broken_product_rules(kind, int(architecture.removeprefix("sm_")), facts)
-        if not shape.startswith(("odd", "first")) and name not in NARROW_COPIES:
+        if not shape.startswith(("odd", "first")):
             broken += _broken_access_rules(facts)
     return broken
 
@@ -90,11 +61,15 @@ def _broken_product_rules(kind: str, capability: int, facts: dict) -> list[str]:
 
 
 def _broken_access_rules(facts: dict) -> list[str]:
-    wide = [name for name in facts["accesses"] if name.endswith(" 16")]
+    accesses = facts["accesses"]
+    wide = [name for name in accesses if name.endswith(" 16")]
     loads = [name for name in wide if not name.startswith("STG")]
-    if loads and "STG 16" in wide:
-        return []
-    return [f"no 16-byte loads or stores: {facts['accesses']}"]
+    if not loads or "STG 16" not in wide:
+        return [f"no 16-byte loads or stores: {accesses}"]
+    # Parameters of a channel are copied 4 bytes at a time; an operand in such steps would be the most of it.
+    if accesses.get("LDGSTS 4", 0) >= accesses.get("LDGSTS 16", 1):
+        return [f"an operand is copied 4 bytes at a time: {accesses}"]
+    return []
 
 
 def differences(report: dict, table: dict, everything: bool) -> list[str]:

@@ -61,6 +61,34 @@ def test_tiles_fit_the_machine(access, machine):
             assert tile.block_k >= 16, "the least that a tensor core multiplies"
 
 
+def tiles_for(capability: int, make, access: Access, item_size: int) -> list[Tile]:
+    return candidates(make(conv(32, 28, 128, 128)), item_size, access, MACHINES[capability])
+
+
+@pytest.mark.parametrize("capability", MACHINES)
+def test_results_in_tensor_memory_are_finished_in_halves(capability):
+    for make, access in itertools.product(PRODUCTS, (TENSOR_CORES, IEEE)):
+        halves = [tile for tile in tiles_for(capability, make, access, 4) if tile.halves]
+        if capability == 100 and access is TENSOR_CORES and make is forward_product:
+            assert halves and all(tile.accumulators == 64 for tile in halves)
+        else:
+            assert not halves
+
+
+@pytest.mark.parametrize("capability", MACHINES)
+def test_operands_go_through_registers_where_instructions_cannot_turn_them(capability):
+    for make, access, item_size in itertools.product(PRODUCTS, (TENSOR_CORES, GATHER, IEEE), (2, 4)):
+        for tile in tiles_for(capability, make, access, item_size):
+            needed = capability in (90, 100) and access is TENSOR_CORES and item_size == 4
+            assert tile.through_registers == (needed and tile.block_m >= 64)
+
+
+def test_float32_sums_over_pixels_keep_few_accumulators():
+    """Both operands of these are turned in registers."""
+    for tile in tiles_for(80, weight_grad_product, IEEE, 4):
+        assert tile.accumulators <= 16
+
+
 def choose(sizes, make=forward_product, machine=MACHINES[80]) -> Tile:
     return choose_tile(make(sizes), 2, TENSOR_CORES, machine)
 
