@@ -44,8 +44,8 @@ class Variant:
     """One kernel with its constants, for some architectures.
 
     signatures: by architecture; they differ in what a tile says beside its size. tile: what a program
-    computes, 0 where that has no meaning. multiples: what divides the value (or the address, in bytes) of an argument. free:
-    constants that are no condition on the arguments.
+    computes, 0 where that has no meaning. multiples: what divides the value (or the address, in bytes) of an
+    argument. free: constants that are no condition on the arguments.
     """
 
     name: str

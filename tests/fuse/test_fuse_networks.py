@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from zoo.smooth import Smooth, smooth_twin
 
 import cnnfast
 
@@ -119,15 +120,20 @@ def test_fuse_plain_network_trains(name):
 
 @pytest.mark.parametrize("name", ["googlenet", "densenet", "resnet18_preact", "inception_net"])
 def test_fuse_plain_network_trains_in_float32(name):
-    """On the kernels. Small weights' gradients may differ by what rounding does to batch statistics."""
+    """On the kernels. One ReLU that rounding turns on or off moves gradients by far more than rounding does,
+    so they are compared in a network without kinks."""
     model = make_plain(name).train()
-    fused = cnnfast.fuse(copy.deepcopy(model))
     x = plain_images(name, 4)
-    for actual, wanted in ((b, a) for a, b in steps([model, fused], x, count=1)):
-        assert_close(actual, wanted, 1e-3)
-        largest = max(p.grad.abs().max() for p in model.parameters())
-        for (key, a), b in zip(model.named_parameters(), fused.parameters(), strict=True):
-            assert (a.grad - b.grad).abs().max() <= 5e-3 * largest, key
+    with torch.no_grad():
+        assert_close(cnnfast.fuse(copy.deepcopy(model))(x), copy.deepcopy(model)(x), 1e-3)
+    model = smooth_twin(model)
+    with Smooth():
+        fused = cnnfast.fuse(copy.deepcopy(model))
+        for actual, wanted in ((b, a) for a, b in steps([model, fused], x, count=1)):
+            assert_close(actual, wanted, 1e-4)
+    largest = max(p.grad.abs().max() for p in model.parameters())
+    for (key, a), b in zip(model.named_parameters(), fused.parameters(), strict=True):
+        assert (a.grad - b.grad).abs().max() <= 2e-4 * largest, key
 
 
 @pytest.mark.parametrize("name", ["googlenet", "densenet", "resnet18_preact", "alexnet_paper"])
