@@ -14,6 +14,17 @@ namespace {
 
 constexpr int64_t kSerialElements = 1 << 14;
 
+// Adds the sums of every channel over a row of `width` pixels. Where a vector holds several pixels, those of
+// channels that lie in it are summed side by side first.
+void add_row_sums(const float* row, int64_t width, int64_t channels, float* sums) {
+  const int64_t lanes = kernels().vector_width, pixels = lanes / channels;
+  if (pixels < 2 || lanes % channels || width % pixels)
+    return kernels().column_sum(row, channels, width, channels, nullptr, sums);
+  std::vector<float> wide(static_cast<size_t>(lanes), 0.0f);
+  kernels().column_sum(row, lanes, width / pixels, lanes, nullptr, wide.data());
+  for (int64_t i = 0; i < lanes; ++i) sums[i % channels] += wide[static_cast<size_t>(i)];
+}
+
 bool none(const Border& b) { return !b.top && !b.left && !b.bottom && !b.right; }
 
 }  // namespace
@@ -46,6 +57,8 @@ Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& ou
                 part_rows = std::max<int64_t>(1, kRowsPerPart / size.width),
                 parts = (image_rows + part_rows - 1) / part_rows;
   std::vector<float> partial(sums ? static_cast<size_t>(parts * size.channels) : 0, 0.0f);
+  // A mask does not ask for the channel: a row of pixels is one long one, whose vectors are full.
+  const bool dense = grad.stride == size.channels && y.stride == size.channels;
   const auto rows_of_part = [&](int64_t part) {
     for (int64_t row = part * part_rows; row < std::min(image_rows, (part + 1) * part_rows); ++row) {
       NormBackwardCall call{};
@@ -54,12 +67,11 @@ Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& ou
       call.grad_residual = to.view.data + row / size.height * to.view.image + row % size.height * to.view.row;
       call.grad_stride = grad.stride;
       call.output_stride = y.stride;
-      call.channels = size.channels;
+      call.channels = dense ? size.width * size.channels : size.channels;
       call.activation = activation;
-      kernels().norm_backward(call, size.width);
+      kernels().norm_backward(call, dense ? 1 : size.width);
       if (sums)
-        kernels().column_sum(call.grad_residual, size.channels, size.width, size.channels, nullptr,
-                             partial.data() + part * size.channels);
+        add_row_sums(call.grad_residual, size.width, size.channels, partial.data() + part * size.channels);
     }
   };
   parallel_team(grad_output.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {

@@ -6,7 +6,9 @@
 namespace {
 
 // One output pixel: its gradient goes to the first largest value of its window (a NaN beats all before it),
-// if that lies in the window's rows [write_begin, write_end).
+// if that lies in the window's rows [write_begin, write_end). kAdds: to what other windows have left there;
+// else all of the window is written.
+template <bool kAdds>
 inline void max_pool_pixel_backward(const MaxPoolBackwardCall& c, const float* window, float* to,
                                     const float* grad, int64_t rows, int64_t columns, int64_t write_begin,
                                     int64_t write_end) {
@@ -28,17 +30,24 @@ inline void max_pool_pixel_backward(const MaxPoolBackwardCall& c, const float* w
       for (int64_t x = 0; x < columns; ++x, ++number) {
         float* at =
             to + y * p.dilation_h * c.grad_input.row + x * p.dilation_w * c.grad_input.pixel + channel;
-        (Vec::load_first(at, lanes) + Vec::where_equal(winner, Vec::set1(number), g)).store_first(at, lanes);
+        const Vec own = Vec::where_equal(winner, Vec::set1(number), g);
+        (kAdds ? Vec::load_first(at, lanes) + own : own).store_first(at, lanes);
       }
   }
 }
 
-// Input rows [begin, end) of one image, from all windows that reach into them.
+// Input rows [begin, end) of one image, from all windows that reach into them. kApart: windows do not
+// overlap.
+template <bool kApart>
 void max_pool_image_backward(const MaxPoolBackwardCall& c, int64_t image, int64_t begin, int64_t end) {
   const PoolCall& p = c.pool;
   const float* input = p.input.data + image * p.input.image;
   float* grad_input = c.grad_input.data + image * c.grad_input.image;
   int64_t cleared = begin;
+  const bool covered = kApart && p.width * p.stride_w >= p.in_width;  // windows leave no column out
+  const auto pass_to = [&](int64_t row) {
+    if (covered && cleared < row) cleared = row;
+  };
   const auto clear_to = [&](int64_t row) {
     for (; cleared < row; ++cleared)
       __builtin_memset(grad_input + cleared * c.grad_input.row, 0,
@@ -54,14 +63,17 @@ void max_pool_image_backward(const MaxPoolBackwardCall& c, int64_t image, int64_
     const int64_t inside = (end - rows.begin + p.dilation_h - 1) / p.dilation_h;
     const int64_t write_end = inside < rows.count ? inside : rows.count;
     if (write_begin >= write_end) continue;
-    clear_to(rows.begin + (write_end - 1) * p.dilation_h + 1);
+    const int64_t reached = rows.begin + (write_end - 1) * p.dilation_h + 1;
+    pass_to(reached);
+    clear_to(reached);
     const float* grad = c.grad.data + image * c.grad.image + y * c.grad.row;
     for (int64_t x = 0; x < p.width; ++x, grad += c.grad.pixel) {
       const Span columns =
           span_of(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.in_width, p.padded_width - p.pad_w);
-      max_pool_pixel_backward(c, input + rows.begin * p.input.row + columns.begin * p.input.pixel,
-                              grad_input + rows.begin * c.grad_input.row + columns.begin * c.grad_input.pixel,
-                              grad, rows.count, columns.count, write_begin, write_end);
+      max_pool_pixel_backward<!kApart>(
+          c, input + rows.begin * p.input.row + columns.begin * p.input.pixel,
+          grad_input + rows.begin * c.grad_input.row + columns.begin * c.grad_input.pixel, grad, rows.count,
+          columns.count, write_begin, write_end);
     }
   }
   clear_to(end);
@@ -69,10 +81,14 @@ void max_pool_image_backward(const MaxPoolBackwardCall& c, int64_t image, int64_
 
 void max_pool_backward(const MaxPoolBackwardCall& c, int64_t row_begin, int64_t row_end) {
   const int64_t height = c.pool.in_height;
+  const PoolCall& p = c.pool;
+  const bool apart = p.stride_h == p.kernel_h && p.stride_w == p.kernel_w && p.pad_h == 0 && p.pad_w == 0 &&
+                     p.dilation_h == 1 && p.dilation_w == 1;
+  const auto run = apart ? max_pool_image_backward<true> : max_pool_image_backward<false>;
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t begin = row % height, left = row_end - row;
     const int64_t end = height - begin < left ? height : begin + left;
-    max_pool_image_backward(c, row / height, begin, end);
+    run(c, row / height, begin, end);
     row += end - begin;
   }
 }
