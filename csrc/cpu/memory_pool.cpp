@@ -115,7 +115,9 @@ class Pool final : public c10::Allocator {
     sizes_.emplace(block, bytes);
     used_ += bytes;
     most_used_ = std::max(most_used_, used_);
-    shrink(most_used_ + most_used_ / 4);
+    // A step's parts need blocks of different sizes: with little more than what is used at once, blocks would
+    // be given back and asked for again.
+    shrink(2 * most_used_);
     return block;
   }
 

@@ -7,8 +7,8 @@
 
 namespace cnnfast::cpu {
 
-// As at::empty, but what is large comes from blocks that are kept when their tensors are gone. All that is
-// kept is a quarter more than what was in use at once, at most. CNNFAST_KEEP_MEMORY=0: as at::empty.
+// As at::empty, but what is large comes from blocks that are kept when their tensors are gone: with those in
+// use, twice as much as was in use at once, at most. CNNFAST_KEEP_MEMORY=0: as at::empty.
 at::Tensor gradient_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
                           std::optional<at::MemoryFormat> format = std::nullopt);
 // With the strides of `t`, as at::empty_like.
