@@ -3,6 +3,8 @@
 // None, ReLU and clamping are done in registers wherever they occur. The others, which are long, run over
 // values that the same loop has just written and that are still in the first-level cache; where that cannot
 // be, as on the way into a layer, `apply` calls them.
+#pragma once
+
 namespace {
 
 // 2^n * p(f) with n = round(x / ln 2), f the rest and p a polynomial (Cephes expf coefficients); relative

@@ -22,6 +22,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/resample.inl"
 #include "cpu/kernels/weight_gradient.inl"
 #include "cpu/kernels/winograd.inl"
+#include "cpu/kernels/winograd_gradient.inl"
 
 #define CNNFAST_KERNEL_TABLE(name) \
   {name,                           \
