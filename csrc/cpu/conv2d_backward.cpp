@@ -9,7 +9,7 @@
 #include "cpu/bordered.h"
 #include "cpu/conv_input_grad.h"
 #include "cpu/normalise.h"
-#include "cpu/pointwise_backward.h"
+#include "cpu/strip_backward.h"
 #include "ops/batch_norm.h"
 #include "ops/conv_gradients.h"
 
@@ -63,9 +63,8 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   const auto none = [&] { return no_gradient(input); };
   check_conv2d_gradient("conv2d_backward", grad_output, input, weight, {stride, padding, dilation, groups});
   if (!need_residual && is_plain_float(weight) && is_plain_float(output)) {
-    const auto found =
-        pointwise_backward(grad_output, input, weight, output, {stride, padding, dilation, groups}, act,
-                           {need_input, need_weight, need_bias});
+    const auto found = strip_backward(grad_output, input, weight, output, {stride, padding, dilation, groups},
+                                      act, {need_input, need_weight, need_bias});
     if (found)
       return {need_input ? found->input : none(), need_weight ? found->weight : none(),
               need_bias ? channel_tensor(found->bias, input.options()) : none(), none(), none()};

@@ -91,15 +91,6 @@ View bring_in(const at::Tensor& input, const Conv2dParams& p, Overreach beyond, 
   return v;
 }
 
-std::vector<int64_t> offsets_of(const ConvGeometry& g, const View& input) {
-  std::vector<int64_t> offset;
-  for (int64_t y = 0; y < g.kernel_h; ++y)
-    for (int64_t x = 0; x < g.kernel_w; ++x)
-      for (int64_t i = 0; i < g.in_channels; ++i)
-        offset.push_back(y * g.dilation_h * input.row + x * g.dilation_w * input.pixel + i);
-  return offset;
-}
-
 bool rows_touch(const View& v, const ConvGeometry& g) {
   return v.row == g.out_width * v.pixel && v.image == g.out_height * v.row;
 }
@@ -114,7 +105,7 @@ void join_rows(const ConvGeometry& g, WeightGradCall& call) {
 
 void run_direct(const ConvGeometry& g, const View& input, const View& grad, const at::Tensor& weight_grad) {
   const Panels panels = Panels::of(g.out_channels);
-  const std::vector<int64_t> offset = offsets_of(g, input);
+  const std::vector<int64_t> offset = position_offsets(g, input);
   float* sums = thread_scratch(ScratchSlot::kSums, g.packed_bytes() / static_cast<int64_t>(sizeof(float)));
   WeightGradCall call{input,      grad,          g.images,  g.out_height,   g.out_width,    g.stride_h,
                       g.stride_w, offset.data(), g.depth(), g.out_channels, panels.vectors, sums};

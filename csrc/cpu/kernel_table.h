@@ -144,8 +144,9 @@ struct WeightGradCall {
   int64_t positions;
   int64_t channels;  // of the output
   int64_t panel_vectors;
-  float* sums;        // as packed weights lie: panel, position, channel in the panel
-  bool adds = false;  // to sums that are there; else they begin at zero
+  float* sums;                  // as packed weights lie: panel, position, channel in the panel
+  bool adds = false;            // to sums that are there; else they begin at zero
+  int64_t first = 0, last = 0;  // output pixels over all images; last 0: all
   // What the next call reads and writes, fetched into the second-level cache meanwhile.
   static constexpr int kAhead = 4;
   FarFloats ahead[kAhead]{};

@@ -12,6 +12,15 @@ constexpr int64_t kUnpackBlock = 16;
 
 }  // namespace
 
+std::vector<int64_t> position_offsets(const ConvGeometry& g, const View& input) {
+  std::vector<int64_t> offset;
+  for (int64_t y = 0; y < g.kernel_h; ++y)
+    for (int64_t x = 0; x < g.kernel_w; ++x)
+      for (int64_t i = 0; i < g.in_channels; ++i)
+        offset.push_back(y * g.dilation_h * input.row + x * g.dilation_w * input.pixel + i);
+  return offset;
+}
+
 void unpack_sums(const ConvGeometry& g, const Panels& panels, const float* sums, const at::Tensor& to,
                  int64_t begin, int64_t end) {
   const int64_t width = kernels().vector_width, in = g.in_channels;

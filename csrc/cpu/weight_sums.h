@@ -2,9 +2,14 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "cpu/conv_job.h"
 
 namespace cnnfast::cpu {
+
+// Where the input value of every kernel position (row, column, channel) lies from a pixel's first one.
+std::vector<int64_t> position_offsets(const ConvGeometry& g, const View& input);
 
 // From the order of packed weights to the tensor's, input channels [begin, end).
 void unpack_sums(const ConvGeometry& g, const Panels& panels, const float* sums, const at::Tensor& to,

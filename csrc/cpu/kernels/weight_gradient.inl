@@ -165,7 +165,7 @@ int64_t panels_at_once(const WeightGradCall& c) {
 
 void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_end) {
   const int64_t blocks = position_blocks(c.positions, c.panel_vectors);
-  const int64_t pixels = c.images * c.height * c.width;
+  const int64_t pixels_end = c.last ? c.last : c.images * c.height * c.width, pixels = pixels_end - c.first;
   const int64_t longest = kStripFloats / (c.panel_vectors * Vec::kWidth);
   const int64_t strips = (pixels + longest - 1) / longest, strip = (pixels + strips - 1) / strips;
   const bool far_pixels =
@@ -179,9 +179,9 @@ void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_e
   for (int64_t from = unit_begin, to; from < unit_end; from = to) {
     to = from - from % blocks + at_once;
     if (to > unit_end) to = unit_end;
-    for (int64_t begin = 0; begin < pixels; begin += strip) {
-      const int64_t end = begin + strip < pixels ? begin + strip : pixels;
-      const int64_t next = end + strip < pixels ? end + strip : pixels;
+    for (int64_t begin = c.first; begin < pixels_end; begin += strip) {
+      const int64_t end = begin + strip < pixels_end ? begin + strip : pixels_end;
+      const int64_t next = end + strip < pixels_end ? end + strip : pixels_end;
       find_runs(c, begin, end, runs);
       FarFloats far[2]{};
       const bool fetches = far_pixels && find_far(c, end, next, far);
@@ -196,7 +196,7 @@ void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_e
                                       : Feed{};
           const int64_t first = c.positions * block / blocks, last = c.positions * (block + 1) / blocks;
           panel_products(panel.vectors, last - first, runs, c.offset + first, grad,
-                         sums + first * panel.vectors * Vec::kWidth, begin == 0 && !c.adds, feed);
+                         sums + first * panel.vectors * Vec::kWidth, begin == c.first && !c.adds, feed);
         }
       }
     }

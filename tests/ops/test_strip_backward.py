@@ -1,4 +1,4 @@
-"""Gradients of 1x1 convolutions of sizes that one pass over strips of pixels serves, against float64."""
+"""Gradients that come from one pass over strips of pixels, against float64: 1x1 kernels, first layers."""
 
 import pytest
 import torch
@@ -83,6 +83,47 @@ def test_pointwise_gradients_that_are_wanted(wanted):
     found = _gradients(leaves, "relu", cotangent)
     for own, true in zip(found, _true_gradients(leaves, "relu", cotangent), strict=True):
         assert_near(own, true, 2e-5)
+
+
+# in, out, kernel, stride, padding, dilation, height, width, batch
+FIRST_LAYERS = {
+    "one_channel": (1, 96, 11, 4, 0, 1, 131, 140, 4),
+    "colours": (3, 35, 7, 2, 3, 1, 67, 93, 2),
+    "five": (1, 6, 5, 1, 2, 1, 28, 28, 5),
+    "dilated": (2, 17, 3, 1, 2, 2, 48, 47, 1),
+    "oblong": (3, 20, (3, 5), (2, 1), (0, 2), 1, 61, 70, 1),
+}
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "sigmoid"])
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_first_layer_gradients(name, activation):
+    inputs, outputs, kernel, *geometry, height, width, batch = FIRST_LAYERS[name]
+    stride, padding, dilation = (g if isinstance(g, tuple) else (g, g) for g in geometry)
+    torch.manual_seed(4)
+    x = torch.randn(batch, inputs, height, width)
+    kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    weight = torch.randn(outputs, inputs, *kernel) / (inputs * kernel[0] * kernel[1]) ** 0.5
+    leaves, doubles = [], []
+    for t in (weight, torch.randn(outputs)):
+        leaves.append(t.requires_grad_())
+        doubles.append(t.detach().double().requires_grad_())
+    true = _activate(F.conv2d(x.double(), *doubles, stride, padding, dilation), activation)
+    cotangent = torch.randn(true.shape)
+    wanted = torch.autograd.grad(true, doubles, cotangent.double())
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            output = ops.conv2d(x, *leaves, None, None, stride, padding, dilation, 1, activation)
+            poison(weight.shape, output.shape)
+            results.append(torch.autograd.grad(output, leaves, cotangent))
+    finally:
+        torch.set_num_threads(before)
+    for own, exact in zip(results[0], wanted, strict=True):
+        assert_near(own, exact, 2e-5)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
 
 
 def test_pointwise_gradients_do_not_depend_on_threads():

@@ -1,7 +1,6 @@
-#include "cpu/pointwise_backward.h"
+#include "cpu/strip_backward.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
@@ -20,6 +19,8 @@ constexpr int64_t kLeastPartPixels = 512, kLeastParts = 4, kMostParts = 32;
 // A strip's gradients, inputs and results: so many floats each.
 constexpr int64_t kStripFloats = 32 * 1024;
 constexpr int64_t kLeastStripPixels = 64;
+// Channels of a first layer's input: more are better served by Winograd's algorithm where it applies.
+constexpr int64_t kMostFirstChannels = 4;
 
 int64_t parts_of(int64_t pixels) {
   int64_t parts = 1;
@@ -29,35 +30,57 @@ int64_t parts_of(int64_t pixels) {
 
 bool is_pointwise(const at::Tensor& weight, const Conv2dParams& p) {
   const auto all = [](at::IntArrayRef values, int64_t n) { return values[0] == n && values[1] == n; };
-  return weight.size(2) == 1 && weight.size(3) == 1 && all(p.stride, 1) && all(p.padding, 0) && p.groups == 1;
+  return weight.size(2) == 1 && weight.size(3) == 1 && all(p.stride, 1) && all(p.padding, 0);
+}
+
+ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p) {
+  return {grad.size(0),
+          weight.size(1),
+          weight.size(0),
+          1,
+          weight.size(2),
+          weight.size(3),
+          p.stride[0],
+          p.stride[1],
+          p.dilation[0],
+          p.dilation[1],
+          grad.size(2),
+          grad.size(3),
+          {}};
 }
 
 // A 1x1 convolution over `pixels` pixels in a row.
-ConvGeometry geometry_of(int64_t in, int64_t out, int64_t pixels) {
+ConvGeometry pointwise_geometry(int64_t in, int64_t out, int64_t pixels) {
   return {1, in, out, 1, 1, 1, 1, 1, 1, 1, 1, pixels, {}};
 }
 
-class PointwiseBackward {
+class StripBackward {
  public:
-  PointwiseBackward(const PixelRows& grad, const PixelRows& input, const PixelRows& output,
-                    const at::Tensor& weight, Activation activation, WantedConvGradients wanted)
-      : grad_(grad),
-        input_(input),
-        output_(output),
+  StripBackward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                const at::Tensor& output, const Conv2dParams& params, Activation activation,
+                WantedConvGradients wanted)
+      : grad_(pixel_rows(grad_output)),
+        output_(activation.kind != Activation::kNone ? pixel_rows(output) : PixelRows{}),
         weight_(weight),
         activation_(activation),
         wanted_(wanted),
-        in_(input.channels),
-        out_(grad.channels),
-        parts_(parts_of(grad.rows)),
+        in_(weight.size(1)),
+        out_(grad_.channels),
+        parts_(parts_of(grad_.rows)),
         strip_(std::max(kLeastStripPixels, kStripFloats / std::max(in_, out_))),
-        to_weight_(geometry_of(in_, out_, strip_)),
+        to_weight_(geometry_of(grad_output, weight, params)),
         panels_(Panels::of(to_weight_)),
-        to_input_(geometry_of(out_, in_, strip_)),
-        job_(to_input_, {nullptr, 0, 0, strip_stride()}, {nullptr, 0, 0, in_}, {}) {}
+        to_input_(pointwise_geometry(out_, in_, strip_)),
+        job_(to_input_, {nullptr, 0, 0, strip_stride()}, {nullptr, 0, 0, in_}, {}) {
+    if (is_pointwise(weight, params))
+      join_rows(pixel_rows(input));
+    else
+      bring_in(input, params);
+    offsets_ = position_offsets(to_weight_, input_);
+  }
 
-  PointwiseGradients run(const at::Tensor& like_input) {
-    PointwiseGradients found;
+  StripGradients run(const at::Tensor& like_input) {
+    StripGradients found;
     if (wanted_.input) {
       found.input = gradient_empty_like(like_input);
       grad_input_ = found.input.data_ptr<float>();
@@ -127,21 +150,42 @@ class PointwiseBackward {
     kernels().norm_backward(call, dense ? 1 : pixels);
   }
 
+  // A 1x1 kernel does not ask where a row or an image ends: all of them as one row.
+  void join_rows(PixelRows rows) {
+    held_ = rows.storage;
+    input_ = {const_cast<float*>(rows.data), 0, 0, rows.stride};
+    to_weight_.out_width = rows.rows;
+    to_weight_.images = to_weight_.out_height = 1;
+  }
+
+  void bring_in(const at::Tensor& input, const Conv2dParams& p) {
+    const int64_t ph = p.padding[0], pw = p.padding[1];
+    input_ = with_border_kept(input, {ph, pw, ph, pw}, held_);
+    input_.data -= ph * input_.row + pw * input_.pixel;
+  }
+
   void add_products(int64_t first, int64_t end, const float* grad, float* sums, bool adds) const {
+    const ConvGeometry& g = to_weight_;
+    const int64_t stride = strip_stride();
     WeightGradCall call{};
-    call.input = {const_cast<float*>(input_.data) + first * input_.stride, 0, 0, input_.stride};
-    call.grad = {const_cast<float*>(grad), 0, 0, strip_stride()};
-    call.images = call.height = 1;
-    call.width = end - first;
-    call.stride_h = call.stride_w = 1;
+    call.input = input_;
+    call.grad = {const_cast<float*>(grad) - first * stride, g.out_height * g.out_width * stride,
+                 g.out_width * stride, stride};
+    call.images = g.images;
+    call.height = g.out_height;
+    call.width = g.out_width;
+    call.stride_h = g.stride_h;
+    call.stride_w = g.stride_w;
     call.offset = offsets_.data();
-    call.positions = in_;
+    call.positions = g.depth();
     call.channels = out_;
     call.panel_vectors = panels_.vectors;
     call.sums = sums;
     call.adds = adds;
+    call.first = first;
+    call.last = end;
     fetch_strip(end, std::min(strip_, grad_.rows - end), call.ahead);
-    kernels().weight_gradient(call, 0, kernels().gradient_units(out_, panels_.vectors, in_));
+    kernels().weight_gradient(call, 0, kernels().gradient_units(out_, panels_.vectors, g.depth()));
   }
 
   // What run_part needs next.
@@ -149,7 +193,7 @@ class PointwiseBackward {
     const auto rows = [&](const float* data, int64_t stride) {
       *ahead++ = {data + first * stride, pixels * stride};
     };
-    rows(input_.data, input_.stride);
+    if (wanted_.input || in_ > kMostFirstChannels) rows(input_.data, input_.pixel);
     if (grad_.stride < 2 * out_) rows(grad_.data, grad_.stride);
     if (masks() && output_.stride < 2 * out_) rows(output_.data, output_.stride);
     if (wanted_.input) rows(grad_input_, in_);
@@ -163,13 +207,7 @@ class PointwiseBackward {
     }
   }
 
-  static std::vector<int64_t> one_after_another(int64_t count) {
-    std::vector<int64_t> all(static_cast<size_t>(count));
-    std::iota(all.begin(), all.end(), 0);
-    return all;
-  }
-
-  PixelRows grad_, input_, output_;
+  PixelRows grad_, output_;
   const at::Tensor& weight_;
   Activation activation_;
   WantedConvGradients wanted_;
@@ -178,7 +216,9 @@ class PointwiseBackward {
   Panels panels_;
   ConvGeometry to_input_;
   ConvJob job_;
-  std::vector<int64_t> offsets_ = one_after_another(in_);
+  View input_{};  // the first position of the first pixel
+  at::Tensor held_;
+  std::vector<int64_t> offsets_;
   const float* packed_ = nullptr;
   float* grad_input_ = nullptr;
   float* sums_ = nullptr;
@@ -186,19 +226,18 @@ class PointwiseBackward {
 
 }  // namespace
 
-std::optional<PointwiseGradients> pointwise_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                                     const at::Tensor& weight, const at::Tensor& output,
-                                                     const Conv2dParams& params, Activation activation,
-                                                     WantedConvGradients wanted) {
+std::optional<StripGradients> strip_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                             const at::Tensor& weight, const at::Tensor& output,
+                                             const Conv2dParams& params, Activation activation,
+                                             WantedConvGradients wanted) {
   const int64_t pixels = grad_output.size(0) * grad_output.size(2) * grad_output.size(3);
-  if (!is_pointwise(weight, params) || parts_of(pixels) < kLeastParts || weight.numel() > kMostWeights)
+  if (params.groups != 1 || parts_of(pixels) < kLeastParts || weight.numel() > kMostWeights)
     return std::nullopt;
+  const bool first_layer = !wanted.input && weight.size(1) <= kMostFirstChannels;
+  if (!is_pointwise(weight, params) && !first_layer) return std::nullopt;
   if (wanted.input && !(channels_adjacent(input) && input.is_non_overlapping_and_dense()))
     return std::nullopt;
-  const bool masks = activation.kind != Activation::kNone;
-  return PointwiseBackward(pixel_rows(grad_output), pixel_rows(input),
-                           masks ? pixel_rows(output) : PixelRows{}, weight, activation, wanted)
-      .run(input);
+  return StripBackward(grad_output, input, weight, output, params, activation, wanted).run(input);
 }
 
 }  // namespace cnnfast::cpu

@@ -1,0 +1,26 @@
+// Gradients of a convolution in one pass over memory: while a strip of pixels is in cache, its gradient
+// before the activation is made, and gives the sums of the bias, the weight's gradient and, of a 1x1
+// convolution, the input's.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "cpu/tensor_view.h"
+#include "ops/conv_gradients.h"
+
+namespace cnnfast::cpu {
+
+struct StripGradients {
+  at::Tensor input, weight;  // undefined where not wanted
+  std::vector<double> bias;
+};
+
+// act(conv(input, weight) + bias) with its output and the output's gradient, all float32 by is_plain_float.
+// For 1x1 kernels, and for first layers: few channels, of which no gradient is wanted. Nothing where geometry
+// or sizes (never the number of threads) are better served one gradient at a time.
+std::optional<StripGradients> strip_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                             const at::Tensor& weight, const at::Tensor& output,
+                                             const Conv2dParams& params, Activation activation,
+                                             WantedConvGradients wanted);
+
+}  // namespace cnnfast::cpu
