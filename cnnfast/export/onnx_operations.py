@@ -27,10 +27,28 @@ def _conv2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
         kernel_shape=shape[2:],
         strides=[node["stride_h"], node["stride_w"]],
         dilations=[node["dilation_h"], node["dilation_w"]],
-        pads=[node[f"pad_{side}"] for side in ("top", "left", "bottom", "right")],
+        pads=_conv_pads(graph, index, node),
         group=node["groups"],
     )
     return graph.emit("Add", [value, sources[1]], graph.names[index]) if len(sources) > 1 else value
+
+
+def _conv_pads(graph: Graph, index: int, node: Node) -> list[int]:
+    if node.pads_to_same:
+        return _same_pads(graph, index, node)
+    return [node[f"pad_{side}"] for side in ("top", "left", "bottom", "right")]
+
+
+def _same_pads(graph: Graph, index: int, node: Node) -> list[int]:
+    """Top, left, bottom, right of a window that pads by the size of the image."""
+    before, after = graph.image_sizes(index)
+    starts, ends = [], []
+    for axis, size, count in zip("hw", before, after, strict=True):
+        span = node.attributes.get(f"dilation_{axis}", 1) * (node[f"kernel_{axis}"] - 1) + 1
+        padding = max(0, (count - 1) * node[f"stride_{axis}"] + span - size)
+        starts.append(padding // 2)
+        ends.append(padding - padding // 2)
+    return starts + ends
 
 
 def _linear(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
@@ -42,6 +60,8 @@ def _linear(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
 
 def _pads(graph: Graph, index: int, node: Node) -> list[int]:
     """Top, left, bottom, right: just enough for as many windows as torch takes, ceil_mode or not."""
+    if node.pads_to_same:
+        return _same_pads(graph, index, node)
     before, after = graph.image_sizes(index)
     starts, ends = [], []
     for axis, size, count in zip("hw", before, after, strict=True):
@@ -73,7 +93,7 @@ def _max_pool2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str
 def _avg_pool2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     pads, name = _pads(graph, index, node), graph.names[index]
     taps = node["kernel_h"] * node["kernel_w"]
-    divisors = _divisors(graph, index, node)
+    divisors = np.full((), taps) if node.pads_to_same else _divisors(graph, index, node)
     value = graph.emit("AveragePool", [sources[0]], name, **_window(node), pads=pads, count_include_pad=1)
     if np.all(divisors == taps):
         return value
@@ -268,7 +288,26 @@ def _to_image(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     return graph.emit("Unsqueeze", [sources[0], graph.numbers(2, 3)], graph.names[index])
 
 
-def _plain(operator: str, **attributes: int) -> "Lowering":
+def _channel_conv(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name, taps = graph.names[index], node["taps"]
+    operands = [graph.emit("Reshape", [sources[0], graph.numbers(0, 1, -1)], name)]
+    operands.append(graph.weight(node["weight_at"], 1, 1, taps))
+    if node["bias_at"] != ABSENT:
+        operands.append(graph.weight(node["bias_at"], 1, stem="bias"))
+    value = graph.emit("Conv", operands, name, kernel_shape=[taps], pads=[taps // 2, taps // 2])
+    return graph.emit("Reshape", [value, graph.numbers(0, *graph.shapes[index][1:])], name)
+
+
+def _attention_pool(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name, channels = graph.names[index], graph.shapes[index][1]
+    logits = graph.emit("Reshape", [sources[1], graph.numbers(0, -1, 1)], name)
+    shares = graph.emit("Softmax", [logits], name, axis=1)
+    pixels = graph.emit("Reshape", [sources[0], graph.numbers(0, channels, -1)], name)
+    value = graph.emit("MatMul", [pixels, shares], name)
+    return graph.emit("Reshape", [value, graph.numbers(0, channels, 1, 1)], name)
+
+
+def _plain(operator: str, **attributes: int | list[int]) -> "Lowering":
     def lower(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
         return graph.emit(operator, sources, graph.names[index], **attributes)
 
@@ -301,4 +340,9 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.GROUP_NORM: _group_norm,
     Op.PRELU: _prelu,
     Op.TO_IMAGE: _to_image,
+    Op.CHANNEL_MAX: _plain("ReduceMax", axes=[1], keepdims=1),
+    Op.IMAGE_NORM: _plain("ReduceL2", axes=[2, 3], keepdims=1),
+    Op.CHANNEL_CONV: _channel_conv,
+    Op.RECIPROCAL: _plain("Reciprocal"),
+    Op.ATTENTION_POOL: _attention_pool,
 }

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 5
+FORMAT = 6  # with SAME, and the operations from CHANNEL_MAX on
+STORAGE_FORMAT = 5  # without those
 FLOAT_FORMAT = 4  # without the words for the storage of values: all are float32
 OLDEST_FORMAT = 3  # activations without numbers
 ABSENT = -1
+SAME = -1  # every padding of a window: just enough for ceil(size / stride) positions, the odd one at the end
 ANY = -1
 ALIGNMENT = 16  # floats: constants start on a cache line
 DIRECT = 0  # largest_tile: no Winograd convolution
@@ -45,6 +47,11 @@ class Op(IntEnum):
     GROUP_NORM = 21
     PRELU = 22
     TO_IMAGE = 23
+    CHANNEL_MAX = 24  # the largest channel of each pixel
+    IMAGE_NORM = 25  # per channel the 2-norm over the image
+    CHANNEL_CONV = 26  # a filter that slides along the channels of one pixel
+    RECIPROCAL = 27
+    ATTENTION_POOL = 28  # the mean over pixels, weighted by the softmax of a second input
 
 
 class Act(IntEnum):
@@ -76,7 +83,7 @@ class Interpolation(IntEnum):
     BILINEAR = 2
 
 
-# Inputs that broadcast: the second of an ADD or MULTIPLY may be N×C×1×1. A third one of MULTIPLY is added.
+# Inputs that broadcast: the second of an ADD or MULTIPLY may be N×C×1×1 or N×1×H×W. MULTIPLY adds a third.
 
 ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.INPUT: ("rank", "channels"),
@@ -114,6 +121,11 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.GROUP_NORM: ("weight_at", "bias_at", "channels", "groups", "eps"),
     Op.PRELU: ("slope_at", "channels"),
     Op.TO_IMAGE: (),
+    Op.CHANNEL_MAX: (),
+    Op.IMAGE_NORM: (),
+    Op.CHANNEL_CONV: ("weight_at", "taps", "bias_at"),
+    Op.RECIPROCAL: (),
+    Op.ATTENTION_POOL: (),
 }  # fmt: skip
 
 
@@ -140,6 +152,11 @@ class Node:
     def __getitem__(self, attribute: str) -> int:
         return self.attributes[attribute]
 
+    @property
+    def pads_to_same(self) -> bool:
+        """Whether the padding of its window follows from the size of the image."""
+        return SAME in (self.attributes.get("pad_top"), self.attributes.get("pad_h"))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -162,6 +179,13 @@ class Plan:
     def half(self) -> bool:
         """Whether values are bfloat16 between nodes."""
         return self.values is Storage.BFLOAT16
+
+    @property
+    def format(self) -> int:
+        """The oldest format that has all of it."""
+        if any(node.op >= Op.CHANNEL_MAX or node.pads_to_same for node in self.nodes):
+            return FORMAT
+        return STORAGE_FORMAT if self.half else FLOAT_FORMAT
 
     @property
     def tuned(self) -> bool:

@@ -32,8 +32,10 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
         return math.prod(first) // math.prod(image), *image
     if node.op is Op.CONCAT:
         return first[0], sum(shape[1] for shape in sources), *first[2:]
-    if node.op is Op.GLOBAL_AVG_POOL:
+    if node.op in (Op.GLOBAL_AVG_POOL, Op.IMAGE_NORM, Op.ATTENTION_POOL):
         return *first[:2], 1, 1
+    if node.op is Op.CHANNEL_MAX:
+        return first[0], 1, *first[2:]
     if node.op is Op.TO_IMAGE:
         return *first, 1, 1
     if node.op is Op.SLICE:
@@ -64,6 +66,9 @@ def _windows(node: Node, shape: Shape, pads: tuple[int, int]) -> tuple[int, int]
     counts = []
     for size, pad, axis in zip(shape[2:], pads, "hw", strict=True):
         kernel, stride = node[f"kernel_{axis}"], node[f"stride_{axis}"]
+        if node.pads_to_same:
+            counts.append(-(-size // stride))
+            continue
         span = size + pad - node.attributes.get(f"dilation_{axis}", 1) * (kernel - 1) - 1
         count = span // stride + 1
         if node.attributes.get("ceil_mode"):
@@ -105,4 +110,6 @@ def _constants(node: Node) -> int:
         return node["out_features"] * (node["in_features"] + biases)
     if node.op in (Op.LAYER_NORM, Op.GROUP_NORM):
         return node["channels"] * (biases + (node["weight_at"] != ABSENT))
+    if node.op is Op.CHANNEL_CONV:
+        return node["taps"] + biases
     return node["channels"] * biases if node.op in (Op.AFFINE, Op.PRELU) else 0

@@ -55,7 +55,7 @@ class Inference {
         require(id, in(id, 0).channels == node.attr[2], in(id, 0));
         return in(id, 0);
       case Op::kAdd:
-        require(id, in(id, 0) == in(id, 1) || is_per_channel(id, 1), in(id, 1));
+        require(id, broadcasts(id), in(id, 1));
         return in(id, 0);
       case Op::kConcat:
         return concat(id, node);
@@ -84,6 +84,24 @@ class Inference {
       case Op::kPReLU:
         require(id, in(id, 0).channels == node.attr[1], in(id, 0));
         return in(id, 0);
+      case Op::kChannelMax: {
+        Value v = images(id, 0);
+        v.channels = 1;
+        return v;
+      }
+      case Op::kAttentionPool:
+        require(id, is_per_pixel(images(id, 0), in(id, 1)), in(id, 1));
+        [[fallthrough]];
+      case Op::kImageNorm: {
+        Value v = images(id, 0);
+        v.height = v.width = 1;
+        return v;
+      }
+      case Op::kChannelConv:
+        require(id, in(id, 0).height == 1 && in(id, 0).width == 1, in(id, 0));
+        return in(id, 0);
+      case Op::kReciprocal:
+        return in(id, 0);
       case Op::kToImage: {
         Value v = in(id, 0);
         require(id, v.height == 1 && v.width == 1, v);
@@ -106,15 +124,14 @@ class Inference {
 
   static bool has_plain_channels(const Value& v) { return v.rank == 4 || (v.height == 1 && v.width == 1); }
 
-  // Whether an input has one number for each image and channel of the first.
-  bool is_per_channel(int64_t id, size_t i) const {
-    const Value &x = in(id, 0), &other = in(id, i);
-    return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == x.channels &&
-           other.height == 1 && other.width == 1;
+  // Whether the second operand has the shape of the first, or is repeated over it.
+  bool broadcasts(int64_t id) const {
+    const Value &x = in(id, 0), &other = in(id, 1);
+    return x == other || is_per_channel(x, other) || is_per_pixel(x, other);
   }
 
   Value multiply(int64_t id, const Node& node) const {
-    require(id, in(id, 0) == in(id, 1) || is_per_channel(id, 1), in(id, 1));
+    require(id, broadcasts(id), in(id, 1));
     if (node.inputs.size() == 3) require(id, in(id, 0) == in(id, 2), in(id, 2));
     return in(id, 0);
   }
@@ -243,8 +260,14 @@ void append(std::vector<int64_t>& words, const Window& w) {
   words.insert(words.end(), {w.pad_begin, w.pad_end, w.extent, w.stride, w.ceil_mode});
 }
 
+Window padded(int64_t begin, int64_t end, int64_t extent, int64_t stride, int64_t ceil_mode) {
+  if (begin == kSamePadding) return {0, 0, extent, stride, Window::kSame};
+  return {begin, end, extent, stride, ceil_mode};
+}
+
 bool keeps_size(const Window& w) {
   if (w.ceil_mode == Window::kScaled) return w.stride == w.extent;
+  if (w.ceil_mode == Window::kSame) return w.stride == 1;
   return w.ceil_mode != Window::kFixed && w.stride == 1 && w.pad_begin + w.pad_end == w.extent - 1;
 }
 
@@ -265,6 +288,7 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
     if (node.op == Op::kReshapeImage) return node.attr[0];
     if (node.op == Op::kAffine) return node.attr[2];
     if (node.op == Op::kInput || node.op == Op::kSlice) return node.attr[1];
+    if (node.op == Op::kChannelMax) return 1;
     if (node.op != Op::kConcat) return channels_of(node.inputs[0]);
     int64_t sum = 0;
     for (const int64_t input : node.inputs) {
@@ -277,8 +301,9 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
   const int64_t channels = channels_of(id);
   for (; graph.nodes[id].op != Op::kInput; id = sized_like(graph.nodes[id])) {
     const Node& node = graph.nodes[id];
-    const bool gives_one_pixel =
-        node.op == Op::kLinear || node.op == Op::kGlobalAvgPool || node.op == Op::kToImage;
+    const bool gives_one_pixel = node.op == Op::kLinear || node.op == Op::kGlobalAvgPool ||
+                                 node.op == Op::kToImage || node.op == Op::kImageNorm ||
+                                 node.op == Op::kAttentionPool;
     if (gives_one_pixel && windows.empty()) single_pixel = true;
     if (gives_one_pixel && !windows.empty() && !closed) {
       windows.push_back({Window::fixed(1), Window::fixed(1)});
@@ -307,6 +332,16 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
 
 }  // namespace
 
+bool is_per_channel(const Value& x, const Value& other) {
+  return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == x.channels &&
+         other.height == 1 && other.width == 1;
+}
+
+bool is_per_pixel(const Value& x, const Value& other) {
+  return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == 1 &&
+         other.height == x.height && other.width == x.width;
+}
+
 std::vector<int64_t> Value::sizes() const {
   if (rank == 4) return {images, channels, height, width};
   return {images, features()};
@@ -316,15 +351,16 @@ std::optional<WindowPair> window_of(const Node& node) {
   const auto& a = node.attr;
   if (node.op == Op::kConv2d) {
     using A = Conv2dAttr;
-    return WindowPair{
-        {a[A::kPadTop], a[A::kPadBottom], a[A::kDilationH] * (a[A::kKernelH] - 1) + 1, a[A::kStrideH], 0},
-        {a[A::kPadLeft], a[A::kPadRight], a[A::kDilationW] * (a[A::kKernelW] - 1) + 1, a[A::kStrideW], 0}};
+    return WindowPair{padded(a[A::kPadTop], a[A::kPadBottom], a[A::kDilationH] * (a[A::kKernelH] - 1) + 1,
+                             a[A::kStrideH], 0),
+                      padded(a[A::kPadLeft], a[A::kPadRight], a[A::kDilationW] * (a[A::kKernelW] - 1) + 1,
+                             a[A::kStrideW], 0)};
   }
   if (node.op == Op::kMaxPool2d)
-    return WindowPair{{a[4], a[4], a[6] * (a[0] - 1) + 1, a[2], a[8]},
-                      {a[5], a[5], a[7] * (a[1] - 1) + 1, a[3], a[8]}};
+    return WindowPair{padded(a[4], a[4], a[6] * (a[0] - 1) + 1, a[2], a[8]),
+                      padded(a[5], a[5], a[7] * (a[1] - 1) + 1, a[3], a[8])};
   if (node.op == Op::kAvgPool2d)
-    return WindowPair{{a[4], a[4], a[0], a[2], a[6]}, {a[5], a[5], a[1], a[3], a[6]}};
+    return WindowPair{padded(a[4], a[4], a[0], a[2], a[6]), padded(a[5], a[5], a[1], a[3], a[6])};
   if (node.op == Op::kAdaptiveAvgPool2d || node.op == Op::kAdaptiveMaxPool2d) {
     const auto side = [](int64_t size) { return size ? Window::fixed(size) : Window::scaled(1.0); };
     return WindowPair{side(a[0]), side(a[1])};
@@ -340,6 +376,31 @@ std::optional<WindowPair> window_of(const Node& node) {
   return std::nullopt;
 }
 
+Window Window::on(int64_t size) const {
+  if (ceil_mode != kSame) return *this;
+  const int64_t count = (size + stride - 1) / stride;
+  const int64_t padding = std::max<int64_t>(0, (count - 1) * stride + extent - size);
+  return {padding / 2, padding - padding / 2, extent, stride, 0};
+}
+
+WindowPair window_on(const Node& node, const Value& input) {
+  const WindowPair w = *window_of(node);
+  return {w.height.on(input.height), w.width.on(input.width)};
+}
+
+Graph with_sized_padding(Graph graph, const std::vector<Value>& values) {
+  using A = Conv2dAttr;
+  for (Node& node : graph.nodes) {
+    if (node.op != Op::kConv2d) continue;
+    const WindowPair w = window_on(node, values[node.inputs[0]]);
+    node.attr[A::kPadTop] = w.height.pad_begin;
+    node.attr[A::kPadBottom] = w.height.pad_end;
+    node.attr[A::kPadLeft] = w.width.pad_begin;
+    node.attr[A::kPadRight] = w.width.pad_end;
+  }
+  return graph;
+}
+
 // A float64 is a whole number over a power of two; sizes times that number fit 64 bits for all scales that
 // the checks let pass.
 Window Window::scaled(double scale) {
@@ -351,6 +412,7 @@ Window Window::scaled(double scale) {
 c10::SymInt window_count(const c10::SymInt& size, const Window& w) {
   if (w.ceil_mode == Window::kFixed) return w.extent;
   if (w.ceil_mode == Window::kScaled) return size * w.stride / w.extent;
+  if (w.ceil_mode == Window::kSame) return (size + w.stride - 1) / w.stride;
   const c10::SymInt span = size + w.pad_begin + w.pad_end - w.extent;
   if (!w.ceil_mode) return span / w.stride + 1;
   const c10::SymInt count = (span + w.stride - 1) / w.stride + 1;

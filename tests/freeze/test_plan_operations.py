@@ -193,6 +193,49 @@ SIMPLE = {
     "nested_concat": lambda m, x: torch.cat((torch.cat((x[:, :2], torch.cat((x[:, 2:5], x[:, 5:7]), 1)), 1),
                                              F.relu(x[:, 7:])), 1),
 }  # fmt: skip
+SIMPLE |= {
+    "channel_mean": lambda m, x: x * torch.sigmoid(x.mean(1, keepdim=True)),
+    "channel_max": lambda m, x: F.relu(x.amax(dim=1, keepdim=True) * x + x.mean(1).unsqueeze(1)),
+    "channel_max_of_pairs": lambda m, x: torch.max(x, dim=1, keepdim=True)[0] + x,
+    "channel_max_values": lambda m, x: x.max(1).values.unsqueeze(1) - torch.sum(x, 1, keepdim=True) + x,
+    "channels_last_pixels": lambda m, x: channels_last_gate(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "pixels_and_channels": lambda m, x: x + x.mean((2, 3), keepdim=True) * torch.tanh(x[:, 3:4]),
+    "gate_of_a_slice": lambda m, x: torch.cat((x[:, :6] * x[:, 7:8] + x[:, 6:], F.relu(x[:, 6:])), 1),
+    "quotient": lambda m, x: x / (2 + x.square()) + x / x.square().mean((2, 3), keepdim=True),
+    "image_norm": lambda m, x: x / (x.norm(p=2, dim=(2, 3), keepdim=True) + 1e-6),
+    "image_norms": lambda m, x: x * torch.linalg.vector_norm(F.relu(x), dim=(-2, -1), keepdim=True),
+    "two_paths": lambda m, x: two_paths(torch.stack([x, F.relu(x)], dim=1)),
+    "softmax_of_paths": lambda m, x: (torch.stack((x, -x), 1).softmax(dim=1) * 3).sum(dim=1)
+    + torch.stack((x, -x), 1).softmax(dim=1).flatten(1, 2)[:, 12:],
+    "attention_pool": lambda m, x: x + attention_pool(x, x[:, 2:3]),
+    "attention_bmm": lambda m, x: x * attention_bmm(x),
+    "vectors": lambda m, x: x * x.mean((2, 3)).view(x.size(0), 1, 3, -1).transpose(1, 2).reshape(
+        x.size(0), -1, 1, 1),
+}  # fmt: skip
+
+
+def channels_last_gate(x):
+    return x * torch.sigmoid(x.mean(-1, keepdim=True)) + x.mean((1, 2), keepdim=True) * x
+
+
+def two_paths(paths):
+    n, count, channels, _, _ = paths.shape
+    weights = paths.sum(1).mean((2, 3), keepdim=True)
+    weights = torch.cat((weights, weights.square()), 1).view(n, count, channels, 1, 1)
+    return torch.sum(paths * torch.softmax(weights, dim=1), dim=1)
+
+
+def attention_pool(x, logits):
+    n, channels, height, width = x.shape
+    shares = F.softmax(logits.reshape(n, 1, height * width), dim=-1).unsqueeze(3)
+    return (x.reshape(n, channels, height * width).unsqueeze(1) @ shares).view(n, channels, 1, 1)
+
+
+def attention_bmm(x):
+    shares = x[:, :1].flatten(2).softmax(-1).transpose(1, 2)
+    return torch.bmm(x.flatten(2), shares).unsqueeze(-1)
+
+
 for _name, _forward in SIMPLE.items():
     CASES[_name] = lambda forward=_forward: Fn(forward)
 
@@ -235,7 +278,42 @@ class MeanNorm(nn.Module):
         return x * self.fc(self.behind(F.relu(self.before(x.mean((2, 3))))))[:, :, None, None]
 
 
+class ChannelFilter(nn.Module):
+    """A convolution over the channels' means; `how` they become one row and back."""
+
+    def __init__(self, turned, taps=5, bias=False):
+        super().__init__()
+        self.conv, self.turned = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=bias), turned
+
+    def forward(self, x):
+        y = x.mean((2, 3), keepdim=True)
+        if self.turned:
+            y = self.conv(y.squeeze(-1).transpose(-1, -2)).transpose(-1, -2).unsqueeze(-1)
+        else:
+            y = self.conv(y.view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1, 1)
+        return x * torch.sigmoid(y).expand_as(x)
+
+
+class ResponseNorm(nn.Module):
+    """ConvNeXt v2's, over channels last, between two linear layers."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.up, self.down = nn.Linear(c, 3 * c), nn.Linear(3 * c, c)
+        self.gamma, self.beta = parameter(1, 1, 1, 3 * c), parameter(1, 1, 1, 3 * c)
+
+    def forward(self, x):
+        y = F.gelu(self.up(x.permute(0, 2, 3, 1)))
+        norm = torch.norm(y, p=2, dim=(1, 2), keepdim=True)
+        share = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.down(self.gamma * (y * share) + self.beta + y).permute(0, 3, 1, 2)
+
+
 for _name, _layer in {
+    "channel_filter": lambda: ChannelFilter(False),
+    "channel_filter_turned": lambda: ChannelFilter(True, 3, bias=True),
+    "channel_filter_wide": lambda: ChannelFilter(True, 31),
+    "response_norm": lambda: ResponseNorm(12),
     "feature_parts": FeatureParts,
     "prelu": lambda: nn.PReLU(12),
     "zero_pad": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
@@ -296,7 +374,10 @@ def made(name):
 
 
 # Eager PyTorch cannot tell what -1 is, or refuses no images at all.
-NOT_EMPTY = ("features_view", "instance_norm", "layer_instance_norm_layer")
+NOT_EMPTY = (
+    *("features_view", "instance_norm", "layer_instance_norm_layer", "vectors", "layer_channel_filter"),
+    *("attention_pool", "layer_channel_filter_turned", "layer_channel_filter_wide"),
+)
 
 EACH = pytest.mark.parametrize("name", CASES)
 

@@ -1,5 +1,6 @@
 """Sums, differences, products and quotients of values, numbers and parameters as steps."""
 
+import math
 import operator
 
 import torch
@@ -16,6 +17,7 @@ from cnnfast.plan.lowering.context import (
     lowers,
     respell,
 )
+from cnnfast.plan.lowering.pairs import pair_of
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -51,11 +53,30 @@ def _multiply(low: Lowering, input, other) -> Value:
 
 @lowers(operator.truediv, operator.itruediv, torch.div, torch.true_divide, methods=["div", "div_"])
 def _divide(low: Lowering, input, other) -> Value:
-    if not _is_value(low, input) or _is_value(low, other):
-        raise Unsupported("it divides by values of the network")
+    if _is_value(low, other):
+        if not _is_value(low, input):
+            raise Unsupported("it divides a constant by values of the network")
+        return _quotient(low, input, other)
     divisor = _constant(low, other)
     reciprocal = 1.0 / divisor.double() if isinstance(divisor, Tensor) else 1.0 / divisor
     return _affine(low, input, reciprocal, 0.0)
+
+
+def _quotient(low: Lowering, a: fx.Node, b: fx.Node) -> Value:
+    """Times the reciprocal, which differs by a rounding."""
+    divisor = low.value(b)
+    if isinstance(divisor, list):
+        raise Unsupported("it divides by several values")
+    step = divisor.step if isinstance(divisor, Respelled) else divisor
+    reciprocal = respell(divisor, low.place(Step(Op.RECIPROCAL, [step])))
+    return pair_of(low, Op.MULTIPLY, low.value(a), reciprocal, low.shape(a), low.shape(b))
+
+
+@lowers(torch.addcmul, methods=["addcmul"])
+def _addcmul(low: Lowering, input, tensor1, tensor2, *, value=1) -> Value:
+    if _is_value(low, input) or _is_value(low, tensor1) or not isinstance(value, (int, float)):
+        raise Unsupported("a plan of this version scales and shifts by parameters here")
+    return _affine(low, tensor2, _times(_constant(low, tensor1), value), _constant(low, input))
 
 
 @lowers(operator.pow, operator.ipow, torch.pow, methods=["pow", "pow_"])
@@ -99,12 +120,17 @@ def _times(constant: Tensor | float, factor: float) -> Tensor | float:
 def _affine(low: Lowering, value: fx.Node, scale: Tensor | float, shift: Tensor | float) -> Value:
     """value * scale + shift, by channel."""
     found = low.value(value)
-    if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in ("nhwc", "plane")):
+    shape = low.shape(value)
+    numbers = not any(isinstance(part, Tensor) and part.numel() > 1 for part in (scale, shift))
+    kinds = ("nhwc", "plane", "vector", "grouped") if numbers else ("nhwc", "plane")
+    if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in kinds):
         found = low.step(value)
     step = found.step if isinstance(found, Respelled) else found
-    shape = low.shape(value)
-    nhwc = isinstance(found, Respelled) and found.kind == "nhwc"
-    channels = 1 if len(shape) == 3 else shape[-1] if nhwc else shape[1]
+    kind = found.kind if isinstance(found, Respelled) else ""
+    nhwc = kind == "nhwc"
+    channels = {"plane": 1, "nhwc": shape[-1], "vector": math.prod(shape[1:])}.get(kind, shape[1])
+    if kind == "grouped":
+        channels = shape[1] * shape[2]
     if len(shape) == 2:
         check_features_of_one_pixel(step)
     trailing = 0 if nhwc or len(shape) == 2 else len(shape) - 2 if len(shape) == 4 else 2
@@ -137,7 +163,7 @@ def _sum(low: Lowering, a: fx.Node, b: fx.Node, alpha: float) -> Value:
         raise Unsupported("its alpha is computed in the forward: write it as a number")
     scaled = _affine(low, b, float(alpha), 0.0)
     low.place(scaled.step if isinstance(scaled, Respelled) else scaled)
-    return _pair_of(low, Op.ADD, low.value(a), scaled, low.shape(a), low.shape(b))
+    return pair_of(low, Op.ADD, low.value(a), scaled, low.shape(a), low.shape(b))
 
 
 @lowers(methods=["expand_as"])
@@ -152,26 +178,4 @@ def _expand_as(low: Lowering, input, other) -> Value:
 
 
 def _pair(low: Lowering, op: Op, a: fx.Node, b: fx.Node) -> Value:
-    return _pair_of(low, op, low.value(a), low.value(b), low.shape(a), low.shape(b))
-
-
-def _pair_of(low: Lowering, op: Op, a: Value, b: Value, a_shape: list[int], b_shape: list[int]) -> Value:
-    if isinstance(b, Respelled) and b.kind == "expanded":
-        b, b_shape = b.step, [*b_shape[:2], 1, 1]
-    if isinstance(a, Respelled) and a.kind == "expanded":
-        a, a_shape = a.step, [*a_shape[:2], 1, 1]
-    kinds = {v.kind if isinstance(v, Respelled) else "" for v in (a, b)}
-    if isinstance(a, list) or isinstance(b, list) or len(kinds) != 1 or kinds - {"", "nhwc"}:
-        raise Unsupported("its operands are laid out in different ways")
-    steps = [v.step if isinstance(v, Respelled) else v for v in (a, b)]
-    if a_shape == b_shape:
-        return respell(a, Step(op, steps))
-    if kinds == {""} and len(a_shape) == len(b_shape) == 4 and a_shape[:2] == b_shape[:2]:
-        if b_shape[2:] == [1, 1]:
-            return Step(op, steps, broadcasts=True)
-        if a_shape[2:] == [1, 1]:
-            return Step(op, steps[::-1], broadcasts=True)
-    word = "adds" if op is Op.ADD else "multiplies"
-    raise Unsupported(
-        f"it {word} {a_shape} and {b_shape}: a plan of this version broadcasts (N, C, 1, 1) over images only"
-    )
+    return pair_of(low, op, low.value(a), low.value(b), low.shape(a), low.shape(b))

@@ -1,12 +1,13 @@
 """Slices of channels, channel shuffles, permutations, and other shapes of the same values, as steps."""
 
+import math
 import operator
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, gives_one_pixel, lowers
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -76,6 +77,8 @@ def _narrow(low: Lowering, input, dim, start, length) -> Value:
 def _getitem(low: Lowering, source, index) -> Value:
     found = low.value(source)
     if isinstance(found, list):
+        if not isinstance(index, int) or not -len(found) <= index < len(found):
+            raise Unsupported(f"it asks for part {index} of what a plan has {len(found)} of")
         return found[index]
     index = (index,) if not isinstance(index, tuple) else index
     shape = low.shape(source)
@@ -150,6 +153,8 @@ def _permute(low: Lowering, input, *dims) -> Value:
         return found.step
     if order == [0, 2, 1, 3, 4] and kind in ("grouped", "shuffled"):
         return _exchanged(found)
+    if kind in ("vector", "attention") and _keeps_order(low.shape(input), order):
+        return found
     raise Unsupported(
         f"it permutes to {order}; a plan of this version knows channels last (0, 2, 3, 1), back from there, "
         "and channel shuffles"
@@ -164,6 +169,12 @@ def _transpose(low: Lowering, input, dim0, dim1) -> Value:
     return _permute(low, input, order)
 
 
+def _keeps_order(shape: list[int], order: list[int]) -> bool:
+    """Whether a permutation moves nothing but the batch's followers of size 1."""
+    moved = [d for d in order[1:] if shape[d] != 1]
+    return order[0] == 0 and moved == sorted(moved)
+
+
 def _exchanged(value: Respelled) -> Respelled:
     return Respelled("shuffled" if value.kind == "grouped" else "grouped", value.step, value.groups)
 
@@ -173,10 +184,15 @@ def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
     found, before = low.value(x), low.shape(x)
     if isinstance(found, list):
         return None
-    if isinstance(found, Step) and len(before) == 4 and len(shape) == 5:
+    if isinstance(found, Respelled) and found.kind == "vector":
+        found, before = found.step, [before[0], math.prod(before[1:]), 1, 1]
+    if isinstance(found, Step) and len(before) == 4:
         n, channels, height, width = before
-        if [shape[0], *shape[3:]] == [n, height, width] and shape[1] * shape[2] == channels:
-            return Respelled("grouped", found, shape[1])
+        if len(shape) == 5 and [shape[0], *shape[3:]] == [n, height, width]:
+            if shape[1] * shape[2] == channels:
+                return Respelled("grouped", found, shape[1])
+        if shape == [n, channels, height * width] and not gives_one_pixel(found):
+            return Respelled("pixels", found)
     if isinstance(found, Respelled) and len(shape) == 4 and found.kind in ("grouped", "shuffled"):
         if shape != [before[0], before[1] * before[2], *before[3:]]:
             return None
@@ -187,20 +203,22 @@ def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
 
 
 def _respell(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
-    """(N, C), (N, C, 1) and (N, C, 1, 1) as each other."""
+    """The channels of one pixel in any shape; (N, C) and (N, C, 1, 1) are shapes that other layers take."""
     found, before = low.value(x), low.shape(x)
-    if isinstance(found, Respelled) and found.kind != "row":
-        return None
-    flat = before[:2]
-    if shape[:2] != flat or any(size != 1 for size in (*before[2:], *shape[2:])) or not 2 <= len(shape) <= 4:
+    if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in ("vector", "grouped")):
         return None
     step = found.step if isinstance(found, Respelled) else found
-    is_image = len(before) == 4 or (isinstance(found, Respelled) and found.groups == 4)
-    if len(shape) == 3:
-        return Respelled("row", step, 4 if is_image else 2)
-    if (len(shape) == 4) == is_image:
-        return step
-    return Step(Op.TO_IMAGE if len(shape) == 4 else Op.FLATTEN, [step])
+    if not gives_one_pixel(step) or shape[:1] != before[:1] or math.prod(shape) != math.prod(before):
+        return None
+    is_image = len(before) == 4 or isinstance(found, Respelled)
+    if len(shape) == 2:
+        return Step(Op.FLATTEN, [step]) if is_image else step
+    if not is_image:
+        step = low.place(Step(Op.TO_IMAGE, [step]))
+    return step if len(shape) == 4 and shape[2:] == [1, 1] else Respelled("vector", step)
+
+
+_UNSQUEEZED = (("pixels", 1), ("attention", 3), ("attention", -1))
 
 
 @lowers(torch.unsqueeze, methods=["unsqueeze"])
@@ -208,6 +226,8 @@ def _unsqueeze(low: Lowering, input, dim) -> Value:
     found = low.value(input)
     if isinstance(found, Respelled) and found.kind == "plane" and dim in (1, -3):
         return found.step
+    if isinstance(found, Respelled) and (found.kind, dim) in _UNSQUEEZED and len(low.shape(input)) == 3:
+        return found
     return _required(low, _respell(low, input, list(low.shapes[low.node])))
 
 

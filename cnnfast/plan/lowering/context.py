@@ -29,6 +29,9 @@ _KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
+_BY_VALUE = ("nhwc", "grouped", "shuffled", "plane", "vector")  # what an activation works on as it lies
+
+
 class Unsupported(Exception):
     """Why a node has no place in a plan."""
 
@@ -38,8 +41,10 @@ class Respelled:
     """A tensor whose shape is not that of its step's value: the same values under another shape.
 
     kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
-    and channels exchanged), "plane" (N, H, W of one channel), "row" (N, C, 1) or "expanded" (N, C, H, W with
-    one value per channel; the step has H = W = 1).
+    and channels exchanged), "plane" (N, H, W of one channel), "vector" (the channels of an image of one pixel
+    in their order, in any other shape), "pixels" (N, C, H * W or N, 1, C, H * W), "attention" (the softmax of
+    the step's value over pixels, (N, 1, H * W) or (N, 1, H * W, 1)) or "expanded" (N, C, H, W with one value
+    per channel; the step has H = W = 1).
     """
 
     kind: str
@@ -239,7 +244,7 @@ class Lowering:
     def activation(self, value: object, kind: Act, *numbers: float) -> Value:
         """An activation of a tensor in any shape that a plan knows."""
         found = self.value(value)
-        if isinstance(found, list) or (isinstance(found, Respelled) and found.kind != "nhwc"):
+        if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in _BY_VALUE):
             found = self.step(value)
         pair = (*map(float, numbers), 0.0, 0.0)[:2]
         return respell(found, Step(Op.ACTIVATION, [_step_of(found)], activation=kind, numbers=pair))
@@ -367,11 +372,40 @@ def is_kind(node: fx.Node) -> bool:
 
 def check_features_of_one_pixel(step: Step) -> None:
     """Flattened images have fewer channels than features; of a linear layer's they are the same."""
-    while step.op in (Op.ACTIVATION, Op.AFFINE, Op.ADD, Op.MULTIPLY, Op.PRELU):
-        step = step.inputs[0]
-    mean = step.op is Op.FLATTEN and step.inputs[0].op is Op.GLOBAL_AVG_POOL
-    if not (mean or step.op in (Op.LINEAR, Op.INPUT)):
+    if not gives_one_pixel(step):
         raise Unsupported("a plan of this version scales features behind a linear layer or a mean only")
+
+
+_TO_ONE_PIXEL = (Op.LINEAR, Op.GLOBAL_AVG_POOL, Op.TO_IMAGE, Op.IMAGE_NORM, Op.ATTENTION_POOL)
+_KEEP_PIXELS = (
+    *(Op.FLATTEN, Op.ACTIVATION, Op.ADD, Op.CONCAT, Op.AFFINE, Op.MULTIPLY, Op.SLICE, Op.CHANNEL_SHUFFLE),
+    *(Op.LAYER_NORM, Op.GROUP_NORM, Op.PRELU, Op.CHANNEL_MAX, Op.CHANNEL_CONV, Op.RECIPROCAL),
+)
+
+
+def gives_one_pixel(step: Step) -> bool:
+    """Whether a value is features or an image of one pixel whatever the size of the network's images."""
+    waiting, seen = [step], set()
+    while waiting:
+        step = waiting.pop()
+        if step in seen:
+            continue
+        seen.add(step)
+        settings = step.settings
+        if step.op in _TO_ONE_PIXEL or (step.op is Op.INPUT and settings["rank"] == 2):
+            continue
+        if step.op in (Op.ADAPTIVE_AVG_POOL2D, Op.ADAPTIVE_MAX_POOL2D, Op.RESHAPE_IMAGE):
+            if settings["height"] == settings["width"] == 1:
+                continue
+            return False
+        single = step.op is Op.CONV2D and settings["kernel_h"] == settings["kernel_w"] == 1
+        if not (step.op in _KEEP_PIXELS or (single and not any(settings[f"pad_{s}"] for s in _SIDES))):
+            return False
+        waiting.extend(step.inputs)
+    return True
+
+
+_SIDES = ("top", "left", "bottom", "right")
 
 
 def numbers(value: object, what: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import conv_weight, pads_to_same
 from cnnfast.nn._holders import pad_mode, split_padding
 from cnnfast.nn.bn_conv import bn_act_conv
 from cnnfast.nn.conv import conv_act
@@ -20,7 +21,7 @@ from cnnfast.plan.lowering.context import (
     pair_settings,
 )
 from cnnfast.plan.lowering.norms import affine_step, finish
-from cnnfast.plan.nodes import Op
+from cnnfast.plan.nodes import SAME, Op
 from cnnfast.plan.steps import Step
 
 
@@ -56,8 +57,9 @@ def zero_pads(pad_first: list[int], mode: str, padding: object) -> tuple[int, ..
 @lowers(modules=[nn.Conv2d])
 def _conv_module(low: Lowering, conv: nn.Conv2d, x: fx.Node) -> Step:
     pad_first, padding = split_padding(conv)
-    pads = zero_pads(pad_first, pad_mode(conv), padding)
-    return conv_step(low, low.image(x), conv.weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
+    pads = (SAME,) * 4 if pads_to_same(conv) else zero_pads(pad_first, pad_mode(conv), padding)
+    weight = conv_weight(conv)
+    return conv_step(low, low.image(x), weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
 
 
 @lowers(torch.conv2d, F.conv2d)

@@ -43,7 +43,7 @@ def _flatten_module(low: Lowering, layer: nn.Flatten, x: fx.Node) -> Step:
 @lowers(torch.flatten, methods=["flatten"])
 def _flatten(low: Lowering, input, start_dim=0, end_dim=-1) -> Value:
     rank = len(low.shapes[input])
-    if isinstance(low.value(input), Respelled):
+    if isinstance(low.value(input), Respelled) or start_dim not in (1, 1 - rank):
         value = reshaped(low, input, list(low.shapes[low.node]))
         if value is not None:
             return value

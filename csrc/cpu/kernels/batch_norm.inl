@@ -61,6 +61,8 @@ inline void affine_row(const AffineCall& c, int64_t r) {
     if (c.scale) v = v * load(c.scale + channel);
     if (c.shift) v = v + load(c.shift + channel);
     if (factor) v = v * load(factor + channel);
+    if (c.row_factor) v = v * Vec::set1(c.row_factor[r * c.row_step]);
+    if (c.row_shift) v = v + Vec::set1(c.row_shift[r * c.row_step]);
     if (res) v = v + load(res + channel);
     v = apply_short(c.activation, v);
     whole ? v.store(out + channel) : v.store_first(out + channel, lanes);
