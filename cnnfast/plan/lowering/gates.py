@@ -125,7 +125,9 @@ def _negative(low: Lowering, x: Step, channels: int) -> Step:
 
 
 @lowers(torch.norm, methods=["norm"])
-def _norm(low: Lowering, input, p="fro", dim=None, keepdim=False, dtype=None) -> Value:
+def _norm(low: Lowering, input, p="fro", dim=None, keepdim=False, out=None, dtype=None) -> Value:
+    if out is not None:
+        raise Unsupported("it writes into a tensor of its own (out)")
     return _image_norm(low, input, 2 if p == "fro" else p, dim, keepdim, dtype)
 
 
