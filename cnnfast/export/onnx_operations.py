@@ -298,6 +298,30 @@ def _channel_conv(graph: Graph, index: int, node: Node, sources: list[str]) -> s
     return graph.emit("Reshape", [value, graph.numbers(0, *graph.shapes[index][1:])], name)
 
 
+def _cut(graph: Graph, index: int, node: Node, value: str, sizes: tuple[int, int]) -> str:
+    """An image of these sizes without the rows and columns that are left out."""
+    starts, ends = (node["top"], node["left"]), (sizes[0] - node["bottom"], sizes[1] - node["right"])
+    steps = (node.attributes.get("stride_h", 1), node.attributes.get("stride_w", 1))
+    bounds = (graph.numbers(*part) for part in (starts, ends, (2, 3), steps))
+    return graph.emit("Slice", [value, *bounds], graph.names[index])
+
+
+def _crop(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    return _cut(graph, index, node, sources[0], graph.image_sizes(index)[0])
+
+
+def _depth_to_space(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name, block = graph.names[index], (node["block_h"], node["block_w"])
+    (_, channels, *_), (height, width) = graph.shapes[index], graph.image_sizes(index)[0]
+    parts = (*block, channels) if node["blocks_first"] else (channels, *block)
+    order = [0, 3, 4, 1, 5, 2] if node["blocks_first"] else [0, 1, 4, 2, 5, 3]
+    apart = graph.emit("Reshape", [sources[0], graph.numbers(0, *parts, height, width)], name)
+    turned = graph.emit("Transpose", [apart], name, perm=order)
+    sizes = (height * block[0], width * block[1])
+    value = graph.emit("Reshape", [turned, graph.numbers(0, channels, *sizes)], name)
+    return _cut(graph, index, node, value, sizes)
+
+
 def _attention_pool(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     name, channels = graph.names[index], graph.shapes[index][1]
     logits = graph.emit("Reshape", [sources[1], graph.numbers(0, -1, 1)], name)
@@ -345,4 +369,6 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.CHANNEL_CONV: _channel_conv,
     Op.RECIPROCAL: _plain("Reciprocal"),
     Op.ATTENTION_POOL: _attention_pool,
+    Op.CROP: _crop,
+    Op.DEPTH_TO_SPACE: _depth_to_space,
 }

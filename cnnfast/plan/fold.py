@@ -19,6 +19,8 @@ def fold(outputs: list[Step]) -> list[Step]:
     uses = Counter(source for step in steps for source in step.inputs) + Counter(outputs)
     for step in steps:
         _take_mean_first(step, uses)
+    for step in steps:
+        _rearrange_last(step, uses)
     merged: dict[Step, Step] = {}
     for step in steps:
         step.inputs = [merged.get(source, source) for source in step.inputs]
@@ -52,6 +54,26 @@ def _take_mean_first(step: Step, uses: Counter) -> None:
         mine, other = getattr(step, name), getattr(source, name)
         setattr(step, name, other)
         setattr(source, name, mine)
+
+
+def _rearrange_last(step: Step, uses: Counter) -> None:
+    """What works channel by channel may as well come before channels become pixels: nearer to a convolution.
+
+    The two steps exchange what they do, so that readers keep their operand.
+    """
+    if step.op not in (Op.AFFINE, Op.ACTIVATION) or step.inputs[0].op is not Op.DEPTH_TO_SPACE:
+        return
+    source = step.inputs[0]
+    if not _is_open(source, uses) or not source.settings["blocks_first"]:
+        return
+    block = source.settings["block_h"] * source.settings["block_w"]
+    for name in ("op", "settings", "constants", "layers", "activation", "numbers"):
+        mine, other = getattr(step, name), getattr(source, name)
+        setattr(step, name, other)
+        setattr(source, name, mine)
+    if source.op is Op.AFFINE:
+        source.settings = {"channels": source.settings["channels"] * block}
+        source.constants = {name: value.repeat(block) for name, value in source.constants.items()}
 
 
 def _is_plain_mean(step: Step) -> bool:

@@ -52,6 +52,8 @@ class Op(IntEnum):
     CHANNEL_CONV = 26  # a filter that slides along the channels of one pixel
     RECIPROCAL = 27
     ATTENTION_POOL = 28  # the mean over pixels, weighted by the softmax of a second input
+    CROP = 29  # rows and columns left out
+    DEPTH_TO_SPACE = 30  # channels become blocks of pixels, then rows and columns are left out
 
 
 class Act(IntEnum):
@@ -126,6 +128,10 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CHANNEL_CONV: ("weight_at", "taps", "bias_at"),
     Op.RECIPROCAL: (),
     Op.ATTENTION_POOL: (),
+    # What is left out on each side; then every stride-th is kept.
+    Op.CROP: ("top", "left", "bottom", "right", "stride_h", "stride_w"),
+    # blocks_first: channels are ordered by place in the block first; else by channel first.
+    Op.DEPTH_TO_SPACE: ("block_h", "block_w", "blocks_first", "top", "left", "bottom", "right"),
 }  # fmt: skip
 
 

@@ -34,6 +34,13 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
         return first[0], sum(shape[1] for shape in sources), *first[2:]
     if node.op in (Op.GLOBAL_AVG_POOL, Op.IMAGE_NORM, Op.ATTENTION_POOL):
         return *first[:2], 1, 1
+    if node.op is Op.CROP:
+        sizes = _cut(node, first[2:])
+        return *first[:2], -(-sizes[0] // node["stride_h"]), -(-sizes[1] // node["stride_w"])
+    if node.op is Op.DEPTH_TO_SPACE:
+        height, width = node["block_h"], node["block_w"]
+        sizes = _cut(node, (first[2] * height, first[3] * width))
+        return first[0], first[1] // (height * width), *sizes
     if node.op is Op.CHANNEL_MAX:
         return first[0], 1, *first[2:]
     if node.op is Op.TO_IMAGE:
@@ -49,6 +56,11 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
     if node.op in (Op.ADD, Op.MULTIPLY):
         return max(sources, key=math.prod)
     return first
+
+
+def _cut(node: Node, sizes: Shape) -> tuple[int, int]:
+    """Without the rows and columns that are left out."""
+    return sizes[0] - node["top"] - node["bottom"], sizes[1] - node["left"] - node["right"]
 
 
 def _interpolated(node: Node, sources: list[Shape]) -> tuple[int, int]:

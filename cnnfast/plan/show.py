@@ -66,6 +66,16 @@ def _pool(node: Node) -> str:
     return words + (", ceil_mode" if node["ceil_mode"] else "")
 
 
+def _left_out(node: Node) -> str:
+    sides = tuple(node[side] for side in ("top", "left", "bottom", "right"))
+    return _setting("without", sides, 0)
+
+
+def _crop(node: Node) -> str:
+    words = _left_out(node) + _setting("stride", (node["stride_h"], node["stride_w"]), 1)
+    return words.removeprefix(",")
+
+
 def _local_response_norm(node: Node) -> str:
     return f" size {node['size']}" + "".join(
         f", {name} {word_fraction(node[name]):g}" for name in ("alpha", "beta", "k")
@@ -96,5 +106,7 @@ _WORDS = {
     Op.GROUP_NORM: lambda node: f" {node['channels']} channels, {node['groups']} groups",
     Op.PRELU: lambda node: f" {node['channels']} channels",
     Op.LOCAL_RESPONSE_NORM: _local_response_norm,
+    Op.CROP: _crop,
+    Op.DEPTH_TO_SPACE: lambda node: f" {node['block_h']}×{node['block_w']}{_left_out(node)}",
     Op.CHANNEL_CONV: lambda node: f" {node['taps']} taps",
 }

@@ -33,6 +33,12 @@ def pointwise_step(source: Step, weight: Tensor) -> Step:
     return Step(Op.CONV2D, [source], settings, {"weight": weight, "bias": None})
 
 
+def crop_step(source: Step, top=0, left=0, bottom=0, right=0, stride_h=1, stride_w=1) -> Step:
+    """An image without some rows and columns; then every stride-th is kept."""
+    sides = {"top": top, "left": left, "bottom": bottom, "right": right}
+    return Step(Op.CROP, [source], sides | {"stride_h": stride_h, "stride_w": stride_w})
+
+
 def reachable(outputs: Iterable[Step]) -> list[Step]:
     """All steps that the outputs depend on, in the order of their positions."""
     found: dict[Step, None] = {}

@@ -13,7 +13,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 29> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 31> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -41,7 +41,9 @@ constexpr std::array<OpRule, 29> kRules{{{"input", 0, 0, 2},
                                          {"image_norm", 1, 1, 0},
                                          {"channel_conv", 1, 1, 3},
                                          {"reciprocal", 1, 1, 0},
-                                         {"attention_pool", 2, 2, 0}}};
+                                         {"attention_pool", 2, 2, 0},
+                                         {"crop", 1, 1, 6},
+                                         {"depth_to_space", 1, 1, 7}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -124,6 +126,15 @@ class Checker {
         return;
       case Op::kPReLU:
         require(id, sized(a[1]) && constant(a[0], a[1]), "constant's place");
+        return;
+      case Op::kCrop:
+        for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 0), "number of rows or columns");
+        for (size_t i = 4; i < 6; ++i) require(id, small(a[i], 1), "stride");
+        return;
+      case Op::kDepthToSpace:
+        for (size_t i = 0; i < 2; ++i) require(id, small(a[i], 1), "block");
+        require(id, a[2] == 0 || a[2] == 1, "order of channels");
+        for (size_t i = 3; i < 7; ++i) require(id, small(a[i], 0), "number of rows or columns");
         return;
       case Op::kChannelConv:
         require(id, small(a[1], 1) && a[1] % 2 == 1, "number of taps");

@@ -56,6 +56,11 @@ enum class Op : int64_t {
   kChannelConv = 26,  // weight, taps (odd), bias; over the channels of one pixel, zeros beyond its ends
   kReciprocal = 27,
   kAttentionPool = 28,  // inputs x and N x 1 x H x W: the mean over pixels weighted by the latter's softmax
+  kCrop =
+      29,  // top, left, bottom, right: rows and columns left out; then every stride_h, stride_w -th is kept
+  // block h, w, blocks_first, top, left, bottom, right: channels become blocks of pixels, then rows and
+  // columns are left out. Channels are ordered by place in the block first, or by channel first.
+  kDepthToSpace = 30,
 };
 
 // Positions in a convolution's attributes.

@@ -4,6 +4,7 @@
 
 #include "plan/gate_steps.h"
 #include "plan/image_steps.h"
+#include "plan/rearrange_steps.h"
 #include "plan/steps16.h"
 #include "plan/tuning.h"
 
@@ -359,6 +360,10 @@ void Lowering::emit(int64_t node) {
     case Op::kLayerNorm:
     case Op::kGroupNorm:
       return emit_norm(node);
+    case Op::kCrop:
+      return add(crop_step(node, n.attr, from(0), place(node)));
+    case Op::kDepthToSpace:
+      return add(depth_to_space_step(node, n.attr, from(0), place(node)));
     case Op::kChannelMax:
       return add(channel_max_step(node, from(0), place(node)));
     case Op::kImageNorm:

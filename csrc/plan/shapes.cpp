@@ -76,7 +76,15 @@ class Inference {
         return v;
       }
       case Op::kInterpolate:
+      case Op::kCrop:
         return resized(id, node);
+      case Op::kDepthToSpace: {
+        const int64_t block = node.attr[0] * node.attr[1];
+        require(id, images(id, 0).channels % block == 0, in(id, 0));
+        Value v = resized(id, node);
+        v.channels /= block;
+        return v;
+      }
       case Op::kLayerNorm:
       case Op::kGroupNorm:
         require(id, in(id, 0).channels == node.attr[2] && has_plain_channels(in(id, 0)), in(id, 0));
@@ -266,6 +274,7 @@ Window padded(int64_t begin, int64_t end, int64_t extent, int64_t stride, int64_
 }
 
 bool keeps_size(const Window& w) {
+  if (w.ceil_mode >= Window::kScaled && w.pad_begin + w.pad_end != 0) return false;
   if (w.ceil_mode == Window::kScaled) return w.stride == w.extent;
   if (w.ceil_mode == Window::kSame) return w.stride == 1;
   return w.ceil_mode != Window::kFixed && w.stride == 1 && w.pad_begin + w.pad_end == w.extent - 1;
@@ -289,6 +298,10 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
     if (node.op == Op::kAffine) return node.attr[2];
     if (node.op == Op::kInput || node.op == Op::kSlice) return node.attr[1];
     if (node.op == Op::kChannelMax) return 1;
+    if (node.op == Op::kDepthToSpace) {
+      const int64_t c = channels_of(node.inputs[0]);
+      return c < 0 ? c : c / (node.attr[0] * node.attr[1]);
+    }
     if (node.op != Op::kConcat) return channels_of(node.inputs[0]);
     int64_t sum = 0;
     for (const int64_t input : node.inputs) {
@@ -365,6 +378,10 @@ std::optional<WindowPair> window_of(const Node& node) {
     const auto side = [](int64_t size) { return size ? Window::fixed(size) : Window::scaled(1.0); };
     return WindowPair{side(a[0]), side(a[1])};
   }
+  if (node.op == Op::kCrop)
+    return WindowPair{{a[0], a[2], 1, a[4], Window::kSame}, {a[1], a[3], 1, a[5], Window::kSame}};
+  if (node.op == Op::kDepthToSpace)
+    return WindowPair{{a[3], a[5], 1, a[0], Window::kScaled}, {a[4], a[6], 1, a[1], Window::kScaled}};
   if (node.op == Op::kPad) return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
   if (node.op == Op::kInterpolate && node.inputs.size() == 1) {
     using A = InterpolateAttr;
@@ -411,8 +428,8 @@ Window Window::scaled(double scale) {
 
 c10::SymInt window_count(const c10::SymInt& size, const Window& w) {
   if (w.ceil_mode == Window::kFixed) return w.extent;
-  if (w.ceil_mode == Window::kScaled) return size * w.stride / w.extent;
-  if (w.ceil_mode == Window::kSame) return (size + w.stride - 1) / w.stride;
+  if (w.ceil_mode == Window::kScaled) return size * w.stride / w.extent - w.pad_begin - w.pad_end;
+  if (w.ceil_mode == Window::kSame) return (size - w.pad_begin - w.pad_end + w.stride - 1) / w.stride;
   const c10::SymInt span = size + w.pad_begin + w.pad_end - w.extent;
   if (!w.ceil_mode) return span / w.stride + 1;
   const c10::SymInt count = (span + w.stride - 1) / w.stride + 1;

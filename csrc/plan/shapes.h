@@ -23,9 +23,12 @@ bool is_per_pixel(const Value& x, const Value& other);
 struct Window {
   int64_t pad_begin = 0, pad_end = 0, extent = 1, stride = 1, ceil_mode = 0;
   // Nodes whose output size does not come from a window are written as one, too.
-  static constexpr int64_t kFixed = 2;   // ceil_mode: the output has `extent` positions
-  static constexpr int64_t kScaled = 3;  // ceil_mode: size * stride / extent
-  static constexpr int64_t kSame = 4;    // ceil_mode: ceil(size / stride) positions, padded as they need it
+  static constexpr int64_t kFixed = 2;  // ceil_mode: the output has `extent` positions
+  static constexpr int64_t kScaled =
+      3;  // ceil_mode: size * stride / extent, less what pad_begin and _end say
+  // ceil_mode: ceil(size / stride) positions, size less pad_begin and pad_end; windows are padded as they
+  // need it.
+  static constexpr int64_t kSame = 4;
   // kSame as a window with padding, on a side of this size; others as they are.
   Window on(int64_t size) const;
   static Window fixed(int64_t size) { return {0, 0, size, 1, kFixed}; }

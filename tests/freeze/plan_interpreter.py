@@ -114,6 +114,25 @@ def _channel_conv(node: Node, weights: Tensor, x: Tensor) -> Tensor:
     return y.view(x.shape)
 
 
+def _cut(node: Node, x: Tensor) -> Tensor:
+    return x[:, :, node["top"] : x.shape[2] - node["bottom"], node["left"] : x.shape[3] - node["right"]]
+
+
+def _crop(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    return _cut(node, x)[:, :, :: node["stride_h"], :: node["stride_w"]]
+
+
+def _depth_to_space(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    n, channels, height, width = x.shape
+    block = (node["block_h"], node["block_w"])
+    channels //= block[0] * block[1]
+    if node["blocks_first"]:
+        x = x.view(n, *block, channels, height, width).permute(0, 3, 4, 1, 5, 2)
+    else:
+        x = x.view(n, channels, *block, height, width).permute(0, 1, 4, 2, 5, 3)
+    return _cut(node, x.reshape(n, channels, height * block[0], width * block[1]))
+
+
 def _attention_pool(node: Node, weights: Tensor, x: Tensor, logits: Tensor) -> Tensor:
     assert logits.shape == (x.shape[0], 1, *x.shape[2:])
     return (x * logits.flatten(1).softmax(1).view(logits.shape)).sum((2, 3), keepdim=True)
@@ -203,4 +222,6 @@ _OPERATIONS = {
     Op.CHANNEL_CONV: _channel_conv,
     Op.RECIPROCAL: lambda node, weights, x: 1 / x,
     Op.ATTENTION_POOL: _attention_pool,
+    Op.CROP: _crop,
+    Op.DEPTH_TO_SPACE: _depth_to_space,
 }

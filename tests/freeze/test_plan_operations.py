@@ -209,6 +209,18 @@ SIMPLE |= {
     + torch.stack((x, -x), 1).softmax(dim=1).flatten(1, 2)[:, 12:],
     "attention_pool": lambda m, x: x + attention_pool(x, x[:, 2:3]),
     "attention_bmm": lambda m, x: x * attention_bmm(x),
+    "crop": lambda m, x: x[:, :, 1:-2, 3:] + x[..., 2:-1, :-3],
+    "crop_by_padding": lambda m, x: F.pad(F.pad(x, (-1, 0, -2, -1)), (2, -1, 0, 3), value=0.5),
+    "focus": lambda m, x: torch.cat(
+        (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1)[:, 20:32],
+    "every_third": lambda m, x: x[:, :, 1::3, 0:-1:2],
+    "pixel_shuffle": lambda m, x: torch.cat([F.pixel_shuffle(x, 2)] * 4, 1),
+    "pixel_unshuffle": lambda m, x: F.pixel_unshuffle(x, 2)[:, 5:17] + F.pixel_unshuffle(x[:, :3], 2),
+    "transposed_function": lambda m, x: F.relu(
+        F.conv_transpose2d(x, m.first.weight.repeat(1, 4, 1, 1), stride=2)),
+    "features_concat": lambda m, x: x * torch.cat(
+        (F.linear(x.mean((2, 3)), m.last.weight[:4, :, 0, 0]),
+         F.linear(x.amax((2, 3)), m.first.weight[:8].flatten(1)[:, :12])), dim=-1)[:, :, None, None],
     "vectors": lambda m, x: x * x.mean((2, 3)).view(x.size(0), 1, 3, -1).transpose(1, 2).reshape(
         x.size(0), -1, 1, 1),
 }  # fmt: skip
@@ -309,7 +321,35 @@ class ResponseNorm(nn.Module):
         return self.down(self.gamma * (y * share) + self.beta + y).permute(0, 3, 1, 2)
 
 
+TRANSPOSED = {
+    "2x2": (12, 12, 2, 2),
+    "3x3": (12, 12, 3, 2, 1, 1),
+    "4x4": (12, 12, 4, 2, 1),
+    "stride_1": (12, 12, 3, 1, 1),
+    "wide_stride": (12, 12, 2, 3),
+    "uneven": (12, 12, (2, 5), (2, 3), (0, 2), (0, 1)),
+    "much_padding": (12, 12, 5, 2, 4),
+    "depthwise": (12, 12, 4, 2, 1, 0, 12),
+    "depthwise_3x3": (12, 12, 3, 2, 1, 1, 12, False),
+}
+
+
+class Transposed(nn.Module):
+    def __init__(self, *settings):
+        super().__init__()
+        self.conv, self.norm = nn.ConvTranspose2d(*settings), nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.conv(x)))
+
+
+for _name, _settings in TRANSPOSED.items():
+    CASES[f"transposed_{_name}"] = lambda settings=_settings: Fn(
+        lambda m, x: m.layer(x), layer=Transposed(*settings)
+    )
+
 for _name, _layer in {
+    "pixel_unshuffle_layer": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)),
     "channel_filter": lambda: ChannelFilter(False),
     "channel_filter_turned": lambda: ChannelFilter(True, 3, bias=True),
     "channel_filter_wide": lambda: ChannelFilter(True, 31),
@@ -376,6 +416,7 @@ def made(name):
 # Eager PyTorch cannot tell what -1 is, or refuses no images at all.
 NOT_EMPTY = (
     *("features_view", "instance_norm", "layer_instance_norm_layer", "vectors", "layer_channel_filter"),
+    *("pixel_unshuffle", "layer_pixel_unshuffle_layer"),
     *("attention_pool", "layer_channel_filter_turned", "layer_channel_filter_wide"),
 )
 
@@ -501,6 +542,23 @@ def test_plan_folds_what_stands_around_convolutions():
     assert [n.op for n in operations("own_silu")] == [Op.INPUT, Op.CONV2D, Op.CONV2D]
     residual = [n for n in operations("squeeze_excite_residual") if n.op is Op.MULTIPLY]
     assert [(len(n.inputs), n.activation) for n in residual] == [(3, Act.RELU)]
+
+
+def test_plan_makes_transposed_convolutions_ordinary_ones():
+    """Batch norm and activation go into the convolution in front of the pixels it becomes."""
+    nodes = operations("transposed_4x4")
+    assert [n.op for n in nodes] == [Op.INPUT, Op.CONV2D, Op.CONV2D, Op.DEPTH_TO_SPACE, Op.CONV2D]
+    assert nodes[2].activation is Act.RELU and nodes[2]["out_channels"] == 48 and nodes[2]["kernel_h"] == 2
+
+
+def test_plan_folds_what_scales_a_gated_residual():
+    nodes = operations("layer_response_norm")
+    assert [n.op for n in nodes].count(Op.MULTIPLY) == 2 and Op.ADD not in [n.op for n in nodes]
+    (x,) = [torch.randn(2, 3, 14, 12)]
+    frozen = cnnfast.freeze(made("layer_response_norm"), x, strict=True)
+    assert "multiply, one value per channel, conv 1x1" in torch.ops.cnnfast.describe_plan(
+        [x], frozen.weights, frozen.plan
+    )
 
 
 def test_plan_shuffle_reads_the_parts_of_a_concatenation():

@@ -11,6 +11,7 @@ from cnnfast.plan.lowering import (
     pools,
     resample,
     shapes,
+    transposed,
 )
 from cnnfast.plan.lowering.context import Lowering, Refusal
 
@@ -27,4 +28,5 @@ __all__ = [
     "pools",
     "resample",
     "shapes",
+    "transposed",
 ]

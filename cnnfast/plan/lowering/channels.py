@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, gives_one_pixel, lowers
 from cnnfast.plan.nodes import Op
-from cnnfast.plan.steps import Step
+from cnnfast.plan.steps import Step, crop_step
 
 _ALL = slice(None)
 
@@ -107,7 +107,9 @@ def _sliced_image(low: Lowering, source: fx.Node, index: list[object]) -> Value:
         if row == slice(None, None, step) and isinstance(step, int) and step > 0:
             return _every(low.image(source), step)
     if row != _ALL or column != _ALL:
-        raise Unsupported("a plan of this version takes slices of an image's channels, x[:, a:b], only")
+        if channel != _ALL:
+            raise Unsupported("it takes some channels and some pixels at once: write two slices")
+        return _cropped(low.image(source), row, column)
     channels = low.shape(source)[1]
     if isinstance(channel, int):
         at = channel % channels
@@ -119,6 +121,23 @@ def _sliced_image(low: Lowering, source: fx.Node, index: list[object]) -> Value:
     if last <= first:
         raise Unsupported(f"it takes no channel out of {channels}")
     return low.step(source) if last - first == channels else _slice(low.image(source), first, last - first)
+
+
+def _cropped(source: Step, row: object, column: object) -> Step:
+    """x[:, :, a:-b:s, c:-d:t]: what is left out on each side does not depend on the size of the image."""
+    cuts: dict[str, int] = {}
+    for part, begin, end, axis in ((row, "top", "bottom", "h"), (column, "left", "right", "w")):
+        if not isinstance(part, slice):
+            raise Unsupported("it takes one row or column out of an image: a plan keeps images")
+        first, last, step = part.start or 0, part.stop or 0, 1 if part.step is None else part.step
+        fixed = all(isinstance(number, int) for number in (first, last, step))
+        if not fixed or first < 0 or last > 0 or step < 1 or (part.stop is not None and last == 0):
+            raise Unsupported(
+                "it takes pixels up to a fixed row or column, or counts from the end: a plan of this version "
+                "leaves out fixed numbers on each side, x[:, :, a:-b, c:-d]"
+            )
+        cuts |= {begin: first, end: -last, f"stride_{axis}": step}
+    return crop_step(source, **cuts)
 
 
 def _every(source: Step, step: int) -> Step:

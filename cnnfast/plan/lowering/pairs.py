@@ -1,6 +1,7 @@
 """Sums and products of two values, of one shape or repeated over pixels or channels, as steps."""
 
 import torch
+from torch import Tensor
 
 from cnnfast.plan.lowering.context import (
     Lowering,
@@ -80,14 +81,22 @@ def _over_channels(plane: Step, channels: int) -> Step:
 def _gated_residual(low: Lowering, op: Op, a: Step, b: Step) -> Step | None:
     """x + (x * gate * scale + shift) as x * (gate * scale + 1) + shift: one pass over the image."""
     for x, other in ((a, b), (b, a)) if op is Op.ADD else ():
-        product = other.inputs[0] if other.op is Op.AFFINE else other
-        gated = other.op is Op.AFFINE and product.op is Op.MULTIPLY and product.broadcasts
+        product, scale, shift = _scaled(other)
+        gated = scale is not None and product.op is Op.MULTIPLY and product.broadcasts
         if not gated or product.inputs[0] is not x or not gives_one_pixel(product.inputs[1]):
             continue
-        channels = {"channels": other.settings["channels"]}
-        scale, shift = other.constants["scale"], other.constants["shift"]
-        one = torch.ones(len(scale), dtype=torch.float64)
+        one, channels = torch.ones(len(scale), dtype=torch.float64), {"channels": len(scale)}
         gate = Step(Op.AFFINE, [product.inputs[1]], channels, {"scale": scale, "shift": one})
         scaled = low.place(Step(Op.MULTIPLY, [x, low.place(gate)], broadcasts=True))
         return Step(Op.AFFINE, [scaled], dict(channels), {"scale": one, "shift": shift})
     return None
+
+
+def _scaled(step: Step) -> tuple[Step, Tensor | None, Tensor | None]:
+    """What is scaled and shifted, perhaps several times, and by how much; None where it is not."""
+    scale = shift = None
+    while step.op is Op.AFFINE:
+        a, b = (step.constants[name].double() for name in ("scale", "shift"))
+        scale, shift = (a, b) if scale is None else (scale * a, scale * b + shift)
+        step = step.inputs[0]
+    return step, scale, shift

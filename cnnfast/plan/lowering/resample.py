@@ -8,7 +8,7 @@ from torch import fx, nn
 from cnnfast.fuse.kinds import is_size
 from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers
 from cnnfast.plan.nodes import Interpolation, Op, fraction_word
-from cnnfast.plan.steps import Step
+from cnnfast.plan.steps import Step, crop_step
 
 _MODES = {
     "nearest": Interpolation.NEAREST,
@@ -35,10 +35,17 @@ def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step:
     if mode != "constant":
         raise Unsupported(f"it pads by mode '{mode}'; a plan of this version pads by a constant")
     left, right, top, bottom, *others = [*pads, 0, 0, 0, 0][: max(4, len(pads))]
-    if any(others) or min(left, right, top, bottom) < 0:
-        raise Unsupported(f"it pads by {pads}; a plan of this version adds rows and columns only")
+    if any(others):
+        raise Unsupported(f"it pads by {pads}; a plan of this version pads rows and columns only")
     settings = {"top": top, "left": left, "bottom": bottom, "right": right}
-    return Step(Op.PAD, [low.image(input)], settings | {"value": fraction_word(float(value or 0.0))})
+    source, less = low.image(input), {side: max(0, -size) for side, size in settings.items()}
+    if any(less.values()):
+        source = crop_step(source, **less)
+        if min(settings.values()) <= 0 and max(settings.values()) <= 0:
+            return source
+        low.place(source)
+    more = {side: max(0, size) for side, size in settings.items()}
+    return Step(Op.PAD, [source], more | {"value": fraction_word(float(value or 0.0))})
 
 
 @lowers(modules=[nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d])

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from cnnfast.nn.reshape import reshape_image
 from cnnfast.plan.lowering.channels import reshaped
-from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, gives_one_pixel, lowers
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -130,12 +130,21 @@ def _concat(low: Lowering, tensors, dim=0) -> Value:
         raise Unsupported("it concatenates a list that is computed in the forward")
     if dim in (3, -1) and all(_is_channels_last(low, tensor) for tensor in tensors):
         return Respelled("nhwc", Step(Op.CONCAT, [low.value(tensor).step for tensor in tensors]))
+    if dim in (1, -1) and all(len(low.shape(tensor)) == 2 for tensor in tensors):
+        return Step(Op.CONCAT, [_features(low, tensor) for tensor in tensors])
     steps = [low.image(tensor) for tensor in tensors]
     if dim not in (1, -3):
         raise Unsupported(
             f"it concatenates on dimension {dim}; a plan of this version knows channels (1) only"
         )
     return Step(Op.CONCAT, steps)
+
+
+def _features(low: Lowering, tensor: fx.Node) -> Step:
+    step = low.step(tensor)
+    if not gives_one_pixel(step):
+        raise Unsupported("it concatenates flattened images: a plan knows features and images")
+    return step
 
 
 def _is_channels_last(low: Lowering, tensor: fx.Node) -> bool:
