@@ -69,7 +69,7 @@ def _quotient(low: Lowering, a: fx.Node, b: fx.Node) -> Value:
         raise Unsupported("it divides by several values")
     step = divisor.step if isinstance(divisor, Respelled) else divisor
     reciprocal = respell(divisor, low.place(Step(Op.RECIPROCAL, [step])))
-    return pair_of(low, Op.MULTIPLY, low.value(a), reciprocal, low.shape(a), low.shape(b))
+    return pair_of(low, Op.MULTIPLY, low.value(a), reciprocal, a, b)
 
 
 @lowers(torch.addcmul, methods=["addcmul"])
@@ -163,14 +163,14 @@ def _sum(low: Lowering, a: fx.Node, b: fx.Node, alpha: float) -> Value:
         raise Unsupported("its alpha is computed in the forward: write it as a number")
     scaled = _affine(low, b, float(alpha), 0.0)
     low.place(scaled.step if isinstance(scaled, Respelled) else scaled)
-    return pair_of(low, Op.ADD, low.value(a), scaled, low.shape(a), low.shape(b))
+    return pair_of(low, Op.ADD, low.value(a), scaled, a, b)
 
 
 @lowers(methods=["expand_as"])
 def _expand_as(low: Lowering, input, other) -> Value:
     """One value per channel, for sums and products with the image that it is made as large as."""
     before, after = low.shape(input), low.shape(other)
-    if before == after:
+    if before == after and low.larger_shape(input) == low.larger_shape(other):
         return low.value(input)
     if len(before) != 4 or before != [*after[:2], 1, 1]:
         raise Unsupported(f"it expands {before} to {after}: a plan of this version expands (N, C, 1, 1) only")
@@ -178,4 +178,4 @@ def _expand_as(low: Lowering, input, other) -> Value:
 
 
 def _pair(low: Lowering, op: Op, a: fx.Node, b: fx.Node) -> Value:
-    return pair_of(low, op, low.value(a), low.value(b), low.shape(a), low.shape(b))
+    return pair_of(low, op, low.value(a), low.value(b), a, b)

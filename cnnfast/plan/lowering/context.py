@@ -13,6 +13,7 @@ from cnnfast.fuse.kinds import activation_of, is_size, module_of, why_not_plain,
 from cnnfast.fuse.tracing import is_number, torch_ancestor
 from cnnfast.plan.nodes import ANY, Act, Op
 from cnnfast.plan.owners import owner_of
+from cnnfast.plan.record import Record
 from cnnfast.plan.steps import Step
 
 Handler = Callable[..., "Value"]
@@ -101,12 +102,11 @@ def lowers(
 
 
 class Lowering:
-    """One walk. shapes: of the tensors that the nodes give for the example inputs."""
+    """One walk over a graph for which there is a record of an example run."""
 
-    def __init__(
-        self, graph: fx.Graph, root: nn.Module, shapes: dict[fx.Node, torch.Size], closed: dict[str, str]
-    ):
-        self.graph, self.root, self.shapes, self.closed = graph, root, shapes, closed
+    def __init__(self, graph: fx.Graph, root: nn.Module, record: Record, closed: dict[str, str]):
+        self.graph, self.root, self.record, self.closed = graph, root, record, closed
+        self.shapes = record.shapes
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
         self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory eager PyTorch would share
@@ -252,6 +252,10 @@ class Lowering:
     def shape(self, value: fx.Node) -> list[int]:
         """The shape of a tensor argument for the example inputs."""
         return list(self.shapes[value])
+
+    def larger_shape(self, value: fx.Node) -> list[int]:
+        """The shape for larger images; that of the example where the network takes no others."""
+        return list(self.record.larger().get(value, self.shapes[value]))
 
     def image(self, value: object) -> Step:
         """The step that gives a tensor argument with 4 dimensions."""

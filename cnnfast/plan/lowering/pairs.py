@@ -1,7 +1,9 @@
 """Sums and products of two values, of one shape or repeated over pixels or channels, as steps."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from cnnfast.plan.lowering.context import (
     Lowering,
@@ -17,35 +19,41 @@ from cnnfast.plan.steps import Step, pointwise_step
 _WITH_CHANNELS = ("nhwc", "grouped", "vector")
 
 
-def pair_of(low: Lowering, op: Op, a: Value, b: Value, a_shape: list[int], b_shape: list[int]) -> Value:
-    """op: ADD or MULTIPLY; shapes: those that the tensors have in the forward."""
-    if isinstance(b, Respelled) and b.kind == "expanded":
-        b, b_shape = b.step, [*b_shape[:2], 1, 1]
-    if isinstance(a, Respelled) and a.kind == "expanded":
-        a, a_shape = a.step, [*a_shape[:2], 1, 1]
+def pair_of(low: Lowering, op: Op, a: Value, b: Value, a_node: fx.Node, b_node: fx.Node) -> Value:
+    """op: ADD or MULTIPLY; nodes: their tensors have the shapes of the values in the forward."""
+    small = [isinstance(v, Respelled) and v.kind == "expanded" for v in (a, b)]
+    a, b = (v.step if is_small else v for v, is_small in zip((a, b), small, strict=True))
     kinds = {v.kind if isinstance(v, Respelled) else "" for v in (a, b)}
     if isinstance(a, list) or isinstance(b, list) or len(kinds) != 1 or kinds - {"", *_WITH_CHANNELS}:
         raise Unsupported("its operands are laid out in different ways")
-    if a_shape == b_shape:
-        first, second = _step(a), _step(b)
-        return respell(a, _gated_residual(low, op, first, second) or Step(op, [first, second]))
-    made = _repeated(low, op, a, b, _as_image(a, a_shape), _as_image(b, b_shape))
-    if made is not None:
-        return made
-    word = "adds" if op is Op.ADD else "multiplies"
-    raise Unsupported(
-        f"it {word} {a_shape} and {b_shape}: a plan of this version repeats (N, C, 1, 1) and (N, 1, H, W) "
-        "over images only"
-    )
+
+    def image_shapes(shape_of: Callable[[fx.Node], list[int]]) -> list[list[int]]:
+        operands = zip((a, b), (a_node, b_node), small, strict=True)
+        return [_image_shape(value, shape_of(node), is_small) for value, node, is_small in operands]
+
+    shapes = image_shapes(low.shape)
+    relations = _relations(a, *shapes)
+    if any(1 in s[2:] and not gives_one_pixel(_step(v)) for v, s in zip((a, b), shapes, strict=True)):
+        larger = _relations(a, *image_shapes(low.larger_shape))
+        relations = [relation for relation in relations if relation in larger]
+    if not relations:
+        word = "adds" if op is Op.ADD else "multiplies"
+        raise Unsupported(
+            f"it {word} {low.shape(a_node)} and {low.shape(b_node)}: a plan of this version repeats "
+            "(N, C, 1, 1) and (N, 1, H, W) over images only, and has to do so for every size"
+        )
+    return _combined(low, op, a, b, relations[0], [shape[1] for shape in shapes])
 
 
 def _step(value: Step | Respelled) -> Step:
     return value.step if isinstance(value, Respelled) else value
 
 
-def _as_image(value: Value, shape: list[int]) -> list[int]:
+def _image_shape(value: Value, shape: list[int], is_small: bool) -> list[int]:
     """The shape (N, C, H, W) of the step behind a value; other shapes as they are."""
     kind = value.kind if isinstance(value, Respelled) else ""
+    if is_small:
+        return [*shape[:2], 1, 1]
     if kind == "nhwc":
         return [shape[0], shape[3], *shape[1:3]]
     if kind == "grouped":
@@ -53,24 +61,31 @@ def _as_image(value: Value, shape: list[int]) -> list[int]:
     return shape
 
 
-def _repeated(
-    low: Lowering, op: Op, a: Value, b: Value, a_shape: list[int], b_shape: list[int]
-) -> Value | None:
-    """One operand repeated over the other's pixels or channels; shapes: (N, C, H, W)."""
-    if not len(a_shape) == len(b_shape) == 4 or a_shape[0] != b_shape[0]:
-        return None
-    if isinstance(a, Respelled) and (a.kind == "vector" or a.groups != b.groups):
-        return None
-    for image, part, shape, other in ((a, b, a_shape, b_shape), (b, a, b_shape, a_shape)):
-        per_channel = other[1] == shape[1] and other[2:] == [1, 1]
-        per_pixel = other[1] == 1 and other[2:] == shape[2:]
-        if per_channel or per_pixel:
-            return respell(image, Step(op, [_step(image), _step(part)], broadcasts=True))
-    for plane, part, shape, other in ((a, b, a_shape, b_shape), (b, a, b_shape, a_shape)):
-        if shape[1] == 1 and other[2:] == [1, 1] and isinstance(plane, Step):
-            image = low.place(_over_channels(plane, other[1]))
-            return Step(op, [image, _step(part)], broadcasts=True)
-    return None
+def _relations(like: Value, a: list[int], b: list[int]) -> list[str]:
+    """How values of these shapes may be combined: which is repeated over the other's pixels or channels.
+
+    "spread": over the channels, while the other is repeated over its pixels.
+    """
+    found = ["same"] if a == b else []
+    if not len(a) == len(b) == 4 or a[0] != b[0] or (isinstance(like, Respelled) and like.kind == "vector"):
+        return found
+    for name, shape, other in (("second", a, b), ("first", b, a)):
+        if (other[1] == shape[1] and other[2:] == [1, 1]) or (other[1] == 1 and other[2:] == shape[2:]):
+            found.append(f"{name} repeated")
+    for name, shape, other in (("first", a, b), ("second", b, a)):
+        if shape[1] == 1 and other[2:] == [1, 1] and isinstance(like, Step):
+            found.append(f"{name} spread")
+    return found
+
+
+def _combined(low: Lowering, op: Op, a: Value, b: Value, relation: str, channels: list[int]) -> Value:
+    if relation == "same":
+        return respell(a, _gated_residual(low, op, _step(a), _step(b)) or Step(op, [_step(a), _step(b)]))
+    image, part = (a, b) if relation in ("second repeated", "first spread") else (b, a)
+    source = _step(image)
+    if "spread" in relation:
+        source = low.place(_over_channels(source, max(channels)))
+    return respell(image, Step(op, [source, _step(part)], broadcasts=True))
 
 
 def _over_channels(plane: Step, channels: int) -> Step:
