@@ -219,9 +219,24 @@ def _along_both(graph: Graph, index: int, value: str, rows: np.ndarray, columns:
 
 
 def _pad(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
-    border = graph.numbers(0, 0, node["top"], node["left"], 0, 0, node["bottom"], node["right"])
+    sides = [node[side] for side in ("top", "left", "bottom", "right")]
+    if len(sources) > 1:
+        before, after = graph.image_sizes(index)
+        rows, columns = (b - a for a, b in zip(before, after, strict=True))
+        sides = [rows // 2, columns // 2, rows - rows // 2, columns - columns // 2]
+    border = graph.numbers(0, 0, *sides[:2], 0, 0, *sides[2:])
     value = graph.number(word_fraction(node["value"]))
     return graph.emit("Pad", [sources[0], border, value], graph.names[index])
+
+
+def _mirror_pad(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    """As places along each axis: this opset's Pad knows no opposite edge."""
+    value, mode = sources[0], ("reflect", "replicate", "circular")[node["mode"]]
+    sides = ((node["top"], node["bottom"]), (node["left"], node["right"]))
+    for axis, (size, pads) in enumerate(zip(graph.image_sizes(index)[0], sides, strict=True), start=2):
+        places = functional.pad(torch.arange(size, dtype=torch.float64)[None], pads, mode=mode)[0].long()
+        value = graph.emit("Gather", [value, graph.numbers(*places.tolist())], graph.names[index], axis=axis)
+    return value
 
 
 def _interpolate(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
@@ -370,5 +385,6 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.RECIPROCAL: _plain("Reciprocal"),
     Op.ATTENTION_POOL: _attention_pool,
     Op.CROP: _crop,
+    Op.MIRROR_PAD: _mirror_pad,
     Op.DEPTH_TO_SPACE: _depth_to_space,
 }

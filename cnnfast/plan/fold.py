@@ -164,7 +164,7 @@ def _fold_pad(step: Step, uses: Counter) -> Step | None:
     if step.op is not Op.CONV2D or step.inputs[0].op is not Op.PAD or uses[step.inputs[0]] != 1:
         return None
     pad = step.inputs[0]
-    if pad.settings["value"] != fraction_word(0.0) or step.settings["pad_top"] == SAME:
+    if len(pad.inputs) > 1 or pad.settings["value"] != fraction_word(0.0) or step.settings["pad_top"] == SAME:
         return None
     for side in ("top", "left", "bottom", "right"):
         step.settings[f"pad_{side}"] += pad.settings[side]

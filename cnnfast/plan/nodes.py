@@ -54,6 +54,7 @@ class Op(IntEnum):
     ATTENTION_POOL = 28  # the mean over pixels, weighted by the softmax of a second input
     CROP = 29  # rows and columns left out
     DEPTH_TO_SPACE = 30  # channels become blocks of pixels, then rows and columns are left out
+    MIRROR_PAD = 31
 
 
 class Act(IntEnum):
@@ -77,6 +78,14 @@ class Storage(IntEnum):
 
     FLOAT32 = 0
     BFLOAT16 = 1
+
+
+class Mirror(IntEnum):
+    """What lies beyond the edge of an image: it mirrored, its outermost pixels, or its opposite edge."""
+
+    REFLECT = 0
+    REPLICATE = 1
+    CIRCULAR = 2
 
 
 class Interpolation(IntEnum):
@@ -116,7 +125,8 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CHANNEL_SHUFFLE: ("groups",),
     Op.ADAPTIVE_AVG_POOL2D: ("height", "width"),  # 0: as the input
     Op.ADAPTIVE_MAX_POOL2D: ("height", "width"),
-    Op.PAD: ("top", "left", "bottom", "right", "value"),  # the last one is a fraction
+    # value is a fraction. With a second input: to its size, evenly, the odd row or column at the end.
+    Op.PAD: ("top", "left", "bottom", "right", "value"),
     # Sizes 0 where the scales, which are fractions, or a second input say them; scales 0 where none is.
     Op.INTERPOLATE: ("mode", "align_corners", "height", "width", "scale_h", "scale_w"),
     Op.LAYER_NORM: ("weight_at", "bias_at", "channels", "eps"),  # eps is a fraction
@@ -130,6 +140,7 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.ATTENTION_POOL: (),
     # What is left out on each side; then every stride-th is kept.
     Op.CROP: ("top", "left", "bottom", "right", "stride_h", "stride_w"),
+    Op.MIRROR_PAD: ("top", "left", "bottom", "right", "mode"),
     # blocks_first: channels are ordered by place in the block first; else by channel first.
     Op.DEPTH_TO_SPACE: ("block_h", "block_w", "blocks_first", "top", "left", "bottom", "right"),
 }  # fmt: skip
@@ -157,6 +168,12 @@ class Node:
 
     def __getitem__(self, attribute: str) -> int:
         return self.attributes[attribute]
+
+    @property
+    def is_of_the_newest_format(self) -> bool:
+        """Whether a plan with this node has to be written in it."""
+        pads_like = self.op is Op.PAD and len(self.inputs) == 2
+        return self.op >= Op.CHANNEL_MAX or self.pads_to_same or pads_like
 
     @property
     def pads_to_same(self) -> bool:
@@ -189,7 +206,7 @@ class Plan:
     @property
     def format(self) -> int:
         """The oldest format that has all of it."""
-        if any(node.op >= Op.CHANNEL_MAX or node.pads_to_same for node in self.nodes):
+        if any(node.is_of_the_newest_format for node in self.nodes):
             return FORMAT
         return STORAGE_FORMAT if self.half else FLOAT_FORMAT
 

@@ -47,7 +47,9 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
         return *first, 1, 1
     if node.op is Op.SLICE:
         return first[0], node["channels"], *first[2:]
-    if node.op is Op.PAD:
+    if node.op is Op.PAD and len(sources) == 2:
+        return *first[:2], *sources[1][2:]
+    if node.op in (Op.PAD, Op.MIRROR_PAD):
         return *first[:2], first[2] + node["top"] + node["bottom"], first[3] + node["left"] + node["right"]
     if node.op in (Op.ADAPTIVE_AVG_POOL2D, Op.ADAPTIVE_MAX_POOL2D):
         return *first[:2], node["height"] or first[2], node["width"] or first[3]

@@ -1,6 +1,6 @@
 """A plan in words."""
 
-from cnnfast.plan.nodes import Act, Interpolation, Node, Op, Plan, word_fraction
+from cnnfast.plan.nodes import Act, Interpolation, Mirror, Node, Op, Plan, word_fraction
 
 
 def describe(node: Node) -> str:
@@ -106,6 +106,7 @@ _WORDS = {
     Op.GROUP_NORM: lambda node: f" {node['channels']} channels, {node['groups']} groups",
     Op.PRELU: lambda node: f" {node['channels']} channels",
     Op.LOCAL_RESPONSE_NORM: _local_response_norm,
+    Op.MIRROR_PAD: lambda node: f" by {Mirror(node['mode']).name.lower()}",
     Op.CROP: _crop,
     Op.DEPTH_TO_SPACE: lambda node: f" {node['block_h']}×{node['block_w']}{_left_out(node)}",
     Op.CHANNEL_CONV: lambda node: f" {node['taps']} taps",

@@ -13,7 +13,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 31> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 32> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -31,7 +31,7 @@ constexpr std::array<OpRule, 31> kRules{{{"input", 0, 0, 2},
                                          {"channel_shuffle", 1, 1, 1},
                                          {"adaptive_avg_pool2d", 1, 1, 2},
                                          {"adaptive_max_pool2d", 1, 1, 2},
-                                         {"pad", 1, 1, 5},
+                                         {"pad", 1, 2, 5},
                                          {"interpolate", 1, 2, InterpolateAttr::kCount},
                                          {"layer_norm", 1, 1, 4},
                                          {"group_norm", 1, 1, 5},
@@ -43,7 +43,8 @@ constexpr std::array<OpRule, 31> kRules{{{"input", 0, 0, 2},
                                          {"reciprocal", 1, 1, 0},
                                          {"attention_pool", 2, 2, 0},
                                          {"crop", 1, 1, 6},
-                                         {"depth_to_space", 1, 1, 7}}};
+                                         {"depth_to_space", 1, 1, 7},
+                                         {"mirror_pad", 1, 1, 5}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -113,6 +114,9 @@ class Checker {
       case Op::kAdaptiveMaxPool2d:
         require(id, small(a[0], 0) && small(a[1], 0), "output size");
         return;
+      case Op::kMirrorPad:
+        require(id, a[4] >= 0 && a[4] <= static_cast<int64_t>(MirrorMode::kCircular), "mode");
+        [[fallthrough]];
       case Op::kPad:
         for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 0), "padding");
         return;

@@ -45,7 +45,7 @@ enum class Op : int64_t {
   kChannelShuffle = 15,     // groups
   kAdaptiveAvgPool2d = 16,  // height, width (0: those of the input)
   kAdaptiveMaxPool2d = 17,
-  kPad = 18,          // top, left, bottom, right, value (fraction)
+  kPad = 18,          // top, left, bottom, right, value (fraction); with a second input: to its size, evenly
   kInterpolate = 19,  // InterpolateAttr; inputs x, or x and an image of the wanted size
   kLayerNorm = 20,    // over channels: weight, bias, channels, eps (fraction)
   kGroupNorm = 21,    // weight, bias, channels, groups, eps (fraction)
@@ -61,6 +61,7 @@ enum class Op : int64_t {
   // block h, w, blocks_first, top, left, bottom, right: channels become blocks of pixels, then rows and
   // columns are left out. Channels are ordered by place in the block first, or by channel first.
   kDepthToSpace = 30,
+  kMirrorPad = 31,  // top, left, bottom, right, MirrorMode
 };
 
 // Positions in a convolution's attributes.
@@ -92,6 +93,8 @@ struct Conv2dAttr {
 struct InterpolateAttr {
   enum : size_t { kMode, kAlignCorners, kHeight, kWidth, kScaleH, kScaleW, kCount };
 };
+// What lies beyond the edge: the image mirrored at its outermost pixels, these pixels, or the opposite edge.
+enum class MirrorMode : int64_t { kReflect = 0, kReplicate = 1, kCircular = 2 };
 enum class InterpolateMode : int64_t { kNearest = 0, kNearestExact = 1, kBilinear = 2 };
 
 struct Node {

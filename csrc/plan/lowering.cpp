@@ -352,9 +352,15 @@ void Lowering::emit(int64_t node) {
     case Op::kAdaptiveAvgPool2d:
     case Op::kAdaptiveMaxPool2d:
       return add(adaptive_pool_step(node, n.op == Op::kAdaptiveMaxPool2d, from(0), place(node)));
-    case Op::kPad:
-      return add(pad_step(node, n.attr[0], n.attr[1], static_cast<float>(fraction(n.attr[4])), from(0),
-                          place(node)));
+    case Op::kPad: {
+      const Value &in = values_[n.inputs[0]], &out = values_[node];
+      const bool even = n.inputs.size() == 2;
+      const int64_t top = even ? (out.height - in.height) / 2 : n.attr[0];
+      const int64_t left = even ? (out.width - in.width) / 2 : n.attr[1];
+      return add(pad_step(node, top, left, static_cast<float>(fraction(n.attr[4])), from(0), place(node)));
+    }
+    case Op::kMirrorPad:
+      return add(mirror_pad_step(node, n.attr, from(0), place(node)));
     case Op::kInterpolate:
       return add(interpolate_step(node, n.attr, from(0), place(node)));
     case Op::kLayerNorm:

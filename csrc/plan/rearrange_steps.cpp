@@ -1,5 +1,6 @@
 #include "plan/rearrange_steps.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace cnnfast::plan {
@@ -38,6 +39,44 @@ class Crop : public RowStep {
 
  private:
   int64_t top_, left_, stride_h_, stride_w_;
+};
+
+// For each position of the padded side, the one that it repeats.
+std::vector<int64_t> mirrored(MirrorMode mode, int64_t before, int64_t size, int64_t padded) {
+  std::vector<int64_t> from;
+  for (int64_t i = -before; i < padded - before; ++i) {
+    if (mode == MirrorMode::kReplicate)
+      from.push_back(std::clamp<int64_t>(i, 0, size - 1));
+    else if (mode == MirrorMode::kCircular)
+      from.push_back((i + size) % size);
+    else
+      from.push_back(i < 0 ? -i : i < size ? i : 2 * (size - 1) - i);
+  }
+  return from;
+}
+
+class MirrorPad : public RowStep {
+ public:
+  MirrorPad(int64_t node, const std::vector<int64_t>& a, Place from, Place to)
+      : RowStep(node, {std::move(from)}, std::move(to)),
+        rows_(mirrored(static_cast<MirrorMode>(a[4]), a[0], reads_[0].size.height, writes_.size.height)),
+        columns_(mirrored(static_cast<MirrorMode>(a[4]), a[1], reads_[0].size.width, writes_.size.width)) {}
+  std::string text() const override { return "pad with its own pixels to " + size_text(writes_.size); }
+  std::optional<RowWindow> window_of(size_t) const override { return std::nullopt; }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    const View in = reads_[0].view(memory), out = writes_.view(memory);
+    const cpu::ImageSize size = writes_.size;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / size.height, y = row % size.height;
+      const float* from = row_of(in, n, rows_[y]);
+      float* to = row_to(out, n, y);
+      for (int64_t x = 0; x < size.width; ++x, to += out.pixel)
+        copy_channels(from + columns_[x] * in.pixel, to, size.channels);
+    }
+  }
+
+ private:
+  std::vector<int64_t> rows_, columns_;
 };
 
 class DepthToSpace : public RowStep {
@@ -83,6 +122,11 @@ class DepthToSpace : public RowStep {
 
 std::unique_ptr<Step> crop_step(int64_t node, const std::vector<int64_t>& attributes, Place from, Place to) {
   return std::make_unique<Crop>(node, attributes, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> mirror_pad_step(int64_t node, const std::vector<int64_t>& attributes, Place from,
+                                      Place to) {
+  return std::make_unique<MirrorPad>(node, attributes, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> depth_to_space_step(int64_t node, const std::vector<int64_t>& attributes, Place from,

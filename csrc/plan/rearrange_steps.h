@@ -1,4 +1,4 @@
-// Steps that leave pixels out, or make pixels of channels.
+// Steps that leave pixels out, repeat them beyond the edge, or make pixels of channels.
 #pragma once
 #include "plan/steps.h"
 
@@ -6,6 +6,9 @@ namespace cnnfast::plan {
 
 // attributes: those of Op::kCrop.
 std::unique_ptr<Step> crop_step(int64_t node, const std::vector<int64_t>& attributes, Place from, Place to);
+// attributes: those of Op::kMirrorPad.
+std::unique_ptr<Step> mirror_pad_step(int64_t node, const std::vector<int64_t>& attributes, Place from,
+                                      Place to);
 // attributes: those of Op::kDepthToSpace.
 std::unique_ptr<Step> depth_to_space_step(int64_t node, const std::vector<int64_t>& attributes, Place from,
                                           Place to);

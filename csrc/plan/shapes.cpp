@@ -69,8 +69,18 @@ class Inference {
       case Op::kAdaptiveAvgPool2d:
       case Op::kAdaptiveMaxPool2d:
         return resized(id, node);
+      case Op::kMirrorPad:
+        require(id, reaches(in(id, 0), node), in(id, 0));
+        [[fallthrough]];
       case Op::kPad: {
         Value v = images(id, 0);
+        if (node.inputs.size() == 2) {
+          const Value& like = images(id, 1);
+          require(id, like.images == v.images && like.height >= v.height && like.width >= v.width, like);
+          v.height = like.height;
+          v.width = like.width;
+          return v;
+        }
         v.height += node.attr[0] + node.attr[2];
         v.width += node.attr[1] + node.attr[3];
         return v;
@@ -118,6 +128,15 @@ class Inference {
       }
     }
     TORCH_CHECK(false, "cnnfast: ", name_of(graph_, id), " has no shape rule");
+  }
+
+  // Whether an image is large enough to be mirrored so far.
+  static bool reaches(const Value& v, const Node& node) {
+    const auto mode = static_cast<MirrorMode>(node.attr[4]);
+    if (mode == MirrorMode::kReplicate) return true;
+    const int64_t own = mode == MirrorMode::kReflect ? 1 : 0;
+    return std::max(node.attr[0], node.attr[2]) + own <= v.height &&
+           std::max(node.attr[1], node.attr[3]) + own <= v.width;
   }
 
   const Value& in(int64_t id, size_t i) const { return values_[graph_.nodes[id].inputs[i]]; }
@@ -282,7 +301,8 @@ bool keeps_size(const Window& w) {
 
 // The input whose size a node's follows from.
 int64_t sized_like(const Node& node) {
-  return node.inputs[node.op == Op::kInterpolate && node.inputs.size() == 2 ? 1 : 0];
+  const bool by_second = (node.op == Op::kInterpolate || node.op == Op::kPad) && node.inputs.size() == 2;
+  return node.inputs[by_second ? 1 : 0];
 }
 
 // Channels and windows of one output, walking back along first inputs.
@@ -382,7 +402,8 @@ std::optional<WindowPair> window_of(const Node& node) {
     return WindowPair{{a[0], a[2], 1, a[4], Window::kSame}, {a[1], a[3], 1, a[5], Window::kSame}};
   if (node.op == Op::kDepthToSpace)
     return WindowPair{{a[3], a[5], 1, a[0], Window::kScaled}, {a[4], a[6], 1, a[1], Window::kScaled}};
-  if (node.op == Op::kPad) return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
+  if ((node.op == Op::kPad && node.inputs.size() == 1) || node.op == Op::kMirrorPad)
+    return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
   if (node.op == Op::kInterpolate && node.inputs.size() == 1) {
     using A = InterpolateAttr;
     const auto side = [&](size_t size, size_t scale) {

@@ -158,7 +158,16 @@ def _interpolate(node: Node, weights: Tensor, x: Tensor, like: Tensor | None = N
     return F.interpolate(x, scale_factor=scales, mode=mode, align_corners=corners)
 
 
-def _pad(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+def _mirror_pad(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    sides = [node[side] for side in ("left", "right", "top", "bottom")]
+    return F.pad(x, sides, mode=("reflect", "replicate", "circular")[node["mode"]])
+
+
+def _pad(node: Node, weights: Tensor, x: Tensor, like: Tensor | None = None) -> Tensor:
+    if like is not None:
+        rows, columns = (like.shape[d] - x.shape[d] for d in (2, 3))
+        sides = [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2]
+        return F.pad(x, sides, value=word_fraction(node["value"]))
     sides = [node[side] for side in ("left", "right", "top", "bottom")]
     return F.pad(x, sides, value=word_fraction(node["value"]))
 
@@ -223,5 +232,6 @@ _OPERATIONS = {
     Op.RECIPROCAL: lambda node, weights, x: 1 / x,
     Op.ATTENTION_POOL: _attention_pool,
     Op.CROP: _crop,
+    Op.MIRROR_PAD: _mirror_pad,
     Op.DEPTH_TO_SPACE: _depth_to_space,
 }

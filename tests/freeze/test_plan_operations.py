@@ -213,6 +213,11 @@ SIMPLE |= {
     "crop_by_padding": lambda m, x: F.pad(F.pad(x, (-1, 0, -2, -1)), (2, -1, 0, 3), value=0.5),
     "focus": lambda m, x: torch.cat(
         (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1)[:, 20:32],
+    "space_to_depth": lambda m, x: space_to_depth(x[:, :3], 2),
+    "reflect": lambda m, x: F.pad(x, (2, 1, 3, 0), mode="reflect"),
+    "replicate_and_circular": lambda m, x: F.pad(
+        F.pad(x, (4, 0, 1, 20), "replicate"), (0, 3, 2, 2), "circular"),
+    "pad_to_size": lambda m, x: x - pad_like(F.max_pool2d(x[:, :, 1:, :-3], 2, 1), x, 0.5),
     "every_third": lambda m, x: x[:, :, 1::3, 0:-1:2],
     "pixel_shuffle": lambda m, x: torch.cat([F.pixel_shuffle(x, 2)] * 4, 1),
     "pixel_unshuffle": lambda m, x: F.pixel_unshuffle(x, 2)[:, 5:17] + F.pixel_unshuffle(x[:, :3], 2),
@@ -224,6 +229,17 @@ SIMPLE |= {
     "vectors": lambda m, x: x * x.mean((2, 3)).view(x.size(0), 1, 3, -1).transpose(1, 2).reshape(
         x.size(0), -1, 1, 1),
 }  # fmt: skip
+
+
+def space_to_depth(x, b):
+    n, c, h, w = x.size()
+    x = x.view(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).contiguous()
+    return x.view(n, c * b * b, h // b, w // b)
+
+
+def pad_like(x, like, value):
+    rows, columns = like.size()[2] - x.size()[2], like.shape[3] - x.shape[-1]
+    return F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2], value=value)
 
 
 def channels_last_gate(x):
@@ -355,6 +371,11 @@ for _name, _layer in {
     "channel_filter_wide": lambda: ChannelFilter(True, 31),
     "response_norm": lambda: ResponseNorm(12),
     "feature_parts": FeatureParts,
+    "reflection_pad": lambda: nn.ReflectionPad2d((1, 2, 3, 4)),
+    "replication_pad": lambda: nn.Sequential(nn.ReplicationPad2d(2), nn.CircularPad2d((1, 0, 0, 3))),
+    "reflected_conv": lambda: nn.Conv2d(12, 12, 3, 2, padding=2, padding_mode="reflect"),
+    "circular_conv": lambda: nn.Conv2d(12, 12, (3, 5), padding="same", padding_mode="circular", groups=3),
+    "replicated_conv": lambda: nn.Conv2d(12, 12, 3, padding=1, padding_mode="replicate"),
     "prelu": lambda: nn.PReLU(12),
     "zero_pad": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
     "constant_pad": lambda: nn.ConstantPad2d(1, 0.7),
@@ -483,7 +504,9 @@ KEEPS_SHAPE = [
     "own_silu", "clamp", "product", "product_and_sum", "difference", "scalars", "alpha", "in_place", "chunk",
     "split", "split_even", "narrow", "slice_sum", "slice_of_slice", "plane", "shuffle", "shuffle_pairs",
     "shuffle_own", "shuffle_concat", "shuffle_wide_concat", "amax", "mean_sum", "nearest_like",
-    "bilinear_like", "group_norm", "channels_last", "squeeze", "nested_concat",
+    "bilinear_like", "group_norm", "channels_last", "squeeze", "nested_concat", "channel_mean", "channel_max",
+    "channel_max_of_pairs", "channels_last_pixels", "pixels_and_channels", "gate_of_a_slice", "quotient",
+    "image_norms", "two_paths", "softmax_of_paths", "attention_pool", "vectors", "pad_to_size",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, gives_one_pixel, lowers
+from cnnfast.plan.lowering.transposed import space_to_depth
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step, crop_step
 
@@ -172,6 +173,8 @@ def _permute(low: Lowering, input, *dims) -> Value:
         return found.step
     if order == [0, 2, 1, 3, 4] and kind in ("grouped", "shuffled"):
         return _exchanged(found)
+    if kind == "blocks" and order == [0, 3, 5, 1, 2, 4]:
+        return Respelled("depth", found.step, found.groups)
     if kind in ("vector", "attention") and _keeps_order(low.shape(input), order):
         return found
     raise Unsupported(
@@ -210,8 +213,14 @@ def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
         if len(shape) == 5 and [shape[0], *shape[3:]] == [n, height, width]:
             if shape[1] * shape[2] == channels:
                 return Respelled("grouped", found, shape[1])
+        block = shape[3] if len(shape) == 6 else 0
+        if block > 1 and shape == [n, channels, height // block, block, width // block, block]:
+            return Respelled("blocks", found, block)
         if shape == [n, channels, height * width] and not gives_one_pixel(found):
             return Respelled("pixels", found)
+    if isinstance(found, Respelled) and found.kind == "depth":
+        whole = [before[0], before[1] * before[2] * before[3], *before[4:]]
+        return space_to_depth(low, found.step, found.groups) if shape == whole else None
     if isinstance(found, Respelled) and len(shape) == 4 and found.kind in ("grouped", "shuffled"):
         if shape != [before[0], before[1] * before[2], *before[3:]]:
             return None

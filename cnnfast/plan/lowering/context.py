@@ -44,7 +44,8 @@ class Respelled:
     kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
     and channels exchanged), "plane" (N, H, W of one channel), "vector" (the channels of an image of one pixel
     in their order, in any other shape), "pixels" (N, C, H * W or N, 1, C, H * W), "attention" (the softmax of
-    the step's value over pixels, (N, 1, H * W) or (N, 1, H * W, 1)) or "expanded" (N, C, H, W with one value
+    the step's value over pixels, (N, 1, H * W) or (N, 1, H * W, 1)), "blocks" (N, C, H / b, b, W / b, b),
+    "depth" (its blocks in front, N, b, b, C, H / b, W / b) or "expanded" (N, C, H, W with one value
     per channel; the step has H = W = 1).
     """
 
@@ -372,6 +373,17 @@ def _draws(node: fx.Node) -> bool:
 def is_kind(node: fx.Node) -> bool:
     """Whether a node is the dtype or device of a tensor: those of all values in a plan are the same."""
     return node.target is getattr and node.args[1] in _KINDS
+
+
+def side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:
+    """The tensor of which a number is the size in one of these dimensions."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "call_method" and value.target == "size" and value.args[1:2] and value.args[1] in dims:
+        return value.args[0]
+    if value.target is operator.getitem and is_size(value.args[0]) and value.args[1] in dims:
+        return value.args[0].args[0]
+    return None
 
 
 def check_features_of_one_pixel(step: Step) -> None:

@@ -21,6 +21,7 @@ from cnnfast.plan.lowering.context import (
     pair_settings,
 )
 from cnnfast.plan.lowering.norms import affine_step, finish
+from cnnfast.plan.lowering.padding import mirrored_step
 from cnnfast.plan.nodes import SAME, Op
 from cnnfast.plan.steps import Step
 
@@ -46,20 +47,25 @@ def _pin_channels(source: Step, channels: int) -> None:
         source.settings["channels"] = channels
 
 
-def zero_pads(pad_first: list[int], mode: str, padding: object) -> tuple[int, ...]:
-    if pad_first and mode != "constant":
-        raise Unsupported(f"padding_mode '{mode}' has no node in a plan of this version")
+def padded(
+    low: Lowering, source: Step, pad_first: list[int], mode: str, padding: object
+) -> tuple[Step, tuple[int, ...]]:
+    """What a convolution reads, and its own zeros around that: left, right, top, bottom."""
     h, w = numbers(padding, "padding")
     left, right, top, bottom = pad_first or (0, 0, 0, 0)
-    return left + w, right + w, top + h, bottom + h
+    if pad_first and mode != "constant":
+        source = low.place(mirrored_step(source, list(pad_first), mode))
+        left = right = top = bottom = 0
+    return source, (left + w, right + w, top + h, bottom + h)
 
 
 @lowers(modules=[nn.Conv2d])
 def _conv_module(low: Lowering, conv: nn.Conv2d, x: fx.Node) -> Step:
     pad_first, padding = split_padding(conv)
-    pads = (SAME,) * 4 if pads_to_same(conv) else zero_pads(pad_first, pad_mode(conv), padding)
+    source, pads = padded(low, low.image(x), pad_first, pad_mode(conv), padding)
+    pads = (SAME,) * 4 if pads_to_same(conv) else pads
     weight = conv_weight(conv)
-    return conv_step(low, low.image(x), weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
+    return conv_step(low, source, weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
 
 
 @lowers(torch.conv2d, F.conv2d)
@@ -68,17 +74,16 @@ def _conv_function(
 ) -> Step:
     if isinstance(padding, str):
         raise Unsupported("its padding is a word: use nn.Conv2d, or write the padding as numbers")
-    return conv_step(
-        low, low.image(input), weight, bias, zero_pads([], "constant", padding), stride, dilation, groups
-    )
+    source, pads = padded(low, low.image(input), [], "constant", padding)
+    return conv_step(low, source, weight, bias, pads, stride, dilation, groups)
 
 
 @lowers(conv_act)
 def _conv_act(
     low, input, residual, weight, bias, pad_first, pad_mode, stride, padding, dilation, groups, activation
 ) -> Step:
-    pads = zero_pads(pad_first, pad_mode, padding)
-    step = conv_step(low, low.image(input), weight, bias, pads, stride, dilation, groups)
+    source, pads = padded(low, low.image(input), pad_first, pad_mode, padding)
+    step = conv_step(low, source, weight, bias, pads, stride, dilation, groups)
     return finish(low, step, residual, activation)
 
 
@@ -88,9 +93,8 @@ def _conv_bn_act(
     training, track_running_stats, momentum, eps, pad_first, pad_mode, stride, padding, dilation, groups,
     activation,
 ) -> Step:  # fmt: skip
-    step = conv_step(
-        low, low.image(input), weight, bias, zero_pads(pad_first, pad_mode, padding), stride, dilation, groups
-    )
+    source, pads = padded(low, low.image(input), pad_first, pad_mode, padding)
+    step = conv_step(low, source, weight, bias, pads, stride, dilation, groups)
     step = affine_step(low, low.place(step), running_mean, running_var, bn_weight, bn_bias, training, eps)
     return finish(low, step, residual, activation)
 
@@ -103,7 +107,7 @@ def _bn_act_conv(
 ) -> Step:  # fmt: skip
     step = affine_step(low, low.image(input), running_mean, running_var, bn_weight, bn_bias, training, eps)
     step = low.place(finish(low, step, None, activation))
-    pads = zero_pads(pad_first, pad_mode, padding)
+    step, pads = padded(low, step, pad_first, pad_mode, padding)
     return finish(low, conv_step(low, step, weight, bias, pads, stride, dilation, groups), residual, "none")
 
 
