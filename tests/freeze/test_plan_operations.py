@@ -203,7 +203,7 @@ SIMPLE |= {
     "gate_of_a_slice": lambda m, x: torch.cat((x[:, :6] * x[:, 7:8] + x[:, 6:], F.relu(x[:, 6:])), 1),
     "quotient": lambda m, x: x / (2 + x.square()) + x / x.square().mean((2, 3), keepdim=True),
     "image_norm": lambda m, x: x / (x.norm(p=2, dim=(2, 3), keepdim=True) + 1e-6),
-    "image_norms": lambda m, x: x * torch.linalg.vector_norm(F.relu(x), dim=(-2, -1), keepdim=True),
+    "image_norms": lambda m, x: 0.1 * x * torch.linalg.vector_norm(F.relu(x), dim=(-2, -1), keepdim=True),
     "two_paths": lambda m, x: two_paths(torch.stack([x, F.relu(x)], dim=1)),
     "softmax_of_paths": lambda m, x: (torch.stack((x, -x), 1).softmax(dim=1) * 3).sum(dim=1)
     + torch.stack((x, -x), 1).softmax(dim=1).flatten(1, 2)[:, 12:],
