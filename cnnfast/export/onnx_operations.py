@@ -303,6 +303,11 @@ def _to_image(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     return graph.emit("Unsqueeze", [sources[0], graph.numbers(2, 3)], graph.names[index])
 
 
+def _power(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    exponent = graph.number(word_fraction(node["exponent"]))
+    return graph.emit("Pow", [sources[0], exponent], graph.names[index])
+
+
 def _channel_conv(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     name, taps = graph.names[index], node["taps"]
     operands = [graph.emit("Reshape", [sources[0], graph.numbers(0, 1, -1)], name)]
@@ -382,7 +387,7 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.CHANNEL_MAX: _plain("ReduceMax", axes=[1], keepdims=1),
     Op.IMAGE_NORM: _plain("ReduceL2", axes=[2, 3], keepdims=1),
     Op.CHANNEL_CONV: _channel_conv,
-    Op.RECIPROCAL: _plain("Reciprocal"),
+    Op.POWER: _power,
     Op.ATTENTION_POOL: _attention_pool,
     Op.CROP: _crop,
     Op.MIRROR_PAD: _mirror_pad,

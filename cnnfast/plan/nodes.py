@@ -50,7 +50,7 @@ class Op(IntEnum):
     CHANNEL_MAX = 24  # the largest channel of each pixel
     IMAGE_NORM = 25  # per channel the 2-norm over the image
     CHANNEL_CONV = 26  # a filter that slides along the channels of one pixel
-    RECIPROCAL = 27
+    POWER = 27
     ATTENTION_POOL = 28  # the mean over pixels, weighted by the softmax of a second input
     CROP = 29  # rows and columns left out
     DEPTH_TO_SPACE = 30  # channels become blocks of pixels, then rows and columns are left out
@@ -136,7 +136,7 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CHANNEL_MAX: (),
     Op.IMAGE_NORM: (),
     Op.CHANNEL_CONV: ("weight_at", "taps", "bias_at"),
-    Op.RECIPROCAL: (),
+    Op.POWER: ("exponent",),  # a fraction
     Op.ATTENTION_POOL: (),
     # What is left out on each side; then every stride-th is kept.
     Op.CROP: ("top", "left", "bottom", "right", "stride_h", "stride_w"),

@@ -152,10 +152,11 @@ class ChannelConv : public RowStep {
   const float* bias_;
 };
 
-class Reciprocal : public RowStep {
+class Power : public RowStep {
  public:
-  Reciprocal(int64_t node, Place from, Place to) : RowStep(node, {std::move(from)}, std::move(to)) {}
-  std::string text() const override { return sized("reciprocal", writes_); }
+  Power(int64_t node, double exponent, Place from, Place to)
+      : RowStep(node, {std::move(from)}, std::move(to)), exponent_(exponent) {}
+  std::string text() const override { return sized("power", writes_); }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), out = writes_.view(memory);
     const cpu::ImageSize size = writes_.size;
@@ -163,9 +164,25 @@ class Reciprocal : public RowStep {
       const float* from = row_of(in, row / size.height, row % size.height);
       float* to = row_to(out, row / size.height, row % size.height);
       for (int64_t x = 0; x < size.width; ++x, from += in.pixel, to += out.pixel)
-        for (int64_t c = 0; c < size.channels; ++c) to[c] = 1.0f / from[c];
+        raise(from, to, size.channels);
     }
   }
+
+ private:
+  void raise(const float* from, float* to, int64_t count) const {
+    if (exponent_ == -1)
+      for (int64_t c = 0; c < count; ++c) to[c] = 1.0f / from[c];
+    else if (exponent_ == 0.5)
+      for (int64_t c = 0; c < count; ++c) to[c] = std::sqrt(from[c]);
+    else if (exponent_ == -0.5)
+      for (int64_t c = 0; c < count; ++c) to[c] = 1.0f / std::sqrt(from[c]);
+    else if (exponent_ == 3)
+      for (int64_t c = 0; c < count; ++c) to[c] = from[c] * from[c] * from[c];
+    else
+      for (int64_t c = 0; c < count; ++c) to[c] = std::pow(from[c], static_cast<float>(exponent_));
+  }
+
+  double exponent_;
 };
 
 }  // namespace
@@ -183,8 +200,8 @@ std::unique_ptr<Step> channel_conv_step(int64_t node, const float* weight, int64
   return std::make_unique<ChannelConv>(node, weight, taps, bias, std::move(from), std::move(to));
 }
 
-std::unique_ptr<Step> reciprocal_step(int64_t node, Place from, Place to) {
-  return std::make_unique<Reciprocal>(node, std::move(from), std::move(to));
+std::unique_ptr<Step> power_step(int64_t node, double exponent, Place from, Place to) {
+  return std::make_unique<Power>(node, exponent, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> attention_pool_step(int64_t node, Place from, Place logits, Place to) {

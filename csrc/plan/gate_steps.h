@@ -12,7 +12,7 @@ std::unique_ptr<Step> image_norm_step(int64_t node, Place from, Place to);
 // `taps` numbers, an odd number of them; bias: one or null. Both must outlive the step.
 std::unique_ptr<Step> channel_conv_step(int64_t node, const float* weight, int64_t taps, const float* bias,
                                         Place from, Place to);
-std::unique_ptr<Step> reciprocal_step(int64_t node, Place from, Place to);
+std::unique_ptr<Step> power_step(int64_t node, double exponent, Place from, Place to);
 // Per image the mean over its pixels, weighted by the softmax of `logits` (N x 1 x H x W).
 std::unique_ptr<Step> attention_pool_step(int64_t node, Place from, Place logits, Place to);
 

@@ -40,7 +40,7 @@ constexpr std::array<OpRule, 32> kRules{{{"input", 0, 0, 2},
                                          {"channel_max", 1, 1, 0},
                                          {"image_norm", 1, 1, 0},
                                          {"channel_conv", 1, 1, 3},
-                                         {"reciprocal", 1, 1, 0},
+                                         {"power", 1, 1, 1},
                                          {"attention_pool", 2, 2, 0},
                                          {"crop", 1, 1, 6},
                                          {"depth_to_space", 1, 1, 7},
@@ -130,6 +130,9 @@ class Checker {
         return;
       case Op::kPReLU:
         require(id, sized(a[1]) && constant(a[0], a[1]), "constant's place");
+        return;
+      case Op::kPower:
+        require(id, std::isfinite(fraction(a[0])), "exponent");
         return;
       case Op::kCrop:
         for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 0), "number of rows or columns");

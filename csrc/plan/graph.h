@@ -54,7 +54,7 @@ enum class Op : int64_t {
   kChannelMax = 24,   // the largest channel of each pixel
   kImageNorm = 25,    // per channel the 2-norm over the image
   kChannelConv = 26,  // weight, taps (odd), bias; over the channels of one pixel, zeros beyond its ends
-  kReciprocal = 27,
+  kPower = 27,        // exponent (fraction)
   kAttentionPool = 28,  // inputs x and N x 1 x H x W: the mean over pixels weighted by the latter's softmax
   kCrop =
       29,  // top, left, bottom, right: rows and columns left out; then every stride_h, stride_w -th is kept

@@ -378,8 +378,8 @@ void Lowering::emit(int64_t node) {
       return add(channel_conv_step(node, constants_.constant(n.attr[0]), n.attr[1],
                                    n.attr[2] < 0 ? nullptr : constants_.constant(n.attr[2]), from(0),
                                    place(node)));
-    case Op::kReciprocal:
-      return add(reciprocal_step(node, from(0), place(node)));
+    case Op::kPower:
+      return add(power_step(node, fraction(n.attr[0]), from(0), place(node)));
     case Op::kAttentionPool:
       return add(attention_pool_step(node, from(0), from(1), place(node)));
     case Op::kPReLU:

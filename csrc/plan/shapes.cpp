@@ -118,7 +118,7 @@ class Inference {
       case Op::kChannelConv:
         require(id, in(id, 0).height == 1 && in(id, 0).width == 1, in(id, 0));
         return in(id, 0);
-      case Op::kReciprocal:
+      case Op::kPower:
         return in(id, 0);
       case Op::kToImage: {
         Value v = in(id, 0);

@@ -229,7 +229,7 @@ _OPERATIONS = {
     Op.CHANNEL_MAX: lambda node, weights, x: x.amax(1, keepdim=True),
     Op.IMAGE_NORM: lambda node, weights, x: torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
     Op.CHANNEL_CONV: _channel_conv,
-    Op.RECIPROCAL: lambda node, weights, x: 1 / x,
+    Op.POWER: lambda node, weights, x: x ** word_fraction(node["exponent"]),
     Op.ATTENTION_POOL: _attention_pool,
     Op.CROP: _crop,
     Op.MIRROR_PAD: _mirror_pad,

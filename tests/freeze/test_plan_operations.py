@@ -202,6 +202,11 @@ SIMPLE |= {
     "pixels_and_channels": lambda m, x: x + x.mean((2, 3), keepdim=True) * torch.tanh(x[:, 3:4]),
     "gate_of_a_slice": lambda m, x: torch.cat((x[:, :6] * x[:, 7:8] + x[:, 6:], F.relu(x[:, 6:])), 1),
     "quotient": lambda m, x: x / (2 + x.square()) + x / x.square().mean((2, 3), keepdim=True),
+    "powers": lambda m, x: 0.1 * x**3
+    + torch.sqrt(x.square() + 1) * (x.square() + 0.5).rsqrt() + 1 / (x**2 + 1),
+    "generalised_mean": lambda m, x: x
+    * F.avg_pool2d(x.clamp(min=1e-6).pow(m.last.bias[:1].square() + 2), 3, 1, 1).pow(1.0 / 3),
+    "response_norm": lambda m, x: x * torch.rsqrt(x.square().mean((2, 3), keepdim=True) + 1e-5),
     "image_norm": lambda m, x: x / (x.norm(p=2, dim=(2, 3), keepdim=True) + 1e-6),
     "image_norms": lambda m, x: 0.1 * x * torch.linalg.vector_norm(F.relu(x), dim=(-2, -1), keepdim=True),
     "two_paths": lambda m, x: two_paths(torch.stack([x, F.relu(x)], dim=1)),

@@ -34,8 +34,8 @@ def test_refuses_unknown_layers_all_at_once():
     [
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "arguments that a plan does not know"),
         (lambda x: x.contiguous(memory_format=torch.channels_last).chunk(chunks=3), "cuts channels (1) only"),
-        (lambda x: x**3, "(pow): it raises to the power 3"),
-        (lambda x: 1 / x, "truediv (truediv): it divides a constant by values"),
+        (lambda x: x**x, "(pow): it raises to the power of values"),
+        (lambda x: 2 / x, "truediv (truediv): it divides a constant by values"),
         (lambda x: x * x.size(2), "more than numbers of channels"),
         (lambda x: x[:, ::2], "do not lie side by side"),
         (lambda x: x[:, :, 1], "takes one row or column"),
@@ -126,7 +126,7 @@ def test_refuses_batch_norm_of_features_alone():
 
 
 def test_refuses_several_inputs_of_different_use():
-    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**3)))
+    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**x)))
     assert "pow" in text
 
 

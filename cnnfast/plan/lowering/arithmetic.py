@@ -18,7 +18,7 @@ from cnnfast.plan.lowering.context import (
     respell,
 )
 from cnnfast.plan.lowering.pairs import pair_of
-from cnnfast.plan.nodes import Op
+from cnnfast.plan.nodes import Op, fraction_word
 from cnnfast.plan.steps import Step
 
 
@@ -55,7 +55,9 @@ def _multiply(low: Lowering, input, other) -> Value:
 def _divide(low: Lowering, input, other) -> Value:
     if _is_value(low, other):
         if not _is_value(low, input):
-            raise Unsupported("it divides a constant by values of the network")
+            if input != 1:
+                raise Unsupported("it divides a constant by values of the network")
+            return _to_the_power(low.value(other), -1.0)
         return _quotient(low, input, other)
     divisor = _constant(low, other)
     reciprocal = 1.0 / divisor.double() if isinstance(divisor, Tensor) else 1.0 / divisor
@@ -67,8 +69,8 @@ def _quotient(low: Lowering, a: fx.Node, b: fx.Node) -> Value:
     divisor = low.value(b)
     if isinstance(divisor, list):
         raise Unsupported("it divides by several values")
-    step = divisor.step if isinstance(divisor, Respelled) else divisor
-    reciprocal = respell(divisor, low.place(Step(Op.RECIPROCAL, [step])))
+    reciprocal = _to_the_power(divisor, -1.0)
+    low.place(reciprocal.step if isinstance(reciprocal, Respelled) else reciprocal)
     return pair_of(low, Op.MULTIPLY, low.value(a), reciprocal, a, b)
 
 
@@ -81,9 +83,36 @@ def _addcmul(low: Lowering, input, tensor1, tensor2, *, value=1) -> Value:
 
 @lowers(operator.pow, operator.ipow, torch.pow, methods=["pow", "pow_"])
 def _power(low: Lowering, input, exponent) -> Value:
-    if not isinstance(exponent, (int, float)) or exponent != 2 or not _is_value(low, input):
-        raise Unsupported(f"it raises to the power {exponent}: a plan of this version knows squares only")
-    return _pair(low, Op.MULTIPLY, input, input)
+    if not _is_value(low, input) or _is_value(low, exponent):
+        raise Unsupported("it raises to the power of values of the network")
+    number = _constant(low, exponent)
+    if isinstance(number, Tensor) and number.numel() != 1:
+        raise Unsupported(f"it raises to powers of shape {list(number.shape)}: a plan knows one number")
+    if float(number) == 2:
+        return _pair(low, Op.MULTIPLY, input, input)
+    return _to_the_power(low.value(input), float(number))
+
+
+def _to_the_power(value: Value, exponent: float) -> Value:
+    if isinstance(value, list):
+        raise Unsupported("it raises several values to a power")
+    step = value.step if isinstance(value, Respelled) else value
+    return respell(value, Step(Op.POWER, [step], {"exponent": fraction_word(exponent)}))
+
+
+@lowers(torch.sqrt, methods=["sqrt", "sqrt_"])
+def _sqrt(low: Lowering, input) -> Value:
+    return _power(low, input, 0.5)
+
+
+@lowers(torch.rsqrt, methods=["rsqrt", "rsqrt_"])
+def _rsqrt(low: Lowering, input) -> Value:
+    return _power(low, input, -0.5)
+
+
+@lowers(torch.reciprocal, methods=["reciprocal", "reciprocal_"])
+def _reciprocal(low: Lowering, input) -> Value:
+    return _power(low, input, -1.0)
 
 
 @lowers(torch.square, methods=["square", "square_"])
