@@ -202,6 +202,7 @@ SIMPLE |= {
     "pixels_and_channels": lambda m, x: x + x.mean((2, 3), keepdim=True) * torch.tanh(x[:, 3:4]),
     "gate_of_a_slice": lambda m, x: torch.cat((x[:, :6] * x[:, 7:8] + x[:, 6:], F.relu(x[:, 6:])), 1),
     "quotient": lambda m, x: x / (2 + x.square()) + x / x.square().mean((2, 3), keepdim=True),
+    "same_type": lambda m, x: x.to(x.dtype) * x.mean((2, 3), keepdim=True).to(torch.float32).type(x.dtype),
     "powers": lambda m, x: 0.1 * x**3
     + torch.sqrt(x.square() + 1) * (x.square() + 0.5).rsqrt() + 1 / (x**2 + 1),
     "generalised_mean": lambda m, x: x

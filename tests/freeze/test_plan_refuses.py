@@ -35,6 +35,7 @@ def test_refuses_unknown_layers_all_at_once():
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "arguments that a plan does not know"),
         (lambda x: x.contiguous(memory_format=torch.channels_last).chunk(chunks=3), "cuts channels (1) only"),
         (lambda x: x**x, "(pow): it raises to the power of values"),
+        (lambda x: x.to(torch.float64).to(torch.float32), "it becomes torch.float64"),
         (lambda x: 2 / x, "truediv (truediv): it divides a constant by values"),
         (lambda x: x * x.size(2), "more than numbers of channels"),
         (lambda x: x[:, ::2], "do not lie side by side"),

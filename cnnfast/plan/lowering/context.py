@@ -295,6 +295,14 @@ class Lowering:
             raise Unsupported("it computes something other than one tensor from its parameters")
         return value
 
+    def kind(self, node: fx.Node) -> torch.dtype | torch.device:
+        """What a forward asks of a tensor: its dtype or device."""
+        if not is_kind(node):
+            raise Unsupported(
+                f"it becomes what '{node.name}' is: a plan knows dtypes and devices of tensors only"
+            )
+        return self._constant(node)
+
     def holder(self, value: object) -> str:
         """The name of the layer that a parameter or buffer argument belongs to."""
         return value.target.rpartition(".")[0] if isinstance(value, fx.Node) else ""

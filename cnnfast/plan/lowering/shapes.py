@@ -23,6 +23,16 @@ def _nothing(low: Lowering, input, memory_format=None) -> Value:
     return low.value(input)
 
 
+@lowers(methods=["to", "type"])
+def _to(low: Lowering, input, *kinds, memory_format=None, **named) -> Value:
+    """Nothing, where a tensor becomes what it is: float32 on the CPU."""
+    for kind in (*kinds, *named.values()):
+        kind = low.kind(kind) if isinstance(kind, fx.Node) else kind
+        if kind not in (torch.float32, torch.device("cpu"), "cpu", False, None):
+            raise Unsupported(f"it becomes {kind}: values of a plan are float32 on the CPU")
+    return low.value(input)
+
+
 @lowers(F.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
 def _dropout(low: Lowering, input, p=0.5, training=True, inplace=False) -> Value:
     if training is not False and p != 0:
