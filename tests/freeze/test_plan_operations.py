@@ -183,6 +183,7 @@ SIMPLE = {
     ),
     "squares": lambda m, x: F.relu(x) ** 2 * 0.8 - x.square() + torch.pow(x, 2.0).mul_(0.5).pow_(2),
     "expand_first": lambda m, x: x.mean((2, 3), keepdim=True).expand_as(x) + F.relu(x).expand_as(x),
+    "expand_to_shape": lambda m, x: x * x.mean((2, 3), keepdim=True).expand(x.shape) - x.expand(x.size()),
     "instance_norm": lambda m, x: F.instance_norm(F.relu(x), weight=m.first.bias),
     "instance_like": lambda m, x: F.group_norm(x, 12),
     "group_norm": lambda m, x: F.relu(F.group_norm(x, 3, m.first.bias, m.first.bias)),
@@ -406,6 +407,10 @@ CASES["constants"] = lambda: Fn(
 CASES["standardised_weight"] = lambda: Fn(
     lambda m, x: F.conv2d(x, F.normalize(m.weight, dim=(1, 2, 3)) * 2, m.bias.reshape(-1).exp()),
     weight=parameter(12, 12, 3, 3), bias=parameter(1, 12),
+)  # fmt: skip
+CASES["thresholded"] = lambda: Fn(
+    lambda m, x: torch.maximum(x, m.bound.reshape(1, -1, 1, 1)) * x.maximum(torch.zeros_like(m.one) + 0.1),
+    bound=parameter(12), one=parameter(1),
 )  # fmt: skip
 CASES["reshaped_scale"] = lambda: Fn(lambda m, x: x * m.gamma.reshape(1, -1, 1, 1), gamma=parameter(12))
 CASES["layer_scale_residual"] = lambda: Fn(

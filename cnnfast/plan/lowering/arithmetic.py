@@ -6,6 +6,7 @@ import operator
 import torch
 from torch import Tensor, fx
 
+from cnnfast.fuse.kinds import is_size
 from cnnfast.fuse.tracing import is_number
 from cnnfast.plan.lowering.context import (
     Lowering,
@@ -18,7 +19,7 @@ from cnnfast.plan.lowering.context import (
     respell,
 )
 from cnnfast.plan.lowering.pairs import pair_of
-from cnnfast.plan.nodes import Op, fraction_word
+from cnnfast.plan.nodes import Act, Op, fraction_word
 from cnnfast.plan.steps import Step
 
 
@@ -69,8 +70,7 @@ def _quotient(low: Lowering, a: fx.Node, b: fx.Node) -> Value:
     divisor = low.value(b)
     if isinstance(divisor, list):
         raise Unsupported("it divides by several values")
-    reciprocal = _to_the_power(divisor, -1.0)
-    low.place(reciprocal.step if isinstance(reciprocal, Respelled) else reciprocal)
+    reciprocal = _placed(low, _to_the_power(divisor, -1.0))
     return pair_of(low, Op.MULTIPLY, low.value(a), reciprocal, a, b)
 
 
@@ -149,11 +149,19 @@ def _times(constant: Tensor | float, factor: float) -> Tensor | float:
 def _affine(low: Lowering, value: fx.Node, scale: Tensor | float, shift: Tensor | float) -> Value:
     """value * scale + shift, by channel."""
     found = low.value(value)
-    shape = low.shape(value)
+    if not isinstance(found, (Step, Respelled)):
+        found = low.step(value)
+    return _affine_of(low, found, low.shape(value), scale, shift)
+
+
+def _affine_of(
+    low: Lowering, found: Step | Respelled, shape: list[int], scale: Tensor | float, shift: Tensor | float
+) -> Value:
+    """The same of a value whose tensor has this shape."""
     numbers = not any(isinstance(part, Tensor) and part.numel() > 1 for part in (scale, shift))
     kinds = ("nhwc", "plane", "vector", "grouped") if numbers else ("nhwc", "plane")
-    if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in kinds):
-        found = low.step(value)
+    if isinstance(found, Respelled) and found.kind not in kinds:
+        raise Unsupported(f"it scales or shifts values laid out as {found.kind}: a plan has no node for that")
     step = found.step if isinstance(found, Respelled) else found
     kind = found.kind if isinstance(found, Respelled) else ""
     nhwc = kind == "nhwc"
@@ -190,8 +198,7 @@ def _sum(low: Lowering, a: fx.Node, b: fx.Node, alpha: float) -> Value:
         return _pair(low, Op.ADD, a, b)
     if isinstance(alpha, fx.Node):
         raise Unsupported("its alpha is computed in the forward: write it as a number")
-    scaled = _affine(low, b, float(alpha), 0.0)
-    low.place(scaled.step if isinstance(scaled, Respelled) else scaled)
+    scaled = _placed(low, _affine(low, b, float(alpha), 0.0))
     return pair_of(low, Op.ADD, low.value(a), scaled, a, b)
 
 
@@ -204,6 +211,35 @@ def _expand_as(low: Lowering, input, other) -> Value:
     if len(before) != 4 or before != [*after[:2], 1, 1]:
         raise Unsupported(f"it expands {before} to {after}: a plan of this version expands (N, C, 1, 1) only")
     return Respelled("expanded", low.image(input))
+
+
+@lowers(torch.maximum, methods=["maximum"])
+def _maximum(low: Lowering, input, other) -> Value:
+    """The larger of x and a parameter c is relu(x - c) + c."""
+    if not _is_value(low, input):
+        input, other = other, input
+    if _is_value(low, other):
+        raise Unsupported(
+            "it takes the larger of two values: a plan of this version knows that of parameters"
+        )
+    bound = _constant(low, other)
+    above = _placed(low, _affine(low, input, 1.0, -bound))
+    relu = Step(Op.ACTIVATION, [above.step if isinstance(above, Respelled) else above], activation=Act.RELU)
+    above = _placed(low, respell(above, relu))
+    return _affine_of(low, above, low.shape(input), 1.0, bound)
+
+
+def _placed(low: Lowering, value: Step | Respelled) -> Step | Respelled:
+    low.place(value.step if isinstance(value, Respelled) else value)
+    return value
+
+
+@lowers(methods=["expand"])
+def _expand(low: Lowering, input, *sizes) -> Value:
+    """x.expand(y.shape) is x.expand_as(y)."""
+    if len(sizes) != 1 or not is_size(sizes[0]):
+        raise Unsupported("it expands to numbers: write x.expand_as(y)")
+    return _expand_as(low, input, sizes[0].args[0])
 
 
 def _pair(low: Lowering, op: Op, a: fx.Node, b: fx.Node) -> Value:
