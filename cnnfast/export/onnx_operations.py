@@ -303,6 +303,10 @@ def _to_image(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     return graph.emit("Unsqueeze", [sources[0], graph.numbers(2, 3)], graph.names[index])
 
 
+def _softmax(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    return graph.emit("LogSoftmax" if node["logarithm"] else "Softmax", sources, graph.names[index], axis=1)
+
+
 def _power(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     exponent = graph.number(word_fraction(node["exponent"]))
     return graph.emit("Pow", [sources[0], exponent], graph.names[index])
@@ -388,6 +392,7 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.IMAGE_NORM: _plain("ReduceL2", axes=[2, 3], keepdims=1),
     Op.CHANNEL_CONV: _channel_conv,
     Op.POWER: _power,
+    Op.SOFTMAX: _softmax,
     Op.ATTENTION_POOL: _attention_pool,
     Op.CROP: _crop,
     Op.MIRROR_PAD: _mirror_pad,

@@ -55,6 +55,7 @@ class Op(IntEnum):
     CROP = 29  # rows and columns left out
     DEPTH_TO_SPACE = 30  # channels become blocks of pixels, then rows and columns are left out
     MIRROR_PAD = 31
+    SOFTMAX = 32  # over the channels of each pixel
 
 
 class Act(IntEnum):
@@ -140,6 +141,7 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.ATTENTION_POOL: (),
     # What is left out on each side; then every stride-th is kept.
     Op.CROP: ("top", "left", "bottom", "right", "stride_h", "stride_w"),
+    Op.SOFTMAX: ("logarithm",),
     Op.MIRROR_PAD: ("top", "left", "bottom", "right", "mode"),
     # blocks_first: channels are ordered by place in the block first; else by channel first.
     Op.DEPTH_TO_SPACE: ("block_h", "block_w", "blocks_first", "top", "left", "bottom", "right"),

@@ -109,6 +109,7 @@ _WORDS = {
     Op.MIRROR_PAD: lambda node: f" by {Mirror(node['mode']).name.lower()}",
     Op.CROP: _crop,
     Op.DEPTH_TO_SPACE: lambda node: f" {node['block_h']}×{node['block_w']}{_left_out(node)}",
+    Op.SOFTMAX: lambda node: ", logarithm" if node["logarithm"] else "",
     Op.POWER: lambda node: f" {word_fraction(node['exponent']):g}",
     Op.CHANNEL_CONV: lambda node: f" {node['taps']} taps",
 }

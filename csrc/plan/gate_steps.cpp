@@ -185,7 +185,46 @@ class Power : public RowStep {
   double exponent_;
 };
 
+class Softmax : public RowStep {
+ public:
+  Softmax(int64_t node, bool logarithm, Place from, Place to)
+      : RowStep(node, {std::move(from)}, std::move(to)), logarithm_(logarithm) {}
+  std::string text() const override {
+    return sized(logarithm_ ? "logarithm of the softmax of" : "softmax of", writes_);
+  }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    const View in = reads_[0].view(memory), out = writes_.view(memory);
+    const cpu::ImageSize size = writes_.size;
+    for (int64_t row = begin; row < end; ++row) {
+      const float* from = row_of(in, row / size.height, row % size.height);
+      float* to = row_to(out, row / size.height, row % size.height);
+      for (int64_t x = 0; x < size.width; ++x, from += in.pixel, to += out.pixel)
+        share(from, to, size.channels);
+    }
+  }
+
+ private:
+  void share(const float* from, float* to, int64_t count) const {
+    const float largest = *std::max_element(from, from + count);
+    double sum = 0;
+    for (int64_t c = 0; c < count; ++c) sum += to[c] = std::exp(from[c] - largest);
+    if (logarithm_) {
+      const auto below = static_cast<float>(std::log(sum));
+      for (int64_t c = 0; c < count; ++c) to[c] = from[c] - largest - below;
+      return;
+    }
+    const auto factor = static_cast<float>(1 / sum);
+    for (int64_t c = 0; c < count; ++c) to[c] *= factor;
+  }
+
+  bool logarithm_;
+};
+
 }  // namespace
+
+std::unique_ptr<Step> softmax_step(int64_t node, bool logarithm, Place from, Place to) {
+  return std::make_unique<Softmax>(node, logarithm, std::move(from), std::move(to));
+}
 
 std::unique_ptr<Step> channel_max_step(int64_t node, Place from, Place to) {
   return std::make_unique<ChannelMax>(node, std::move(from), std::move(to));

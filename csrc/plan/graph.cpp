@@ -13,7 +13,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 32> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 33> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -44,7 +44,8 @@ constexpr std::array<OpRule, 32> kRules{{{"input", 0, 0, 2},
                                          {"attention_pool", 2, 2, 0},
                                          {"crop", 1, 1, 6},
                                          {"depth_to_space", 1, 1, 7},
-                                         {"mirror_pad", 1, 1, 5}}};
+                                         {"mirror_pad", 1, 1, 5},
+                                         {"softmax", 1, 1, 1}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -130,6 +131,9 @@ class Checker {
         return;
       case Op::kPReLU:
         require(id, sized(a[1]) && constant(a[0], a[1]), "constant's place");
+        return;
+      case Op::kSoftmax:
+        require(id, a[0] == 0 || a[0] == 1, "logarithm");
         return;
       case Op::kPower:
         require(id, std::isfinite(fraction(a[0])), "exponent");

@@ -62,6 +62,7 @@ enum class Op : int64_t {
   // columns are left out. Channels are ordered by place in the block first, or by channel first.
   kDepthToSpace = 30,
   kMirrorPad = 31,  // top, left, bottom, right, MirrorMode
+  kSoftmax = 32,    // over the channels of each pixel; 1: its logarithm
 };
 
 // Positions in a convolution's attributes.

@@ -378,6 +378,8 @@ void Lowering::emit(int64_t node) {
       return add(channel_conv_step(node, constants_.constant(n.attr[0]), n.attr[1],
                                    n.attr[2] < 0 ? nullptr : constants_.constant(n.attr[2]), from(0),
                                    place(node)));
+    case Op::kSoftmax:
+      return add(softmax_step(node, n.attr[0] == 1, from(0), place(node)));
     case Op::kPower:
       return add(power_step(node, fraction(n.attr[0]), from(0), place(node)));
     case Op::kAttentionPool:

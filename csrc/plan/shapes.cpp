@@ -118,6 +118,9 @@ class Inference {
       case Op::kChannelConv:
         require(id, in(id, 0).height == 1 && in(id, 0).width == 1, in(id, 0));
         return in(id, 0);
+      case Op::kSoftmax:
+        require(id, has_plain_channels(in(id, 0)), in(id, 0));
+        return in(id, 0);
       case Op::kPower:
         return in(id, 0);
       case Op::kToImage: {

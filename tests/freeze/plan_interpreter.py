@@ -232,6 +232,7 @@ _OPERATIONS = {
     Op.POWER: lambda node, weights, x: x ** word_fraction(node["exponent"]),
     Op.ATTENTION_POOL: _attention_pool,
     Op.CROP: _crop,
+    Op.SOFTMAX: lambda node, weights, x: x.log_softmax(1) if node["logarithm"] else x.softmax(1),
     Op.MIRROR_PAD: _mirror_pad,
     Op.DEPTH_TO_SPACE: _depth_to_space,
 }

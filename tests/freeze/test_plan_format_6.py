@@ -15,7 +15,8 @@ from .test_plan_operations import CASES, NOT_EMPTY, TRANSPOSED, made
 pytestmark = needs_extension
 NEW = [
     "channel_mean", "channel_max", "channels_last_pixels", "pixels_and_channels", "gate_of_a_slice",
-    "quotient", "powers", "image_norm", "two_paths", "softmax_of_paths", "attention_pool", "attention_bmm",
+    "quotient", "powers", "classes", "image_norm", "two_paths",
+    "softmax_of_paths", "attention_pool", "attention_bmm",
     "layer_channel_filter", "layer_channel_filter_wide", "layer_response_norm", "crop", "crop_by_padding",
     "every_third", "pixel_shuffle", "pixel_unshuffle", "space_to_depth", "reflect", "replicate_and_circular",
     "pad_to_size", "layer_circular_conv", *(f"transposed_{name}" for name in TRANSPOSED),

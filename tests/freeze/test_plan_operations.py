@@ -212,6 +212,9 @@ SIMPLE |= {
     "image_norm": lambda m, x: x / (x.norm(p=2, dim=(2, 3), keepdim=True) + 1e-6),
     "image_norms": lambda m, x: 0.1 * x * torch.linalg.vector_norm(F.relu(x), dim=(-2, -1), keepdim=True),
     "two_paths": lambda m, x: two_paths(torch.stack([x, F.relu(x)], dim=1)),
+    "channel_max_unpacked": lambda m, x: unpacked(x),
+    "classes": lambda m, x: x.softmax(1) + F.log_softmax(x * 5, dim=-3),
+    "classes_last": lambda m, x: F.softmax(x.permute(0, 2, 3, 1), dim=-1).permute(0, 3, 1, 2),
     "softmax_of_paths": lambda m, x: (torch.stack((x, -x), 1).softmax(dim=1) * 3).sum(dim=1)
     + torch.stack((x, -x), 1).softmax(dim=1).flatten(1, 2)[:, 12:],
     "attention_pool": lambda m, x: x + attention_pool(x, x[:, 2:3]),
@@ -242,6 +245,11 @@ def space_to_depth(x, b):
     n, c, h, w = x.size()
     x = x.view(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).contiguous()
     return x.view(n, c * b * b, h // b, w // b)
+
+
+def unpacked(x):
+    largest, _ = torch.max(x, dim=1, keepdim=True)
+    return x * largest
 
 
 def pad_like(x, like, value):
@@ -426,6 +434,9 @@ for _name, _forward in {
     "shuffle": lambda x: F.channel_shuffle(x, 2),
     "image": lambda x: F.interpolate(x.mean((2, 3), keepdim=True), size=(4, 3), mode="bilinear"),
     "norm": lambda x: F.layer_norm(x.mean((2, 3)), (12,)),
+    "softmax": lambda x: F.softmax(x.mean((2, 3)), 1),
+    "log_softmax": lambda x: x.mean((2, 3)).log_softmax(-1),
+    "class_map": lambda x: x.softmax(1),
     "gelu_features": lambda x: F.gelu(x.mean((2, 3))) * 2,
     "channels_last_mean": lambda x: F.silu(x.permute(0, 2, 3, 1)).mean((1, 2)),
 }.items():

@@ -13,12 +13,12 @@ from cnnfast.plan.lowering.context import (
     Respelled,
     Unsupported,
     Value,
-    check_features_of_one_pixel,
     is_constant,
     lowers,
     respell,
 )
 from cnnfast.plan.lowering.pairs import pair_of
+from cnnfast.plan.lowering.pixels import check_features_of_one_pixel
 from cnnfast.plan.nodes import Act, Op, fraction_word
 from cnnfast.plan.steps import Step
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, gives_one_pixel, lowers
+from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.lowering.pixels import gives_one_pixel
 from cnnfast.plan.lowering.transposed import space_to_depth
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step, crop_step
@@ -258,6 +259,8 @@ def _unsqueeze(low: Lowering, input, dim) -> Value:
         return found.step
     if isinstance(found, Respelled) and (found.kind, dim) in _UNSQUEEZED and len(low.shape(input)) == 3:
         return found
+    if dim % (len(low.shape(input)) + 1) == 0:
+        raise Unsupported("it puts a dimension in front of the batch")
     return _required(low, _respell(low, input, list(low.shapes[low.node])))
 
 
@@ -265,7 +268,9 @@ def _unsqueeze(low: Lowering, input, dim) -> Value:
 def _squeeze(low: Lowering, input, dim=None) -> Value:
     rank = len(low.shape(input))
     dims = dim if isinstance(dim, (tuple, list)) else [dim]
-    if any(d is None or d % rank < 2 for d in dims):
+    found = low.value(input)
+    first = 1 if isinstance(found, Respelled) and found.kind == "vector" else 2
+    if any(d is None or d % rank < first for d in dims):
         raise Unsupported("it drops all dimensions of size 1, perhaps the batch: use flatten(1)")
     return _required(low, _respell(low, input, list(low.shapes[low.node])))
 

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers, respell
+from cnnfast.plan.lowering.pixels import check_features_of_one_pixel
 from cnnfast.plan.nodes import Act, Op
 from cnnfast.plan.steps import Step, pointwise_step
 
-_PATHS = (
-    "a plan of this version knows the softmax over two paths, as sigmoids, and over the pixels of a plane"
-)
+_PATHS = "a plan of this version knows softmax over channels, over two paths, and over the pixels of a plane"
 
 
 def over_channels(low: Lowering, input: fx.Node, dim: object) -> Step | None:
@@ -89,16 +88,38 @@ def _stack(low: Lowering, tensors, dim=0) -> Value:
     return Respelled("grouped", Step(Op.CONCAT, images), len(images))
 
 
-@lowers(modules=[nn.Softmax])
-def _softmax_module(low: Lowering, layer: nn.Softmax, x: fx.Node) -> Value:
-    return _softmax(low, x, layer.dim)
+@lowers(modules=[nn.Softmax, nn.LogSoftmax, nn.Softmax2d])
+def _softmax_module(low: Lowering, layer: nn.Module, x: fx.Node) -> Value:
+    dim = 1 if isinstance(layer, nn.Softmax2d) else layer.dim
+    return (_log_softmax if isinstance(layer, nn.LogSoftmax) else _softmax)(low, x, dim)
+
+
+@lowers(F.log_softmax, torch.log_softmax, methods=["log_softmax"])
+def _log_softmax(low: Lowering, input, dim=None, _stacklevel=3, dtype=None) -> Value:
+    if dtype is not None:
+        raise Unsupported("it changes the dtype")
+    return _over_classes(low, input, dim, logarithm=1)
+
+
+def _over_classes(low: Lowering, input: fx.Node, dim: object, logarithm: int) -> Value:
+    found, rank = low.value(input), len(low.shape(input))
+    nhwc = isinstance(found, Respelled) and found.kind == "nhwc"
+    own = 3 if nhwc else 1
+    if not isinstance(dim, int) or dim % rank != own or not (nhwc or isinstance(found, Step)):
+        raise Unsupported(_PATHS)
+    step = found.step if isinstance(found, Respelled) else found
+    if rank == 2:
+        check_features_of_one_pixel(step)
+    return respell(found, Step(Op.SOFTMAX, [step], {"logarithm": logarithm}))
 
 
 @lowers(F.softmax, torch.softmax, methods=["softmax"])
 def _softmax(low: Lowering, input, dim=None, _stacklevel=3, dtype=None) -> Value:
     found, shape = low.value(input), low.shape(input)
-    if not isinstance(dim, int) or dtype is not None or not isinstance(found, Respelled):
+    if not isinstance(dim, int) or dtype is not None:
         raise Unsupported(_PATHS)
+    if not isinstance(found, Respelled) or found.kind == "nhwc":
+        return _over_classes(low, input, dim, logarithm=0)
     dim = dim % len(shape)
     if found.kind == "pixels" and dim == len(shape) - 1 and shape[1:-1] == [1] * (len(shape) - 2):
         return Respelled("attention", found.step)

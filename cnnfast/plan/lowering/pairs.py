@@ -10,9 +10,9 @@ from cnnfast.plan.lowering.context import (
     Respelled,
     Unsupported,
     Value,
-    gives_one_pixel,
     respell,
 )
+from cnnfast.plan.lowering.pixels import gives_one_pixel
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step, pointwise_step
 

@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from cnnfast.nn.reshape import reshape_image
 from cnnfast.plan.lowering.channels import reshaped
-from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, gives_one_pixel, lowers
+from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.lowering.pixels import gives_one_pixel
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -53,7 +54,7 @@ def _flatten_module(low: Lowering, layer: nn.Flatten, x: fx.Node) -> Step:
 @lowers(torch.flatten, methods=["flatten"])
 def _flatten(low: Lowering, input, start_dim=0, end_dim=-1) -> Value:
     rank = len(low.shapes[input])
-    if isinstance(low.value(input), Respelled) or start_dim not in (1, 1 - rank):
+    if isinstance(low.value(input), Respelled) or start_dim % rank > 1:
         value = reshaped(low, input, list(low.shapes[low.node]))
         if value is not None:
             return value
