@@ -17,9 +17,6 @@ namespace {
 // Below this much work a second thread costs more than it saves.
 constexpr double kSerialFlops = 4e5;
 
-// Weights of a training change at every step, and are transformed anew: the largest tiles would cost more
-// than they gain, and their errors are ten times those of these (docs/performance.md).
-constexpr int64_t kLargestOperatorTile = 4;
 // Below this much work the transform of the weights is no small part of the whole.
 constexpr double kWinogradFlops = 2e7;
 
@@ -58,7 +55,7 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& siz
 void conv2d_into(const Conv2dArgs& a, const at::Tensor& output, const BringIn& bring_in) {
   if (output.numel() == 0) return;
   ConvGeometry g = geometry_of(a, output.sizes());
-  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, kLargestOperatorTile);
+  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, largest_trained_tile(g));
   const Overreach beyond = overreach(g);
   at::Tensor padded, dense_residual;
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];

@@ -16,8 +16,8 @@ namespace cnnfast::cpu {
 namespace {
 
 // What is compiled, see kernels/weight_gradient.inl: gradients of 3x3 kernels by tiles of 3x3 and 4x4 pixels,
-// those of 5x5 ones by tiles of 2x2.
-constexpr std::array<ConvAlgorithm, 3> kWinograd{{{5, 3}, {6, 4}, {6, 2}}};
+// those of 5x5 ones by tiles of 2x2 and 4x4.
+constexpr std::array<ConvAlgorithm, 4> kWinograd{{{5, 3}, {6, 4}, {6, 2}, {8, 4}}};
 // Transformed tiles of one strip should stay in the second-level cache where the sums do.
 constexpr int64_t kStripBytes = 640 * 1024;
 constexpr int64_t kNearSumBytes = 640 * 1024;

@@ -91,6 +91,8 @@ const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
 
 }  // namespace
 
+int64_t largest_trained_tile(const ConvGeometry& g) { return g.kernel_h == 5 ? 6 : 4; }
+
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& g, int64_t largest_tile) {
   std::vector<ConvAlgorithm> possible{ConvAlgorithm{}};
   for (const ConvAlgorithm& a : kWinograd)

@@ -17,6 +17,10 @@ struct ConvAlgorithm {
 // Largest tile that choose_algorithm may take when accuracy is no concern.
 constexpr int64_t kLargestTile = 6;
 
+// The largest where weights change at every step, as below: 4x4 pixels for 3x3 and 5x5 kernels. Weights are
+// transformed anew each time, and 6x6 pixels for 3x3 have ten times the errors (docs/performance.md).
+int64_t largest_trained_tile(const ConvGeometry& geometry);
+
 // What can compute this, direct convolution first; `largest_tile` as below.
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int64_t largest_tile);
 

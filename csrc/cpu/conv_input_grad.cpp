@@ -13,8 +13,6 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Errors of these tiles are no larger than those of the weight's gradient.
-constexpr int64_t kLargestGradientTile = 4;
 // Below this much work the transform of the weights is no small part of the whole.
 constexpr double kWinogradFlops = 2e7;
 // Below this much work a second thread costs more than it saves.
@@ -95,7 +93,7 @@ void InputGradient::add_part(const Phase& rows, const Phase& columns) {
                  rows.places,
                  columns.places,
                  {}};
-  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, kLargestGradientTile);
+  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, largest_trained_tile(g));
   const Overreach beyond = overreach(g);
   const auto last_read = [](const Phase& phase, int64_t dilation) {
     return phase.lowest + phase.places - 1 + (phase.count - 1) * dilation;

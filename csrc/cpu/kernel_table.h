@@ -170,9 +170,9 @@ struct PoolCall {
   Prologue prologue{};  // scale, shift and activation alone
 };
 
-// The gradient of max pooling: pool.input is the input, pool.output is not used; rows of grad_input are
-// dense.
-struct MaxPoolBackwardCall {
+// The gradient of pooling: pool.input is the input (average pooling's is not read), pool.output is not used;
+// rows of grad_input are dense.
+struct PoolBackwardCall {
   PoolCall pool;
   View grad;  // of the output
   View grad_input;
@@ -309,7 +309,8 @@ struct KernelTable {
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
   void (*avg_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
   // Input rows [row_begin, row_end) over all images.
-  void (*max_pool_backward)(const MaxPoolBackwardCall&, int64_t row_begin, int64_t row_end);
+  void (*max_pool_backward)(const PoolBackwardCall&, int64_t row_begin, int64_t row_end);
+  void (*avg_pool_backward)(const PoolBackwardCall&, int64_t row_begin, int64_t row_end);
   void (*affine)(const AffineCall&, int64_t rows);
   // sum[c] += x[r][c], and with `mean`: sum[c] += (x[r][c] - mean[c])^2, over `rows` rows.
   void (*column_sum)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,

@@ -105,6 +105,19 @@ at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
   return output;
 }
 
+std::vector<int64_t> gradient_sizes(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                    const Pool2dParams& params) {
+  const auto sizes = concrete(check_pool2d(op, input, params));
+  TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(sizes), "cnnfast::", op, ": grad_output has shape ",
+              grad_output.sizes(), ", but the output has ", at::IntArrayRef(sizes));
+  return sizes;
+}
+
+// In the layout that eager PyTorch gives it, and that compiled graphs expect.
+at::Tensor input_gradient(const at::Tensor& input) {
+  return gradient_empty(input.sizes(), input.options(), input.suggest_memory_format());
+}
+
 at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                    at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                    at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
@@ -114,17 +127,37 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   };
   if (!served(input) || !is_plain_float(grad_output)) return composite();
   const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
-  const auto sizes = concrete(check_pool2d("max_pool2d_backward", input, params));
-  TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(sizes),
-              "cnnfast::max_pool2d_backward: grad_output has shape ", grad_output.sizes(),
-              ", but the output has ", at::IntArrayRef(sizes));
-  // The layout that eager PyTorch gives it, and that compiled graphs expect.
-  at::Tensor grad_input = gradient_empty(input.sizes(), input.options(), input.suggest_memory_format());
+  const auto sizes = gradient_sizes("max_pool2d_backward", grad_output, input, params);
+  const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
   const at::Tensor images = images_of(input), grad = images_of(grad_output);
-  const MaxPoolBackwardCall call{call_of(images, params, sizes), view_of(grad), view_of(grad_input)};
+  const PoolBackwardCall call{call_of(images, params, sizes), view_of(grad), view_of(grad_input)};
   for_shares_of(input.size(0) * input.size(2), input,
                 [&](int64_t begin, int64_t end) { kernels().max_pool_backward(call, begin, end); });
+  return grad_input;
+}
+
+at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                   at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                   at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                                   std::optional<int64_t> divisor_override) {
+  const auto composite = [&] {
+    return avg_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, ceil_mode,
+                                         count_include_pad, divisor_override);
+  };
+  if (!served(input) || !is_plain_float(grad_output)) return composite();
+  TORCH_CHECK(!divisor_override || *divisor_override != 0,
+              "cnnfast::avg_pool2d_backward: divisor_override must not be 0");
+  const Pool2dParams params{kernel_size, stride, padding, kNoDilation, ceil_mode};
+  const auto sizes = gradient_sizes("avg_pool2d_backward", grad_output, input, params);
+  const at::Tensor grad_input = input_gradient(input);
+  if (!channels_adjacent(grad_input)) return composite();
+  const at::Tensor grad = images_of(grad_output);
+  PoolBackwardCall call{call_of(grad_input, params, sizes), view_of(grad), view_of(grad_input)};
+  call.pool.count_include_pad = count_include_pad;
+  call.pool.divisor_override = divisor_override.value_or(0);
+  for_shares_of(input.size(0) * input.size(2), input,
+                [&](int64_t begin, int64_t end) { kernels().avg_pool_backward(call, begin, end); });
   return grad_input;
 }
 
@@ -134,6 +167,7 @@ TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("max_pool2d", TORCH_FN(max_pool2d_cpu));
   m.impl("max_pool2d_backward", TORCH_FN(max_pool2d_backward_cpu));
   m.impl("avg_pool2d", TORCH_FN(avg_pool2d_cpu));
+  m.impl("avg_pool2d_backward", TORCH_FN(avg_pool2d_backward_cpu));
 }
 
 }  // namespace cnnfast::cpu

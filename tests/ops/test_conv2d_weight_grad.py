@@ -55,7 +55,7 @@ def test_conv2d_weight_grad(geometry):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_conv2d_weight_grad_of_tiles(name, layout):
     grad, input, weight, options = _tiled(name)
-    relative = 1e-5 if name.startswith("5x5") else 5e-6  # higher powers of the points
+    relative = 2e-5 if name.startswith("5x5") else 5e-6  # tiles of eight points, higher powers of them
     _check(in_layout(grad, layout), in_layout(input, layout), in_layout(weight, layout), options, relative)
 
 

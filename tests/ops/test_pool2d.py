@@ -115,8 +115,21 @@ def test_max_pool2d_gradient_goes_to_the_first_of_equals():
     check("max_pool2d", torch.randint(0, 3, (2, 17, 9, 9)).float(), 3, 2, 1)
 
 
-@pytest.mark.parametrize("window", [(2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 2), (5, 4, 2, 1)], ids=str)
-def test_max_pool2d_gradient_does_not_depend_on_threads(window):
+@pytest.mark.parametrize(
+    "name, window",
+    [
+        ("max_pool2d", (2, 2, 0, 1)),
+        ("max_pool2d", (3, 2, 1, 1)),
+        ("max_pool2d", (3, 1, 1, 2)),
+        ("max_pool2d", (5, 4, 2, 1)),
+        ("avg_pool2d", (2, 2, 0)),
+        ("avg_pool2d", (3, 2, 1)),
+        ("avg_pool2d", (3, 1, 1)),
+        ("avg_pool2d", (2, 3, 0)),
+    ],
+    ids=str,
+)
+def test_pool2d_gradient_does_not_depend_on_threads(name, window):
     input = torch.randint(0, 5, (2, 20, 41, 40)).float().to(memory_format=torch.channels_last)
     results, threads = [], torch.get_num_threads()
     cotangent = None
@@ -124,14 +137,14 @@ def test_max_pool2d_gradient_does_not_depend_on_threads(window):
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
             leaf = input.clone().requires_grad_()
-            output = ops.max_pool2d(leaf, *window)
+            output = getattr(ops, name)(leaf, *window)
             cotangent = torch.randn_like(output) if cotangent is None else cotangent
             results.append(torch.autograd.grad(output, leaf, cotangent)[0])
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
     exact = input.double().requires_grad_()
-    assert_near(results[0], gradients(reference.max_pool2d(exact, *window), cotangent, [exact])[0], 1e-5)
+    assert_near(results[0], gradients(getattr(reference, name)(exact, *window), cotangent, [exact])[0], 1e-5)
 
 
 @needs_extension
@@ -141,6 +154,16 @@ def test_max_pool2d_backward_checks_the_gradient():
         torch.ops.cnnfast.max_pool2d_backward(
             torch.randn(2, 3, 4, 5), input, [2, 2], [2, 2], [0, 0], [1, 1], False
         )
+
+
+@needs_extension
+def test_avg_pool2d_backward_checks_its_arguments():
+    input = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    backward = torch.ops.cnnfast.avg_pool2d_backward
+    with pytest.raises(RuntimeError, match=r"avg_pool2d_backward: grad_output has shape \[2, 3, 4, 5\]"):
+        backward(torch.randn(2, 3, 4, 5), input, [2, 2], [2, 2], [0, 0], False, True, None)
+    with pytest.raises(RuntimeError, match="divisor_override must not be 0"):
+        backward(torch.randn(2, 3, 4, 4), input, [2, 2], [2, 2], [0, 0], False, True, 0)
 
 
 def test_max_pool2d_gradient_of_a_window_of_nan():

@@ -44,7 +44,8 @@ using namespace cnnfast::cpu;
    depthwise,                      \
    pool<MaxReduce>,                \
    pool<MeanReduce>,               \
-   max_pool_backward,              \
+   pool_backward<MaxGradient>,     \
+   pool_backward<MeanGradient>,    \
    affine,                         \
    column_sum,                     \
    activate,                       \

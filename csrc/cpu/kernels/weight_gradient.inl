@@ -218,11 +218,11 @@ void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s
                    : Vec::zero();
       transform_kernel<N, T>(g, t + x, T);
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int y = 0; y < N; ++y) {
       Vec u[N];
       transform_kernel<N, T>(t + y * T, u, 1);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int x = 0; x < N; ++x) u[x].store(to + (y * N + x) * s.grad_point);
     }
   }
@@ -256,10 +256,10 @@ void finish_kernels(const WinogradGradCall& c, const GradientScratch& s, const G
     for (int64_t i = 0; i < channels; ++i) {
       const float* from = sums + i * row + lane;
       Vec t[K * N];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int x = 0; x < N; ++x) {
         Vec m[N];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.sums_point);
         transform_output<N, K>(m, 1, t + x, N);
       }
@@ -328,6 +328,8 @@ void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_e
       return winograd_gradient_of<6, 3>(c, in_begin, in_end);
     case 6 * 16 + 5:
       return winograd_gradient_of<6, 5>(c, in_begin, in_end);
+    case 8 * 16 + 5:
+      return winograd_gradient_of<8, 5>(c, in_begin, in_end);
   }
 }
 
