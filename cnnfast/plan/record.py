@@ -73,6 +73,11 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written; those of inference mode do not count, and refuse writes outside."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class _Recorder(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
         from torch.utils.flop_counter import FlopCounterMode  # imports triton
@@ -86,10 +91,10 @@ class _Recorder(fx.Interpreter):
     def run_node(self, node: fx.Node):
         before = self.counter.get_total_flops()
         given = [] if node.op in ("placeholder", "get_attr", "output") else self._given(node)
-        versions = [tensor._version for tensor in given]
+        versions = [_version(tensor) for tensor in given]
         result = super().run_node(node)
         self.made.macs[node] = (self.counter.get_total_flops() - before) // 2
-        changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
         if changed and not (writes_in_place(node, self.module) and all(t is given[0] for t in changed)):
             raise NotTraceable(f"'{node.target}' writes into its arguments")
         if isinstance(result, Tensor):
