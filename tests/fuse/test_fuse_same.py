@@ -91,3 +91,20 @@ def test_known_layers_with_hooks_or_another_forward_stay():
     assert not operators(fused)
     assert "it has hooks" in fused.report()["0"].reason and "forward" in fused.report()["1"].reason
     compare_steps(fused, model, x)
+
+
+def test_same_padding_in_programs_of_any_size():
+    torch.manual_seed(0)
+    model = liven(Same()).eval()
+    fused = cnnfast.fuse(model).eval()
+    sides = {0: torch.export.Dim("batch"), 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(
+            fused, (torch.randn(2, 3, 16, 18),), dynamic_shapes=(sides,), strict=False
+        )
+        for x in (torch.randn(5, 3, 20, 22), torch.randn(3, 3, 16, 18)):
+            torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+    graph = torch.fx.symbolic_trace(fused)
+    for size in SIZES:
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
