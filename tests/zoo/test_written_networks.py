@@ -258,7 +258,7 @@ def test_segmentation():
     torch.manual_seed(0)
     model = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
     frozen = cnnfast.freeze(model, torch.randn(1, 3, 64, 64))
-    assert len(frozen.plans()) == 1 and frozen.report().coverage.multiply_adds == 1.0
+    assert len(frozen.plans()) == 1 and not frozen.report().left_out
     for x in (torch.randn(2, 3, 64, 64), torch.randn(1, 3, 96, 80)):
         got, wanted = frozen(x), model(x)
         assert type(got) is type(wanted) and list(got) == list(wanted)
