@@ -4,14 +4,13 @@
 #include <cmath>
 
 #include "cpu/parallel.h"
+#include "plan/rows.h"
 
 namespace cnnfast::plan {
 namespace {
 
 using cpu::View;
 
-const float* row_of(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
-float* row_to(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
 std::string sized(const char* what, const Place& place) { return what + (" " + size_text(place.size)); }
 
 class ChannelMax : public RowStep {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/parallel.h"
+#include "plan/rows.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -12,9 +13,6 @@ namespace {
 using cpu::View;
 
 std::string sized(const char* what, const Place& place) { return what + (" " + size_text(place.size)); }
-
-const float* row_of(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
-float* row_to(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
 
 class Binary : public RowStep {
  public:

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "plan/rows.h"
+
 namespace cnnfast::plan {
 namespace {
 
 using cpu::View;
-
-const float* row_of(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
-float* row_to(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
 
 void copy_channels(const float* from, float* to, int64_t channels) {
   std::memcpy(to, from, sizeof(float) * static_cast<size_t>(channels));
