@@ -9,6 +9,7 @@
 #include "cpu/bordered.h"
 #include "cpu/conv_input_grad.h"
 #include "cpu/normalise.h"
+#include "cpu/pointwise_backward.h"
 #include "ops/batch_norm.h"
 #include "ops/conv_gradients.h"
 
@@ -59,6 +60,16 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
                            activation, output_mask);
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
   const Activation act = parse_activation("conv2d_backward", activation);
+  const auto none = [&] { return no_gradient(input); };
+  check_conv2d_gradient("conv2d_backward", grad_output, input, weight, {stride, padding, dilation, groups});
+  if (!need_residual && is_plain_float(weight) && is_plain_float(output)) {
+    const auto found =
+        pointwise_backward(grad_output, input, weight, output, {stride, padding, dilation, groups}, act,
+                           {need_input, need_weight, need_bias});
+    if (found)
+      return {need_input ? found->input : none(), need_weight ? found->weight : none(),
+              need_bias ? channel_tensor(found->bias, input.options()) : none(), none(), none()};
+  }
   const ConvBackward conv(input, weight, {stride, padding, dilation, groups}, grad_output.sizes(), need_input,
                           need_weight);
   std::vector<double> sums;
@@ -73,7 +84,6 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
     found = conv.run(activation_gradient(need_residual ? residual : grad_output, output,
                                          need_residual ? Activation{} : act, conv.border(),
                                          need_bias ? &sums : nullptr));
-  const auto none = [&] { return no_gradient(input); };
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           need_bias ? channel_tensor(sums, input.options()) : none(), none(),
           need_residual ? residual : none()};

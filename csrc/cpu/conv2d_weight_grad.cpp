@@ -10,6 +10,7 @@
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/weight_sums.h"
 #include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
@@ -90,27 +91,6 @@ View bring_in(const at::Tensor& input, const Conv2dParams& p, Overreach beyond, 
   return v;
 }
 
-// Input channels that are moved at once: what is read and written stays in the first-level cache.
-constexpr int64_t kUnpackBlock = 16;
-
-// From the order of packed weights to the tensor's, input channels [begin, end).
-void unpack(const ConvGeometry& g, const Panels& panels, const float* sums, const at::Tensor& to,
-            int64_t begin, int64_t end) {
-  const int64_t width = kernels().vector_width, in = g.in_channels;
-  const WeightStrides strides = weight_strides(to);
-  float* result = to.data_ptr<float>();
-  for (int64_t first = 0; first < g.out_channels; first += panels.lanes()) {
-    const int64_t used = std::min(panels.lanes(), g.out_channels - first);
-    const int64_t stored = divide_up(used, width) * width;
-    for (int64_t i = begin; i < end; i += kUnpackBlock)
-      kernels().scatter_kernels({sums + i * stored, stored, in * stored, g.kernel_h, g.kernel_w,
-                                 std::min(kUnpackBlock, end - i), used,
-                                 result + first * strides.out + i * strides.in, strides.out, strides.in,
-                                 strides.row, strides.column});
-    sums += g.depth() * stored;
-  }
-}
-
 std::vector<int64_t> offsets_of(const ConvGeometry& g, const View& input) {
   std::vector<int64_t> offset;
   for (int64_t y = 0; y < g.kernel_h; ++y)
@@ -120,19 +100,32 @@ std::vector<int64_t> offsets_of(const ConvGeometry& g, const View& input) {
   return offset;
 }
 
+bool rows_touch(const View& v, const ConvGeometry& g) {
+  return v.row == g.out_width * v.pixel && v.image == g.out_height * v.row;
+}
+
+// A 1x1 kernel does not ask where a row or an image ends: all of them as one row, which strips do not cut.
+void join_rows(const ConvGeometry& g, WeightGradCall& call) {
+  const bool pointwise = g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1;
+  if (!pointwise || !rows_touch(call.input, g) || !rows_touch(call.grad, g)) return;
+  call.width = call.images * call.height * call.width;
+  call.images = call.height = 1;
+}
+
 void run_direct(const ConvGeometry& g, const View& input, const View& grad, const at::Tensor& weight_grad) {
   const Panels panels = Panels::of(g.out_channels);
   const std::vector<int64_t> offset = offsets_of(g, input);
   float* sums = thread_scratch(ScratchSlot::kSums, g.packed_bytes() / static_cast<int64_t>(sizeof(float)));
-  const WeightGradCall call{input,      grad,          g.images,  g.out_height,   g.out_width,    g.stride_h,
-                            g.stride_w, offset.data(), g.depth(), g.out_channels, panels.vectors, sums};
+  WeightGradCall call{input,      grad,          g.images,  g.out_height,   g.out_width,    g.stride_h,
+                      g.stride_w, offset.data(), g.depth(), g.out_channels, panels.vectors, sums};
+  join_rows(g, call);
   const int64_t units = kernels().gradient_units(g.out_channels, panels.vectors, g.depth());
   parallel_team(g.flops() < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier& barrier) {
     const auto [begin, end] = share(units, 1, thread, team);
     if (begin < end) kernels().weight_gradient(call, begin, end);
     barrier.wait();
     const auto [first, last] = share(g.in_channels, 1, thread, team);
-    unpack(g, panels, sums, weight_grad, first, last);
+    unpack_sums(g, panels, sums, weight_grad, first, last);
   });
 }
 

@@ -128,6 +128,12 @@ struct DepthwiseCall {
   Activation activation;
 };
 
+// Adjacent floats in far memory.
+struct FarFloats {
+  const float* data;
+  int64_t count;
+};
+
 // The gradient of a convolution's weight, one group: sums[position][channel] over all output pixels of the
 // input value at that kernel position times the gradient of the output channel.
 struct WeightGradCall {
@@ -138,7 +144,11 @@ struct WeightGradCall {
   int64_t positions;
   int64_t channels;  // of the output
   int64_t panel_vectors;
-  float* sums;  // as packed weights lie: panel, position, channel in the panel
+  float* sums;        // as packed weights lie: panel, position, channel in the panel
+  bool adds = false;  // to sums that are there; else they begin at zero
+  // What the next call reads and writes, fetched into the second-level cache meanwhile.
+  static constexpr int kAhead = 4;
+  FarFloats ahead[kAhead]{};
 };
 
 // The same for square kernels, stride 1, dilation 1, by Winograd's algorithm, tile by tile of

@@ -9,7 +9,7 @@ namespace {
 // Blocks of kernel positions: accumulators, vectors of gradients and pointers to inputs fit the registers.
 constexpr int kPositions[] = {8, 8, 8, 6};
 // Gradients of one panel of a strip of pixels, copied to lie side by side, stay in the first-level cache.
-constexpr int64_t kStripFloats = 4096;
+constexpr int64_t kStripFloats = 6144;
 constexpr int64_t kStripRuns = kStripFloats / Vec::kWidth;
 // Sums that stay in the second-level cache beside the pixels that pass.
 constexpr int64_t kResidentSums = 128 * 1024;
@@ -24,10 +24,39 @@ struct PixelRuns {
   } run[kStripRuns];
 };
 
+// What is far away and will be needed: fetched line by line between the products, since many at once would
+// wait for one another and the products for them.
+struct Feed {
+  const float* at = nullptr;
+  int64_t half = 0;  // floats; a pixel fetches the lines of two places so far apart
+
+  // Part `step` out of `steps`, in so many pixels.
+  template <int kCount>
+  static Feed part_of(const FarFloats (&far)[kCount], int64_t step, int64_t steps, int64_t pixels) {
+    int64_t all = 0;
+    for (const FarFloats& f : far) all += f.count;
+    int64_t begin = all * step / steps, end = all * (step + 1) / steps;
+    for (const FarFloats& f : far) {
+      if (begin < f.count) {
+        const int64_t count = (end < f.count ? end : f.count) - begin;
+        return {f.data + begin, (count + 2 * pixels - 1) / (2 * pixels)};
+      }
+      begin -= f.count;
+      end -= f.count;
+    }
+    return {};
+  }
+  void fetch() {
+    __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at + half, 0, 2);
+    at += 2 * half;
+  }
+};
+
 // sums[r][lane] += input[offset[r]] * grad[lane] over all pixels of the strip.
 template <int NV, int R>
-void strip_products(const PixelRuns& runs, const int64_t* offset, const float* grad, float* sums,
-                    bool first) {
+void strip_products(const PixelRuns& runs, const int64_t* offset, const float* grad, float* sums, bool first,
+                    Feed feed) {
   Vec acc[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -40,6 +69,7 @@ void strip_products(const PixelRuns& runs, const int64_t* offset, const float* g
     for (int r = 0; r < R; ++r) x[r] = runs.run[i].input + offset[r];
     const int64_t end = runs.run[i].length * runs.pixel;
     for (int64_t p = 0; p < end; p += runs.pixel, grad += NV * Vec::kWidth) {
+      feed.fetch();
       Vec b[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) b[j] = Vec::load(grad + j * Vec::kWidth);
@@ -59,16 +89,16 @@ void strip_products(const PixelRuns& runs, const int64_t* offset, const float* g
 
 template <int NV, int R = kPositions[NV - 1]>
 inline void strip_products_of(int64_t positions, const PixelRuns& runs, const int64_t* offset,
-                              const float* grad, float* sums, bool first) {
-  if (positions == R) return strip_products<NV, R>(runs, offset, grad, sums, first);
-  if constexpr (R > 1) strip_products_of<NV, R - 1>(positions, runs, offset, grad, sums, first);
+                              const float* grad, float* sums, bool first, const Feed& feed) {
+  if (positions == R) return strip_products<NV, R>(runs, offset, grad, sums, first, feed);
+  if constexpr (R > 1) strip_products_of<NV, R - 1>(positions, runs, offset, grad, sums, first, feed);
 }
 
 template <int NV = Vec::kPanelVectors>
 inline void panel_products(int64_t vectors, int64_t positions, const PixelRuns& runs, const int64_t* offset,
-                           const float* grad, float* sums, bool first) {
-  if (vectors == NV) return strip_products_of<NV>(positions, runs, offset, grad, sums, first);
-  if constexpr (NV > 1) panel_products<NV - 1>(vectors, positions, runs, offset, grad, sums, first);
+                           const float* grad, float* sums, bool first, const Feed& feed = {}) {
+  if (vectors == NV) return strip_products_of<NV>(positions, runs, offset, grad, sums, first, feed);
+  if constexpr (NV > 1) panel_products<NV - 1>(vectors, positions, runs, offset, grad, sums, first, feed);
 }
 
 // One panel of output channels.
@@ -116,18 +146,15 @@ void copy_gradients(const WeightGradCall& c, int64_t begin, int64_t end, const G
   }
 }
 
-// The next strip's inputs, where they are adjacent and far away: part `block` out of `blocks`.
-void fetch_strip(const WeightGradCall& c, int64_t begin, int64_t end, int64_t block, int64_t blocks) {
-  const int64_t first = begin + (end - begin) * block / blocks,
-                last = begin + (end - begin) * (block + 1) / blocks;
-  for (int64_t pixel = first; pixel < last; ++pixel) {
-    const int64_t row = pixel / c.width, x = pixel % c.width, y = row % c.height, n = row / c.height;
-    const float* in =
-        c.input.data + n * c.input.image + y * c.stride_h * c.input.row + x * c.stride_w * c.input.pixel;
-    const float* grad = c.grad.data + n * c.grad.image + y * c.grad.row + x * c.grad.pixel;
-    for (int64_t i = 0; i < c.positions; i += kLineFloats) __builtin_prefetch(in + i, 0, 2);
-    for (int64_t i = 0; i < c.channels; i += kLineFloats) __builtin_prefetch(grad + i, 0, 2);
-  }
+// The next strip's pixels [begin, end), where all of them lie in one row or one column.
+bool find_far(const WeightGradCall& c, int64_t begin, int64_t end, FarFloats (&far)[2]) {
+  const bool row = c.images == 1 && c.height == 1, column = c.height == 1 && c.width == 1;
+  if (!row && !column) return false;
+  const int64_t input = row ? c.stride_w * c.input.pixel : c.input.image;
+  const int64_t grad = row ? c.grad.pixel : c.grad.image;
+  far[0] = {c.input.data + begin * input, (end - begin) * input};
+  far[1] = {c.grad.data + begin * grad, (end - begin) * grad};
+  return true;
 }
 
 // Sums of so many panels stay in the second-level cache while all pixels pass.
@@ -139,10 +166,14 @@ int64_t panels_at_once(const WeightGradCall& c) {
 void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_end) {
   const int64_t blocks = position_blocks(c.positions, c.panel_vectors);
   const int64_t pixels = c.images * c.height * c.width;
-  const int64_t strip = kStripFloats / (c.panel_vectors * Vec::kWidth);
-  const bool fetches =
+  const int64_t longest = kStripFloats / (c.panel_vectors * Vec::kWidth);
+  const int64_t strips = (pixels + longest - 1) / longest, strip = (pixels + strips - 1) / strips;
+  const bool far_pixels =
       c.offset[c.positions - 1] + 1 == c.positions && pixels * (c.positions + c.channels) > kNearFloats;
   const int64_t at_once = panels_at_once(c) * blocks;
+  const bool ahead = c.ahead[0].count > 0;
+  const int64_t steps = strips * (unit_end - unit_begin);
+  int64_t step = 0;
   PixelRuns runs;
   alignas(64) float grad[kStripFloats];
   for (int64_t from = unit_begin, to; from < unit_end; from = to) {
@@ -152,16 +183,20 @@ void weight_gradient(const WeightGradCall& c, int64_t unit_begin, int64_t unit_e
       const int64_t end = begin + strip < pixels ? begin + strip : pixels;
       const int64_t next = end + strip < pixels ? end + strip : pixels;
       find_runs(c, begin, end, runs);
+      FarFloats far[2]{};
+      const bool fetches = far_pixels && find_far(c, end, next, far);
       for (int64_t unit = from; unit < to;) {
         const GradientPanel panel(c.channels, c.panel_vectors, unit / blocks);
         copy_gradients(c, begin, end, panel, grad);
         float* sums = c.sums + panel.channel * c.positions;
         const int64_t panel_end = (unit / blocks + 1) * blocks;
         for (int64_t block = unit % blocks; unit < to && unit < panel_end; ++unit, ++block) {
-          if (fetches) fetch_strip(c, end, next, unit - from, to - from);
+          const Feed feed = ahead     ? Feed::part_of(c.ahead, step++, steps, end - begin)
+                            : fetches ? Feed::part_of(far, unit - from, to - from, end - begin)
+                                      : Feed{};
           const int64_t first = c.positions * block / blocks, last = c.positions * (block + 1) / blocks;
           panel_products(panel.vectors, last - first, runs, c.offset + first, grad,
-                         sums + first * panel.vectors * Vec::kWidth, begin == 0);
+                         sums + first * panel.vectors * Vec::kWidth, begin == 0 && !c.adds, feed);
         }
       }
     }

@@ -1,0 +1,204 @@
+#include "cpu/pointwise_backward.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/channel_sums.h"
+#include "cpu/memory_pool.h"
+#include "cpu/normalise.h"
+#include "cpu/pack_cache.h"
+#include "cpu/parallel.h"
+#include "cpu/weight_sums.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Every part of the pixels has its own sums, so that results do not depend on the number of threads. Sums and
+// weights of these sizes stay in the second-level cache beside a strip.
+constexpr int64_t kMostWeights = 96 * 1024;
+constexpr int64_t kLeastPartPixels = 512, kLeastParts = 4, kMostParts = 32;
+// A strip's gradients, inputs and results: so many floats each.
+constexpr int64_t kStripFloats = 32 * 1024;
+constexpr int64_t kLeastStripPixels = 64;
+
+int64_t parts_of(int64_t pixels) {
+  int64_t parts = 1;
+  while (2 * parts <= std::min(kMostParts, pixels / kLeastPartPixels)) parts *= 2;
+  return parts;
+}
+
+bool is_pointwise(const at::Tensor& weight, const Conv2dParams& p) {
+  const auto all = [](at::IntArrayRef values, int64_t n) { return values[0] == n && values[1] == n; };
+  return weight.size(2) == 1 && weight.size(3) == 1 && all(p.stride, 1) && all(p.padding, 0) && p.groups == 1;
+}
+
+// A 1x1 convolution over `pixels` pixels in a row.
+ConvGeometry geometry_of(int64_t in, int64_t out, int64_t pixels) {
+  return {1, in, out, 1, 1, 1, 1, 1, 1, 1, 1, pixels, {}};
+}
+
+class PointwiseBackward {
+ public:
+  PointwiseBackward(const PixelRows& grad, const PixelRows& input, const PixelRows& output,
+                    const at::Tensor& weight, Activation activation, WantedConvGradients wanted)
+      : grad_(grad),
+        input_(input),
+        output_(output),
+        weight_(weight),
+        activation_(activation),
+        wanted_(wanted),
+        in_(input.channels),
+        out_(grad.channels),
+        parts_(parts_of(grad.rows)),
+        strip_(std::max(kLeastStripPixels, kStripFloats / std::max(in_, out_))),
+        to_weight_(geometry_of(in_, out_, strip_)),
+        panels_(Panels::of(to_weight_)),
+        to_input_(geometry_of(out_, in_, strip_)),
+        job_(to_input_, {nullptr, 0, 0, strip_stride()}, {nullptr, 0, 0, in_}, {}) {}
+
+  PointwiseGradients run(const at::Tensor& like_input) {
+    PointwiseGradients found;
+    if (wanted_.input) {
+      found.input = gradient_empty_like(like_input);
+      grad_input_ = found.input.data_ptr<float>();
+      float* packed = thread_scratch(ScratchSlot::kPacked, packed_floats(to_input_));
+      pack_weight_into(to_input_, weight_.const_data_ptr<float>(),
+                       {weight_.stride(1), weight_.stride(0), weight_.stride(2), weight_.stride(3)}, packed);
+      packed_ = packed;
+    }
+    if (wanted_.weight) {
+      found.weight = gradient_empty_like(weight_);
+      sums_ = thread_scratch(ScratchSlot::kSums, parts_ * part_floats());
+    }
+    std::vector<float> bias(wanted_.bias ? static_cast<size_t>(parts_ * out_) : 0, 0.0f);
+    parallel_team(team_size(), [&](int thread, int team, Barrier& barrier) {
+      const auto [begin, end] = share(parts_, 1, thread, team);
+      for (int64_t part = begin; part < end; ++part)
+        run_part(part, wanted_.bias ? bias.data() + part * out_ : nullptr);
+      if (!wanted_.weight) return;
+      barrier.wait();
+      const auto [first, last] = share(part_floats(), 16, thread, team);
+      add_parts(first, last);
+      barrier.wait();
+      const auto [channel, behind] = share(in_, 16, thread, team);
+      unpack_sums(to_weight_, panels_, sums_, found.weight, channel, behind);
+    });
+    if (wanted_.bias) found.bias = sum_of_parts(bias, out_);
+    return found;
+  }
+
+ private:
+  bool masks() const { return activation_.kind != Activation::kNone; }
+  int64_t strip_stride() const { return masks() ? out_ : grad_.stride; }
+  int64_t part_floats() const { return to_weight_.packed_bytes() / static_cast<int64_t>(sizeof(float)); }
+
+  void run_part(int64_t part, float* bias) const {
+    const int64_t begin = grad_.rows * part / parts_, end = grad_.rows * (part + 1) / parts_;
+    const int64_t strips = (end - begin + strip_ - 1) / strip_;
+    float* masked = masks() ? thread_scratch(ScratchSlot::kStrip, strip_ * out_) : nullptr;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t first = begin + (end - begin) * s / strips,
+                    pixels = begin + (end - begin) * (s + 1) / strips - first;
+      const float* grad = grad_.data + first * grad_.stride;
+      if (masked) {
+        mask(first, pixels, masked);
+        grad = masked;
+      }
+      if (bias) kernels().column_sum(grad, strip_stride(), pixels, out_, nullptr, bias);
+      if (wanted_.weight) add_products(first, first + pixels, grad, sums_ + part * part_floats(), s > 0);
+      if (wanted_.input) {
+        static const AlignedFloats none(0);
+        job_.run_pixels(PackedConv(packed_, none, none), grad, grad_input_ + first * in_, 0, pixels, false);
+      }
+    }
+  }
+
+  void mask(int64_t first, int64_t pixels, float* to) const {
+    NormBackwardCall call{};
+    call.grad = grad_.data + first * grad_.stride;
+    call.output = output_.data + first * output_.stride;
+    call.grad_residual = to;
+    call.grad_stride = grad_.stride;
+    call.output_stride = output_.stride;
+    call.channels = out_;
+    call.activation = activation_;
+    const bool dense = grad_.stride == out_ && output_.stride == out_;
+    if (dense) call.channels *= pixels;  // one long row, whose vectors are full
+    kernels().norm_backward(call, dense ? 1 : pixels);
+  }
+
+  void add_products(int64_t first, int64_t end, const float* grad, float* sums, bool adds) const {
+    WeightGradCall call{};
+    call.input = {const_cast<float*>(input_.data) + first * input_.stride, 0, 0, input_.stride};
+    call.grad = {const_cast<float*>(grad), 0, 0, strip_stride()};
+    call.images = call.height = 1;
+    call.width = end - first;
+    call.stride_h = call.stride_w = 1;
+    call.offset = offsets_.data();
+    call.positions = in_;
+    call.channels = out_;
+    call.panel_vectors = panels_.vectors;
+    call.sums = sums;
+    call.adds = adds;
+    fetch_strip(end, std::min(strip_, grad_.rows - end), call.ahead);
+    kernels().weight_gradient(call, 0, kernels().gradient_units(out_, panels_.vectors, in_));
+  }
+
+  // What run_part needs next.
+  void fetch_strip(int64_t first, int64_t pixels, FarFloats* ahead) const {
+    const auto rows = [&](const float* data, int64_t stride) {
+      *ahead++ = {data + first * stride, pixels * stride};
+    };
+    rows(input_.data, input_.stride);
+    if (grad_.stride < 2 * out_) rows(grad_.data, grad_.stride);
+    if (masks() && output_.stride < 2 * out_) rows(output_.data, output_.stride);
+    if (wanted_.input) rows(grad_input_, in_);
+  }
+
+  // The sums of all parts into those of the first.
+  void add_parts(int64_t first, int64_t last) const {
+    for (int64_t part = 1; part < parts_; ++part) {
+      const float* from = sums_ + part * part_floats();
+      for (int64_t i = first; i < last; ++i) sums_[i] += from[i];
+    }
+  }
+
+  static std::vector<int64_t> one_after_another(int64_t count) {
+    std::vector<int64_t> all(static_cast<size_t>(count));
+    std::iota(all.begin(), all.end(), 0);
+    return all;
+  }
+
+  PixelRows grad_, input_, output_;
+  const at::Tensor& weight_;
+  Activation activation_;
+  WantedConvGradients wanted_;
+  int64_t in_, out_, parts_, strip_;
+  ConvGeometry to_weight_;
+  Panels panels_;
+  ConvGeometry to_input_;
+  ConvJob job_;
+  std::vector<int64_t> offsets_ = one_after_another(in_);
+  const float* packed_ = nullptr;
+  float* grad_input_ = nullptr;
+  float* sums_ = nullptr;
+};
+
+}  // namespace
+
+std::optional<PointwiseGradients> pointwise_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                                     const at::Tensor& weight, const at::Tensor& output,
+                                                     const Conv2dParams& params, Activation activation,
+                                                     WantedConvGradients wanted) {
+  const int64_t pixels = grad_output.size(0) * grad_output.size(2) * grad_output.size(3);
+  if (!is_pointwise(weight, params) || parts_of(pixels) < kLeastParts || weight.numel() > kMostWeights)
+    return std::nullopt;
+  if (wanted.input && !(channels_adjacent(input) && input.is_non_overlapping_and_dense()))
+    return std::nullopt;
+  const bool masks = activation.kind != Activation::kNone;
+  return PointwiseBackward(pixel_rows(grad_output), pixel_rows(input),
+                           masks ? pixel_rows(output) : PixelRows{}, weight, activation, wanted)
+      .run(input);
+}
+
+}  // namespace cnnfast::cpu
