@@ -27,10 +27,28 @@ def _conv2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
         kernel_shape=shape[2:],
         strides=[node["stride_h"], node["stride_w"]],
         dilations=[node["dilation_h"], node["dilation_w"]],
-        pads=[node[f"pad_{side}"] for side in ("top", "left", "bottom", "right")],
+        pads=_conv_pads(graph, index, node),
         group=node["groups"],
     )
     return graph.emit("Add", [value, sources[1]], graph.names[index]) if len(sources) > 1 else value
+
+
+def _conv_pads(graph: Graph, index: int, node: Node) -> list[int]:
+    if node.pads_to_same:
+        return _same_pads(graph, index, node)
+    return [node[f"pad_{side}"] for side in ("top", "left", "bottom", "right")]
+
+
+def _same_pads(graph: Graph, index: int, node: Node) -> list[int]:
+    """Top, left, bottom, right of a window that pads by the size of the image."""
+    before, after = graph.image_sizes(index)
+    starts, ends = [], []
+    for axis, size, count in zip("hw", before, after, strict=True):
+        span = node.attributes.get(f"dilation_{axis}", 1) * (node[f"kernel_{axis}"] - 1) + 1
+        padding = max(0, (count - 1) * node[f"stride_{axis}"] + span - size)
+        starts.append(padding // 2)
+        ends.append(padding - padding // 2)
+    return starts + ends
 
 
 def _linear(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
@@ -42,6 +60,8 @@ def _linear(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
 
 def _pads(graph: Graph, index: int, node: Node) -> list[int]:
     """Top, left, bottom, right: just enough for as many windows as torch takes, ceil_mode or not."""
+    if node.pads_to_same:
+        return _same_pads(graph, index, node)
     before, after = graph.image_sizes(index)
     starts, ends = [], []
     for axis, size, count in zip("hw", before, after, strict=True):
@@ -73,7 +93,7 @@ def _max_pool2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str
 def _avg_pool2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     pads, name = _pads(graph, index, node), graph.names[index]
     taps = node["kernel_h"] * node["kernel_w"]
-    divisors = _divisors(graph, index, node)
+    divisors = np.full((), taps) if node.pads_to_same else _divisors(graph, index, node)
     value = graph.emit("AveragePool", [sources[0]], name, **_window(node), pads=pads, count_include_pad=1)
     if np.all(divisors == taps):
         return value
@@ -199,9 +219,24 @@ def _along_both(graph: Graph, index: int, value: str, rows: np.ndarray, columns:
 
 
 def _pad(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
-    border = graph.numbers(0, 0, node["top"], node["left"], 0, 0, node["bottom"], node["right"])
+    sides = [node[side] for side in ("top", "left", "bottom", "right")]
+    if len(sources) > 1:
+        before, after = graph.image_sizes(index)
+        rows, columns = (b - a for a, b in zip(before, after, strict=True))
+        sides = [rows // 2, columns // 2, rows - rows // 2, columns - columns // 2]
+    border = graph.numbers(0, 0, *sides[:2], 0, 0, *sides[2:])
     value = graph.number(word_fraction(node["value"]))
     return graph.emit("Pad", [sources[0], border, value], graph.names[index])
+
+
+def _mirror_pad(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    """As places along each axis: this opset's Pad knows no opposite edge."""
+    value, mode = sources[0], ("reflect", "replicate", "circular")[node["mode"]]
+    sides = ((node["top"], node["bottom"]), (node["left"], node["right"]))
+    for axis, (size, pads) in enumerate(zip(graph.image_sizes(index)[0], sides, strict=True), start=2):
+        places = functional.pad(torch.arange(size, dtype=torch.float64)[None], pads, mode=mode)[0].long()
+        value = graph.emit("Gather", [value, graph.numbers(*places.tolist())], graph.names[index], axis=axis)
+    return value
 
 
 def _interpolate(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
@@ -268,7 +303,59 @@ def _to_image(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
     return graph.emit("Unsqueeze", [sources[0], graph.numbers(2, 3)], graph.names[index])
 
 
-def _plain(operator: str, **attributes: int) -> "Lowering":
+def _softmax(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    return graph.emit("LogSoftmax" if node["logarithm"] else "Softmax", sources, graph.names[index], axis=1)
+
+
+def _power(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    exponent = graph.number(word_fraction(node["exponent"]))
+    return graph.emit("Pow", [sources[0], exponent], graph.names[index])
+
+
+def _channel_conv(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name, taps = graph.names[index], node["taps"]
+    operands = [graph.emit("Reshape", [sources[0], graph.numbers(0, 1, -1)], name)]
+    operands.append(graph.weight(node["weight_at"], 1, 1, taps))
+    if node["bias_at"] != ABSENT:
+        operands.append(graph.weight(node["bias_at"], 1, stem="bias"))
+    value = graph.emit("Conv", operands, name, kernel_shape=[taps], pads=[taps // 2, taps // 2])
+    return graph.emit("Reshape", [value, graph.numbers(0, *graph.shapes[index][1:])], name)
+
+
+def _cut(graph: Graph, index: int, node: Node, value: str, sizes: tuple[int, int]) -> str:
+    """An image of these sizes without the rows and columns that are left out."""
+    starts, ends = (node["top"], node["left"]), (sizes[0] - node["bottom"], sizes[1] - node["right"])
+    steps = (node.attributes.get("stride_h", 1), node.attributes.get("stride_w", 1))
+    bounds = (graph.numbers(*part) for part in (starts, ends, (2, 3), steps))
+    return graph.emit("Slice", [value, *bounds], graph.names[index])
+
+
+def _crop(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    return _cut(graph, index, node, sources[0], graph.image_sizes(index)[0])
+
+
+def _depth_to_space(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name, block = graph.names[index], (node["block_h"], node["block_w"])
+    (_, channels, *_), (height, width) = graph.shapes[index], graph.image_sizes(index)[0]
+    parts = (*block, channels) if node["blocks_first"] else (channels, *block)
+    order = [0, 3, 4, 1, 5, 2] if node["blocks_first"] else [0, 1, 4, 2, 5, 3]
+    apart = graph.emit("Reshape", [sources[0], graph.numbers(0, *parts, height, width)], name)
+    turned = graph.emit("Transpose", [apart], name, perm=order)
+    sizes = (height * block[0], width * block[1])
+    value = graph.emit("Reshape", [turned, graph.numbers(0, channels, *sizes)], name)
+    return _cut(graph, index, node, value, sizes)
+
+
+def _attention_pool(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name, channels = graph.names[index], graph.shapes[index][1]
+    logits = graph.emit("Reshape", [sources[1], graph.numbers(0, -1, 1)], name)
+    shares = graph.emit("Softmax", [logits], name, axis=1)
+    pixels = graph.emit("Reshape", [sources[0], graph.numbers(0, channels, -1)], name)
+    value = graph.emit("MatMul", [pixels, shares], name)
+    return graph.emit("Reshape", [value, graph.numbers(0, channels, 1, 1)], name)
+
+
+def _plain(operator: str, **attributes: int | list[int]) -> "Lowering":
     def lower(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
         return graph.emit(operator, sources, graph.names[index], **attributes)
 
@@ -301,4 +388,13 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.GROUP_NORM: _group_norm,
     Op.PRELU: _prelu,
     Op.TO_IMAGE: _to_image,
+    Op.CHANNEL_MAX: _plain("ReduceMax", axes=[1], keepdims=1),
+    Op.IMAGE_NORM: _plain("ReduceL2", axes=[2, 3], keepdims=1),
+    Op.CHANNEL_CONV: _channel_conv,
+    Op.POWER: _power,
+    Op.SOFTMAX: _softmax,
+    Op.ATTENTION_POOL: _attention_pool,
+    Op.CROP: _crop,
+    Op.MIRROR_PAD: _mirror_pad,
+    Op.DEPTH_TO_SPACE: _depth_to_space,
 }

@@ -47,6 +47,8 @@ def fuse(
       MaxPool2d, AvgPool2d, LocalResponseNorm, the mean over the image (AdaptiveAvgPool2d(1) and the like)
       chains of convolutions and pools that begin at one value and are concatenated on dimension 1
       dense blocks, x = cat((x, conv(act(batch_norm(x)))), dim=1) layer after layer
+    Convolutions that standardise their weight or pad by the size of the image (timm's StdConv2d, Conv2dSame
+    and the like), and poolings that do, count as those of torch.nn; torch computes weight and border.
     A sum of shapes that broadcast is computed behind the convolution. What lies between must be used
     there only; nn.Identity counts as nothing. Layers that have hooks, are called twice, are parametrized
     or have a forward of their own stay as they are, and the report says so. Where a forward cannot be

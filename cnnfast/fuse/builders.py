@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from cnnfast import ops
-from cnnfast.fuse import runtime, runtime_norm
-from cnnfast.fuse.foreign import is_frozen_norm
+from cnnfast.fuse import runtime, runtime_norm, runtime_same
+from cnnfast.fuse.foreign import is_frozen_norm, is_standardised, pads_to_same
 from cnnfast.fuse.functions import VALUES
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import image_mean, module_of
@@ -39,6 +39,30 @@ class Layer:
         value = self[attribute]
         return value if isinstance(getattr(self.module, attribute), tuple) else [value, value]
 
+    def weight(self) -> fx.Node:
+        """What a convolution multiplies by: computed in front of it where that is what its layer does."""
+        if not is_standardised(self.module):
+            return self["weight"]
+        scaled = hasattr(self.module, "gain")
+        gain, scale = (self["gain"], self["scale"]) if scaled else (None, 1.0)
+        arguments = (self["weight"], gain, scale, self["eps"])
+        return self.graph.call_function(runtime_same.standardised_weight, arguments)
+
+    def sides(self, source: fx.Node, dilated: bool = True) -> fx.Node:
+        """Left, right, top, bottom of a window that pads by the size of its input."""
+        dilation = self.pair("dilation") if dilated else [1, 1]
+        window = (self.pair("kernel_size"), self.pair("stride"), dilation)
+        return self.graph.call_function(runtime_same.same_sides, (source, *window))
+
+    def pads(self, source: fx.Node) -> tuple[fx.Node | list[int], fx.Node | list[int]]:
+        """What torch.nn.functional.pad adds in front of a convolution, and what its operator pads with."""
+        if not pads_to_same(self.module):
+            return list(split_padding(self.module)[0]), self.padding()
+        sides = self.sides(source)
+        return tuple(
+            self.graph.call_function(part, (sides,)) for part in (runtime_same.uneven, runtime_same.even)
+        )
+
     def padding(self) -> fx.Node | list[int]:
         """What a convolution's operator pads with; words become numbers here."""
         live = self.module.padding_mode == "zeros" and not isinstance(self.module.padding, str)
@@ -54,16 +78,17 @@ def norm_values(graph: fx.Graph, root: nn.Module, node: fx.Node) -> tuple[fx.Nod
 
 def conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     layer = Layer(graph, root, group.layer)
+    first, padding = layer.pads(group.source)
     settings = (
-        list(split_padding(layer.module)[0]),
+        first,
         pad_mode(layer.module),
         layer["stride"],
-        layer.padding(),
+        padding,
         layer["dilation"],
         layer["groups"],
         group.activation,
     )
-    head = (group.source, group.residual, layer["weight"], layer["bias"])
+    head = (group.source, group.residual, layer.weight(), layer["bias"])
     if group.batch_norm is None:
         return runtime.conv, (*head, *settings)
     return runtime.conv_bn, (*head, *norm_values(graph, root, group.batch_norm), *settings)
@@ -95,7 +120,10 @@ def max_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
         return runtime.max_pool, max_pool_arguments(*group.first.args, **group.first.kwargs)
     pool = Layer(graph, root, group.first)
     pairs = [pool.pair(name) for name in ("kernel_size", "stride", "padding", "dilation")]
-    return runtime.max_pool, (group.source, *pairs, pool["ceil_mode"])
+    source = group.source
+    if pads_to_same(pool.module):
+        source = graph.call_function(runtime_same.padded_with_least, (source, pool.sides(source)))
+    return runtime.max_pool, (source, *pairs, pool["ceil_mode"])
 
 
 def avg_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
@@ -104,7 +132,11 @@ def avg_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     pool = Layer(graph, root, group.first)
     pairs = [pool.pair(name) for name in ("kernel_size", "stride", "padding")]
     rest = [pool[name] for name in ("ceil_mode", "count_include_pad", "divisor_override")]
-    return runtime.avg_pool, (group.source, *pairs, *rest)
+    source = group.source
+    if pads_to_same(pool.module):
+        sides = pool.sides(source, dilated=False)
+        source = graph.call_function(runtime_same.padded_with_zeros, (source, sides))
+    return runtime.avg_pool, (source, *pairs, *rest)
 
 
 def global_avg_pool(graph: fx.Graph, root: nn.Module, group: Group) -> Call:

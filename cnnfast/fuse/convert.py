@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from cnnfast.fuse.foreign import OpenedNorms
+from cnnfast.fuse.foreign import OpenedNorms, is_standardised, pads_to_same
 from cnnfast.fuse.functions import mark_functions, stand_in
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import layer_name, module_of
@@ -160,7 +160,7 @@ def _row_of_rest(name: str, layer: nn.Module, called: bool, reason: str) -> Row:
 
 def _group_rows(module: nn.Module, path: str, group: Group) -> list[Row]:
     names = [_join(path, layer_name(node)) if node.op == "call_module" else node.name for node in group.nodes]
-    runs_as = f"cnnfast.ops.{kernel_name(group)}: {_members(group, names)}"
+    runs_as = f"cnnfast.ops.{kernel_name(group)}: {_members(group, names)}{_in_front(group, module)}"
     rows = []
     for name, node in zip(names, group.nodes, strict=True):
         layer = module_of(node, module)
@@ -171,6 +171,13 @@ def _group_rows(module: nn.Module, path: str, group: Group) -> list[Row]:
         elif node is group.first:
             rows.append(Row(_join(path, name), "function", FUSED, runs_as))
     return rows
+
+
+def _in_front(group: Group, module: nn.Module) -> str:
+    """What torch does before the fused call."""
+    layer = module_of(group.layer or group.first, module)
+    words = ", weight standardised by torch at every call" if is_standardised(layer) else ""
+    return words + (", padded by torch where opposite sides differ" if pads_to_same(layer) else "")
 
 
 def _members(group: Group, names: list[str]) -> str:

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from cnnfast.fuse.foreign import is_as_torch, is_frozen_norm, is_norm_act
+from cnnfast.fuse.foreign import has_known_forward, is_frozen_norm, is_norm_act, pads_to_same
 from cnnfast.fuse.functions import stand_in
 from cnnfast.fuse.shells import has_hooks
 from cnnfast.fuse.tracing import is_number, torch_ancestor
+from cnnfast.nn._holders import split_padding
 
 _ACTIVATION_FUNCTIONS = {
     F.relu: "relu",
@@ -188,6 +189,11 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
     )
 
 
+def pads_first(conv: nn.Conv2d) -> bool:
+    """Whether a convolution's padding is more than equal numbers of zeros on opposite sides."""
+    return pads_to_same(conv) or bool(split_padding(conv)[0])
+
+
 def why_not_plain(module: nn.Module) -> str | None:
     """Why a layer's forward cannot be taken for that of its torch.nn class; None where it can."""
     cls, ancestor = type(module), torch_ancestor(module)
@@ -195,7 +201,7 @@ def why_not_plain(module: nn.Module) -> str | None:
         return "it has hooks: remove them, or register them on the network around it"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
-    if is_frozen_norm(module) or is_as_torch(module):
+    if is_frozen_norm(module) or has_known_forward(module):
         return None
     if is_norm_act(module):
         return None if isinstance(module.drop, nn.Identity) else "it has a drop layer inside"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from cnnfast.fuse.foreign import is_frozen_norm
+from cnnfast.fuse.foreign import is_frozen_norm, is_standardised
 from cnnfast.fuse.groups import Group, writes_between
 from cnnfast.fuse.kinds import (
     PLAIN_ACTIVATIONS,
@@ -14,13 +14,13 @@ from cnnfast.fuse.kinds import (
     is_ending,
     layer_name,
     module_of,
+    pads_first,
     why_not_live,
     writes_in_place,
 )
 from cnnfast.fuse.match_blocks import join_blocks
 from cnnfast.fuse.starts import WITHOUT_STATE, start_of, why_not_function, why_not_settings
 from cnnfast.fuse.tracing import is_ours
-from cnnfast.nn._holders import split_padding
 
 _NORMS_BEHIND = {"conv": nn.BatchNorm2d, "linear": nn.BatchNorm1d}
 
@@ -132,10 +132,10 @@ class _Matcher:
         return None
 
     def take_conv(self, group: Group) -> bool:
-        """The convolution that reads what the batch norm gave, if zeros are all that it pads with."""
+        """The convolution that reads what the batch norm gave, if it pads with equal sides of zeros alone."""
         node = self.follower(group)
         conv = module_of(node, self.root) if node is not None else None
-        if not isinstance(conv, nn.Conv2d) or is_ours(conv) or split_padding(conv)[0]:
+        if not isinstance(conv, nn.Conv2d) or is_ours(conv) or pads_first(conv) or is_standardised(conv):
             return False
         if self.why_not(node) is not None or self.mixed_types(node, group.first) is not None:
             return False

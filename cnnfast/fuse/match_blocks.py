@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import is_standardised
 from cnnfast.fuse.groups import Group, writes_between
-from cnnfast.fuse.kinds import PLAIN_ACTIVATIONS, concatenated, module_of
+from cnnfast.fuse.kinds import PLAIN_ACTIVATIONS, concatenated, module_of, pads_first
 from cnnfast.fuse.pool_arguments import is_plain_pool
-from cnnfast.nn._holders import split_padding
 
 
 def join_blocks(
@@ -97,7 +97,7 @@ class _Joiner:
             return False
         if group.kind == "conv" and group.activation in PLAIN_ACTIVATIONS:
             conv = module_of(group.layer, self.root)
-            return conv.dilation == (1, 1) and not split_padding(conv)[0]
+            return conv.dilation == (1, 1) and not pads_first(conv) and not is_standardised(conv)
         return group.kind in ("max_pool", "avg_pool") and is_plain_pool(group, self.root)
 
     def is_only_read_by(self, value: object, reader: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from cnnfast.fuse.foreign import pads_to_same
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import module_of
 
@@ -25,6 +26,8 @@ def avg_pool_arguments(
 def is_plain_pool(group: Group, root: nn.Module) -> bool:
     """Whether a pool has window, stride and padding alone, as stages of a block have."""
     pool = module_of(group.first, root)
+    if pads_to_same(pool):
+        return False
     if group.kind == "max_pool":
         if pool is None:
             *_, dilation, ceil_mode = max_pool_arguments(*group.first.args, **group.first.kwargs)

@@ -42,6 +42,8 @@ def _shell_copy(
     memo[id(module)] = shell
     for key, value in module.__dict__.items():
         own = key in _OWN_DICTS or (key.startswith("_") and "hooks" in key and isinstance(value, dict))
+        if isinstance(value, types.MethodType) and value.__self__ is module:
+            value = types.MethodType(value.__func__, shell)  # self.forward = self.another_forward
         shell.__dict__[key] = _copied(value) if own else value
     for name, child in module._modules.items():
         if child is not None:

@@ -159,6 +159,9 @@ class _Tracer(fx.Tracer):
             raise NotTraceable("its forward takes another path in training than in evaluation")
         raise NotTraceable("its forward decides by the values or sizes of tensors")
 
+    def iter(self, obj):
+        raise NotTraceable("its forward loops over a tensor, or over a list or dict that it is given")
+
     def get_fresh_qualname(self, prefix):
         raise NotTraceable(
             "its forward makes a tensor that is no parameter or buffer: register it as a buffer"

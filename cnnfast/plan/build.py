@@ -58,7 +58,7 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", several)])
     if wrong := _other_than_float32(traced.graph, made):
         raise UnsupportedNetworkError(name, [wrong])
-    low = Lowering(traced.graph, network, made.shapes, traced.closed)
+    low = Lowering(traced.graph, network, made, traced.closed)
     outputs = low.run()
     refusals = low.refusals + _misused_inputs(low.free_inputs, outputs)
     if refusals:

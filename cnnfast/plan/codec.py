@@ -4,7 +4,7 @@
 number of nodes, number of outputs, nodes, outputs], a node being [op, activation, its two numbers, inputs,
 attributes], the last two with their lengths in front. Format 3, which is read too, lacks the numbers.
 Format 5 has two words in front of the nodes: how values are stored, and what the outputs are. Plans of
-float32 values are written without them, in format 4.
+float32 values are written without them, in format 4; those with what only format 6 has, in that.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from torch import Tensor
 from cnnfast.plan.nodes import (
     ALIGNMENT,
     ATTRIBUTES,
-    FLOAT_FORMAT,
     FORMAT,
     MAGIC,
     OLDEST_FORMAT,
+    STORAGE_FORMAT,
     Act,
     Node,
     Op,
@@ -41,7 +41,7 @@ def library_checksum(data: Tensor) -> int:
 def encode(plan: Plan, weights: Tensor, checksum: Checksum = library_checksum) -> Tensor:
     """The words of a plan, 1-D int64, bound to its weights (1-D float32) by checksums."""
     words = [checksum(weights), weights.numel(), len(plan.nodes), len(plan.outputs)]
-    if plan.half:
+    if plan.format >= STORAGE_FORMAT:
         words += [plan.values, plan.results]
     for node in plan.nodes:
         attributes = [node[name] for name in ATTRIBUTES[node.op]]
@@ -49,9 +49,7 @@ def encode(plan: Plan, weights: Tensor, checksum: Checksum = library_checksum) -
         words += [len(node.inputs), *node.inputs, len(attributes), *attributes]
     words += plan.outputs
     checked = torch.tensor(words, dtype=torch.int64)
-    return torch.cat(
-        [torch.tensor([MAGIC, FORMAT if plan.half else FLOAT_FORMAT, checksum(checked)]), checked]
-    )
+    return torch.cat([torch.tensor([MAGIC, plan.format, checksum(checked)]), checked])
 
 
 def decode(words: Tensor) -> Plan:
@@ -69,7 +67,7 @@ def decode(words: Tensor) -> Plan:
         )
     reader.at = _CHECKED_FROM + 2
     n_nodes, n_outputs = reader.take(), reader.take()
-    storage = _read_storage(reader) if version >= 5 else ()
+    storage = _read_storage(reader) if version >= STORAGE_FORMAT else ()
     nodes: list[Node] = []
     for _ in range(n_nodes):
         nodes.append(_read_node(reader, len(nodes), has_numbers=version >= 4))

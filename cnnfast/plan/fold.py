@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from cnnfast.plan.nodes import Act, Op, fraction_word
+from cnnfast.plan.nodes import SAME, Act, Op, fraction_word
 from cnnfast.plan.steps import Step, reachable
 
 _ACTIVATED = (Op.CONV2D, Op.LINEAR, Op.ADD, Op.AFFINE, Op.MULTIPLY, Op.LAYER_NORM, Op.GROUP_NORM)
@@ -19,10 +19,12 @@ def fold(outputs: list[Step]) -> list[Step]:
     uses = Counter(source for step in steps for source in step.inputs) + Counter(outputs)
     for step in steps:
         _take_mean_first(step, uses)
+    for step in steps:
+        _rearrange_last(step, uses)
     merged: dict[Step, Step] = {}
     for step in steps:
         step.inputs = [merged.get(source, source) for source in step.inputs]
-        for rule in (_fold_affine, _fold_add, _fold_activation, _fold_pad):
+        for rule in (_fold_affine, _fold_add, _fold_activation, _fold_pad, _fold_affine_in_front):
             into = rule(step, uses)
             if into is not None:
                 into.layers += [name for name in step.layers if name not in into.layers]
@@ -52,6 +54,26 @@ def _take_mean_first(step: Step, uses: Counter) -> None:
         mine, other = getattr(step, name), getattr(source, name)
         setattr(step, name, other)
         setattr(source, name, mine)
+
+
+def _rearrange_last(step: Step, uses: Counter) -> None:
+    """What works channel by channel may as well come before channels become pixels: nearer to a convolution.
+
+    The two steps exchange what they do, so that readers keep their operand.
+    """
+    if step.op not in (Op.AFFINE, Op.ACTIVATION) or step.inputs[0].op is not Op.DEPTH_TO_SPACE:
+        return
+    source = step.inputs[0]
+    if not _is_open(source, uses) or not source.settings["blocks_first"]:
+        return
+    block = source.settings["block_h"] * source.settings["block_w"]
+    for name in ("op", "settings", "constants", "layers", "activation", "numbers"):
+        mine, other = getattr(step, name), getattr(source, name)
+        setattr(step, name, other)
+        setattr(source, name, mine)
+    if source.op is Op.AFFINE:
+        source.settings = {"channels": source.settings["channels"] * block}
+        source.constants = {name: value.repeat(block) for name, value in source.constants.items()}
 
 
 def _is_plain_mean(step: Step) -> bool:
@@ -142,12 +164,33 @@ def _fold_pad(step: Step, uses: Counter) -> Step | None:
     if step.op is not Op.CONV2D or step.inputs[0].op is not Op.PAD or uses[step.inputs[0]] != 1:
         return None
     pad = step.inputs[0]
-    if pad.settings["value"] != fraction_word(0.0):
+    if len(pad.inputs) > 1 or pad.settings["value"] != fraction_word(0.0) or step.settings["pad_top"] == SAME:
         return None
     for side in ("top", "left", "bottom", "right"):
         step.settings[f"pad_{side}"] += pad.settings[side]
     step.inputs[0] = pad.inputs[0]
     step.layers = [*pad.layers, *step.layers]
+    return None
+
+
+def _fold_affine_in_front(step: Step, uses: Counter) -> Step | None:
+    """What scales and shifts the input of a convolution without padding is part of its weight and bias."""
+    affine = step.inputs[0] if step.op is Op.CONV2D else step
+    if affine is step or affine.op is not Op.AFFINE or not _is_open(affine, uses):
+        return None
+    if any(step.settings[f"pad_{side}"] for side in ("top", "left", "bottom", "right")):
+        return None
+    weight, groups = step.constants["weight"].double(), step.settings["groups"]
+    scale, shift = (
+        affine.constants[name].double().view(groups, 1, weight.shape[1], 1, 1) for name in ("scale", "shift")
+    )
+    grouped = weight.unflatten(0, (groups, -1))
+    bias = (grouped * shift).sum((2, 3, 4)).flatten()
+    step.constants["weight"] = (grouped * scale).flatten(0, 1)
+    own = step.constants["bias"]
+    step.constants["bias"] = bias if own is None else own.double() + bias
+    step.inputs[0] = affine.inputs[0]
+    step.layers = [*affine.layers, *(name for name in step.layers if name not in affine.layers)]
     return None
 
 

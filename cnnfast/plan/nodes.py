@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 5
+FORMAT = 6  # with SAME, and the operations from CHANNEL_MAX on
+STORAGE_FORMAT = 5  # without those
 FLOAT_FORMAT = 4  # without the words for the storage of values: all are float32
 OLDEST_FORMAT = 3  # activations without numbers
 ABSENT = -1
+SAME = -1  # every padding of a window: just enough for ceil(size / stride) positions, the odd one at the end
 ANY = -1
 ALIGNMENT = 16  # floats: constants start on a cache line
 DIRECT = 0  # largest_tile: no Winograd convolution
@@ -45,6 +47,15 @@ class Op(IntEnum):
     GROUP_NORM = 21
     PRELU = 22
     TO_IMAGE = 23
+    CHANNEL_MAX = 24  # the largest channel of each pixel
+    IMAGE_NORM = 25  # per channel the 2-norm over the image
+    CHANNEL_CONV = 26  # a filter that slides along the channels of one pixel
+    POWER = 27
+    ATTENTION_POOL = 28  # the mean over pixels, weighted by the softmax of a second input
+    CROP = 29  # rows and columns left out
+    DEPTH_TO_SPACE = 30  # channels become blocks of pixels, then rows and columns are left out
+    MIRROR_PAD = 31
+    SOFTMAX = 32  # over the channels of each pixel
 
 
 class Act(IntEnum):
@@ -70,13 +81,21 @@ class Storage(IntEnum):
     BFLOAT16 = 1
 
 
+class Mirror(IntEnum):
+    """What lies beyond the edge of an image: it mirrored, its outermost pixels, or its opposite edge."""
+
+    REFLECT = 0
+    REPLICATE = 1
+    CIRCULAR = 2
+
+
 class Interpolation(IntEnum):
     NEAREST = 0
     NEAREST_EXACT = 1
     BILINEAR = 2
 
 
-# Inputs that broadcast: the second of an ADD or MULTIPLY may be N×C×1×1. A third one of MULTIPLY is added.
+# Inputs that broadcast: the second of an ADD or MULTIPLY may be N×C×1×1 or N×1×H×W. MULTIPLY adds a third.
 
 ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.INPUT: ("rank", "channels"),
@@ -107,13 +126,25 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.CHANNEL_SHUFFLE: ("groups",),
     Op.ADAPTIVE_AVG_POOL2D: ("height", "width"),  # 0: as the input
     Op.ADAPTIVE_MAX_POOL2D: ("height", "width"),
-    Op.PAD: ("top", "left", "bottom", "right", "value"),  # the last one is a fraction
+    # value is a fraction. With a second input: to its size, evenly, the odd row or column at the end.
+    Op.PAD: ("top", "left", "bottom", "right", "value"),
     # Sizes 0 where the scales, which are fractions, or a second input say them; scales 0 where none is.
     Op.INTERPOLATE: ("mode", "align_corners", "height", "width", "scale_h", "scale_w"),
     Op.LAYER_NORM: ("weight_at", "bias_at", "channels", "eps"),  # eps is a fraction
     Op.GROUP_NORM: ("weight_at", "bias_at", "channels", "groups", "eps"),
     Op.PRELU: ("slope_at", "channels"),
     Op.TO_IMAGE: (),
+    Op.CHANNEL_MAX: (),
+    Op.IMAGE_NORM: (),
+    Op.CHANNEL_CONV: ("weight_at", "taps", "bias_at"),
+    Op.POWER: ("exponent",),  # a fraction
+    Op.ATTENTION_POOL: (),
+    # What is left out on each side; then every stride-th is kept.
+    Op.CROP: ("top", "left", "bottom", "right", "stride_h", "stride_w"),
+    Op.SOFTMAX: ("logarithm",),
+    Op.MIRROR_PAD: ("top", "left", "bottom", "right", "mode"),
+    # blocks_first: channels are ordered by place in the block first; else by channel first.
+    Op.DEPTH_TO_SPACE: ("block_h", "block_w", "blocks_first", "top", "left", "bottom", "right"),
 }  # fmt: skip
 
 
@@ -140,6 +171,17 @@ class Node:
     def __getitem__(self, attribute: str) -> int:
         return self.attributes[attribute]
 
+    @property
+    def is_of_the_newest_format(self) -> bool:
+        """Whether a plan with this node has to be written in it."""
+        pads_like = self.op is Op.PAD and len(self.inputs) == 2
+        return self.op >= Op.CHANNEL_MAX or self.pads_to_same or pads_like
+
+    @property
+    def pads_to_same(self) -> bool:
+        """Whether the padding of its window follows from the size of the image."""
+        return SAME in (self.attributes.get("pad_top"), self.attributes.get("pad_h"))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -162,6 +204,13 @@ class Plan:
     def half(self) -> bool:
         """Whether values are bfloat16 between nodes."""
         return self.values is Storage.BFLOAT16
+
+    @property
+    def format(self) -> int:
+        """The oldest format that has all of it."""
+        if any(node.is_of_the_newest_format for node in self.nodes):
+            return FORMAT
+        return STORAGE_FORMAT if self.half else FLOAT_FORMAT
 
     @property
     def tuned(self) -> bool:

@@ -1,10 +1,12 @@
 """What the nodes of a traced graph give for example inputs: shapes, memory, multiply-adds."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -23,6 +25,7 @@ class Record:
     arguments: dict[fx.Node, tuple] = field(default_factory=dict)
     result: object = None  # of the network
     follows: dict[fx.Node, bool] = field(default_factory=dict)  # tensors: twice as long for twice the images
+    larger: Callable[[], dict[fx.Node, torch.Size]] = dict  # the shapes for larger images, where known
 
 
 def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node] = ()) -> Record:
@@ -34,6 +37,7 @@ def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx
     recorder = _Recorder(network, graph, set(kept))
     with torch.no_grad(), recorder.counter:
         recorder.made.result = recorder.run(*(copied(value) for value in inputs))
+    recorder.made.larger = functools.cache(lambda: _shapes_for_larger(graph, network, inputs))
     return recorder.made
 
 
@@ -69,6 +73,11 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written; those of inference mode do not count, and refuse writes outside."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class _Recorder(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
         from torch.utils.flop_counter import FlopCounterMode  # imports triton
@@ -82,10 +91,10 @@ class _Recorder(fx.Interpreter):
     def run_node(self, node: fx.Node):
         before = self.counter.get_total_flops()
         given = [] if node.op in ("placeholder", "get_attr", "output") else self._given(node)
-        versions = [tensor._version for tensor in given]
+        versions = [_version(tensor) for tensor in given]
         result = super().run_node(node)
         self.made.macs[node] = (self.counter.get_total_flops() - before) // 2
-        changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
         if changed and not (writes_in_place(node, self.module) and all(t is given[0] for t in changed)):
             raise NotTraceable(f"'{node.target}' writes into its arguments")
         if isinstance(result, Tensor):
@@ -104,3 +113,42 @@ class _Recorder(fx.Interpreter):
             storage = StorageWeakRef(result.untyped_storage())
             self.storages.append(storage)
             self.made.memory[node] = storage.cdata
+
+
+_LARGER = ((2, 4), (2, 2))  # times height and width; the second for networks of square images
+
+
+def _shapes_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> dict[fx.Node, torch.Size]:
+    """Shapes for larger images, without computing: what is equal for one size may be so by chance.
+
+    None where the network does not take other sizes.
+    """
+    for factors in _LARGER:
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+                larger = with_tensors(lambda x: mode.from_tensor(_enlarged(x, factors)), inputs)  # noqa: B023
+                runner = _Shapes(network, graph=graph)
+                runner.run(*larger)
+        except Exception:  # whatever a forward raises that is made for one size, or needs values
+            continue
+        return runner.shapes
+    return {}
+
+
+def _enlarged(x: Tensor, factors: tuple[int, int]) -> Tensor:
+    if x.dim() != 4:
+        return x
+    height, width = (size * factor for size, factor in zip(x.shape[2:], factors, strict=True))
+    return x.new_empty(()).expand(*x.shape[:2], height, width)
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, network: nn.Module, graph: fx.Graph):
+        super().__init__(network, graph=graph)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, node: fx.Node):
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            self.shapes[node] = result.shape
+        return result

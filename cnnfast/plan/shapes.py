@@ -32,13 +32,24 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
         return math.prod(first) // math.prod(image), *image
     if node.op is Op.CONCAT:
         return first[0], sum(shape[1] for shape in sources), *first[2:]
-    if node.op is Op.GLOBAL_AVG_POOL:
+    if node.op in (Op.GLOBAL_AVG_POOL, Op.IMAGE_NORM, Op.ATTENTION_POOL):
         return *first[:2], 1, 1
+    if node.op is Op.CROP:
+        sizes = _cut(node, first[2:])
+        return *first[:2], -(-sizes[0] // node["stride_h"]), -(-sizes[1] // node["stride_w"])
+    if node.op is Op.DEPTH_TO_SPACE:
+        height, width = node["block_h"], node["block_w"]
+        sizes = _cut(node, (first[2] * height, first[3] * width))
+        return first[0], first[1] // (height * width), *sizes
+    if node.op is Op.CHANNEL_MAX:
+        return first[0], 1, *first[2:]
     if node.op is Op.TO_IMAGE:
         return *first, 1, 1
     if node.op is Op.SLICE:
         return first[0], node["channels"], *first[2:]
-    if node.op is Op.PAD:
+    if node.op is Op.PAD and len(sources) == 2:
+        return *first[:2], *sources[1][2:]
+    if node.op in (Op.PAD, Op.MIRROR_PAD):
         return *first[:2], first[2] + node["top"] + node["bottom"], first[3] + node["left"] + node["right"]
     if node.op in (Op.ADAPTIVE_AVG_POOL2D, Op.ADAPTIVE_MAX_POOL2D):
         return *first[:2], node["height"] or first[2], node["width"] or first[3]
@@ -47,6 +58,11 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
     if node.op in (Op.ADD, Op.MULTIPLY):
         return max(sources, key=math.prod)
     return first
+
+
+def _cut(node: Node, sizes: Shape) -> tuple[int, int]:
+    """Without the rows and columns that are left out."""
+    return sizes[0] - node["top"] - node["bottom"], sizes[1] - node["left"] - node["right"]
 
 
 def _interpolated(node: Node, sources: list[Shape]) -> tuple[int, int]:
@@ -64,6 +80,9 @@ def _windows(node: Node, shape: Shape, pads: tuple[int, int]) -> tuple[int, int]
     counts = []
     for size, pad, axis in zip(shape[2:], pads, "hw", strict=True):
         kernel, stride = node[f"kernel_{axis}"], node[f"stride_{axis}"]
+        if node.pads_to_same:
+            counts.append(-(-size // stride))
+            continue
         span = size + pad - node.attributes.get(f"dilation_{axis}", 1) * (kernel - 1) - 1
         count = span // stride + 1
         if node.attributes.get("ceil_mode"):
@@ -105,4 +124,6 @@ def _constants(node: Node) -> int:
         return node["out_features"] * (node["in_features"] + biases)
     if node.op in (Op.LAYER_NORM, Op.GROUP_NORM):
         return node["channels"] * (biases + (node["weight_at"] != ABSENT))
+    if node.op is Op.CHANNEL_CONV:
+        return node["taps"] + biases
     return node["channels"] * biases if node.op in (Op.AFFINE, Op.PRELU) else 0

@@ -1,6 +1,6 @@
 """A plan in words."""
 
-from cnnfast.plan.nodes import Act, Interpolation, Node, Op, Plan, word_fraction
+from cnnfast.plan.nodes import Act, Interpolation, Mirror, Node, Op, Plan, word_fraction
 
 
 def describe(node: Node) -> str:
@@ -47,6 +47,7 @@ def _conv(node: Node) -> str:
     words = f" {channels}→{node['out_channels']} {node['kernel_h']}×{node['kernel_w']}"
     sides = tuple(node[f"pad_{side}"] for side in ("top", "left", "bottom", "right"))
     padding = sides[:2] if sides[:2] == sides[2:] else sides
+    padding = ("same",) if node.pads_to_same else padding
     for name, value, plain in (
         ("stride", (node["stride_h"], node["stride_w"]), 1),
         ("padding", padding, 0),
@@ -60,8 +61,19 @@ def _conv(node: Node) -> str:
 def _pool(node: Node) -> str:
     words = f" {node['kernel_h']}×{node['kernel_w']}"
     words += _setting("stride", (node["stride_h"], node["stride_w"]), None)
-    words += _setting("padding", (node["pad_h"], node["pad_w"]), 0)
+    padding = ("same",) if node.pads_to_same else (node["pad_h"], node["pad_w"])
+    words += _setting("padding", padding, 0)
     return words + (", ceil_mode" if node["ceil_mode"] else "")
+
+
+def _left_out(node: Node) -> str:
+    sides = tuple(node[side] for side in ("top", "left", "bottom", "right"))
+    return _setting("without", sides, 0)
+
+
+def _crop(node: Node) -> str:
+    words = _left_out(node) + _setting("stride", (node["stride_h"], node["stride_w"]), 1)
+    return words.removeprefix(",")
 
 
 def _local_response_norm(node: Node) -> str:
@@ -70,7 +82,7 @@ def _local_response_norm(node: Node) -> str:
     )
 
 
-def _setting(name: str, values: tuple[int, ...], plain: int | None) -> str:
+def _setting(name: str, values: tuple[int | str, ...], plain: int | None) -> str:
     """Empty where the values are the ordinary ones."""
     if set(values) == {plain}:
         return ""
@@ -94,4 +106,10 @@ _WORDS = {
     Op.GROUP_NORM: lambda node: f" {node['channels']} channels, {node['groups']} groups",
     Op.PRELU: lambda node: f" {node['channels']} channels",
     Op.LOCAL_RESPONSE_NORM: _local_response_norm,
+    Op.MIRROR_PAD: lambda node: f" by {Mirror(node['mode']).name.lower()}",
+    Op.CROP: _crop,
+    Op.DEPTH_TO_SPACE: lambda node: f" {node['block_h']}×{node['block_w']}{_left_out(node)}",
+    Op.SOFTMAX: lambda node: ", logarithm" if node["logarithm"] else "",
+    Op.POWER: lambda node: f" {word_fraction(node['exponent']):g}",
+    Op.CHANNEL_CONV: lambda node: f" {node['taps']} taps",
 }

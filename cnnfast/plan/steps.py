@@ -19,9 +19,24 @@ class Step:
     constants: dict[str, Tensor | None] = field(default_factory=dict)  # weight, bias, scale, shift
     activation: Act = Act.NONE
     numbers: tuple[float, float] = (0.0, 0.0)  # of the activation
-    broadcasts: bool = False  # a sum or product whose second operand is N×C×1×1
+    broadcasts: bool = False  # a sum or product whose second operand is N×C×1×1 or N×1×H×W
     position: int = 0  # among the steps, in an order in which they can run
     layers: list[str] = field(default_factory=list)  # whose work it does
+
+
+def pointwise_step(source: Step, weight: Tensor) -> Step:
+    """A convolution of every pixel by itself; weight: (out, in, 1, 1)."""
+    ones = ("kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w", "groups")
+    pads = ("pad_top", "pad_left", "pad_bottom", "pad_right")
+    channels = {"out_channels": weight.shape[0], "group_channels": weight.shape[1]}
+    settings = channels | dict.fromkeys(ones, 1) | dict.fromkeys(pads, 0)
+    return Step(Op.CONV2D, [source], settings, {"weight": weight, "bias": None})
+
+
+def crop_step(source: Step, top=0, left=0, bottom=0, right=0, stride_h=1, stride_w=1) -> Step:
+    """An image without some rows and columns; then every stride-th is kept."""
+    sides = {"top": top, "left": left, "bottom": bottom, "right": right}
+    return Step(Op.CROP, [source], sides | {"stride_h": stride_h, "stride_w": stride_w})
 
 
 def reachable(outputs: Iterable[Step]) -> list[Step]:

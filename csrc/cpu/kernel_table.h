@@ -201,6 +201,10 @@ struct AffineCall {
   Activation activation;
   const float* factor = nullptr;
   int64_t factor_stride = 0;
+  // One number per row.
+  const float* row_factor = nullptr;
+  const float* row_shift = nullptr;
+  int64_t row_step = 0;
 };
 
 // Local response normalisation: y = x / (k + alpha / size * s)^beta per pixel, s the sum of x * x over `size`
@@ -343,6 +347,9 @@ struct KernelTable {
   void (*interleave_row)(const InterleaveCall&, const float* const* parts);
   void (*prelu_pixels)(const float* in, int64_t in_pixel, const float* slope, float* out, int64_t out_pixel,
                        int64_t pixels, int64_t channels);
+  // The largest channel of each pixel; NaN where one is.
+  void (*channel_max)(const float* in, int64_t in_pixel, int64_t pixels, int64_t channels, float* out,
+                      int64_t out_pixel);
   // For measuring the machine. Multiply-adds on kLimitFloats values, in registers; gives the operations done.
   double (*multiply_adds)(float* sums, int64_t rounds);
   // The sum of `count` floats, a multiple of kLimitFloats: as fast as they can be read.

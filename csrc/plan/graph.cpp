@@ -13,7 +13,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 24> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 33> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -31,12 +31,21 @@ constexpr std::array<OpRule, 24> kRules{{{"input", 0, 0, 2},
                                          {"channel_shuffle", 1, 1, 1},
                                          {"adaptive_avg_pool2d", 1, 1, 2},
                                          {"adaptive_max_pool2d", 1, 1, 2},
-                                         {"pad", 1, 1, 5},
+                                         {"pad", 1, 2, 5},
                                          {"interpolate", 1, 2, InterpolateAttr::kCount},
                                          {"layer_norm", 1, 1, 4},
                                          {"group_norm", 1, 1, 5},
                                          {"prelu", 1, 1, 2},
-                                         {"to_image", 1, 1, 0}}};
+                                         {"to_image", 1, 1, 0},
+                                         {"channel_max", 1, 1, 0},
+                                         {"image_norm", 1, 1, 0},
+                                         {"channel_conv", 1, 1, 3},
+                                         {"power", 1, 1, 1},
+                                         {"attention_pool", 2, 2, 0},
+                                         {"crop", 1, 1, 6},
+                                         {"depth_to_space", 1, 1, 7},
+                                         {"mirror_pad", 1, 1, 5},
+                                         {"softmax", 1, 1, 1}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -106,6 +115,9 @@ class Checker {
       case Op::kAdaptiveMaxPool2d:
         require(id, small(a[0], 0) && small(a[1], 0), "output size");
         return;
+      case Op::kMirrorPad:
+        require(id, a[4] >= 0 && a[4] <= static_cast<int64_t>(MirrorMode::kCircular), "mode");
+        [[fallthrough]];
       case Op::kPad:
         for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 0), "padding");
         return;
@@ -119,6 +131,25 @@ class Checker {
         return;
       case Op::kPReLU:
         require(id, sized(a[1]) && constant(a[0], a[1]), "constant's place");
+        return;
+      case Op::kSoftmax:
+        require(id, a[0] == 0 || a[0] == 1, "logarithm");
+        return;
+      case Op::kPower:
+        require(id, std::isfinite(fraction(a[0])), "exponent");
+        return;
+      case Op::kCrop:
+        for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 0), "number of rows or columns");
+        for (size_t i = 4; i < 6; ++i) require(id, small(a[i], 1), "stride");
+        return;
+      case Op::kDepthToSpace:
+        for (size_t i = 0; i < 2; ++i) require(id, small(a[i], 1), "block");
+        require(id, a[2] == 0 || a[2] == 1, "order of channels");
+        for (size_t i = 3; i < 7; ++i) require(id, small(a[i], 0), "number of rows or columns");
+        return;
+      case Op::kChannelConv:
+        require(id, small(a[1], 1) && a[1] % 2 == 1, "number of taps");
+        require(id, constant(a[0], a[1]) && optional(a[2], 1), "constant's place");
         return;
       case Op::kInput:
         require(id, a[0] >= 1 && a[0] <= 4 && (a[1] == -1 || sized(a[1])), "rank or number of channels");
@@ -153,8 +184,9 @@ class Checker {
       require(id, sized(a[i]), "size");
     for (const size_t i : {A::kStrideH, A::kStrideW, A::kDilationH, A::kDilationW})
       require(id, small(a[i], 1), "stride or dilation");
+    const bool same = a[A::kPadTop] == kSamePadding;
     for (const size_t i : {A::kPadTop, A::kPadLeft, A::kPadBottom, A::kPadRight})
-      require(id, small(a[i], 0), "padding");
+      require(id, same ? a[i] == kSamePadding : small(a[i], 0), "padding");
     require(id, a[A::kOut] % a[A::kGroups] == 0, "number of groups");
     require(id, a[A::kLargestTile] >= 0, "tile size");
     require(id, a[A::kTuned] == 0 || a[A::kTuned] == 1, "mark of tuning");
@@ -181,7 +213,9 @@ class Checker {
   void check_pool(int64_t id, const Node& node) const {
     const auto& a = node.attr;
     for (size_t i = 0; i < 4; ++i) require(id, small(a[i], 1), "kernel size or stride");
-    for (size_t i = 4; i < 6; ++i) require(id, a[i] >= 0 && a[i] <= a[i - 4] / 2, "padding");
+    const bool same = a[4] == kSamePadding;
+    for (size_t i = 4; i < 6; ++i)
+      require(id, same ? a[i] == kSamePadding : a[i] >= 0 && a[i] <= a[i - 4] / 2, "padding");
     if (node.op == Op::kMaxPool2d) {
       for (size_t i = 6; i < 8; ++i) require(id, small(a[i], 1), "dilation");
       require(id, a[8] == 0 || a[8] == 1, "ceil_mode");

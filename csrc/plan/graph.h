@@ -6,7 +6,8 @@
 // attributes...]; ids count nodes in order, inputs come first. An offset counts floats in the constants, -1:
 // absent. A fraction is the bits of a float64; the activation's numbers are fractions. Format 3, which is
 // read too, has no such numbers. Format 5 has two more words in front of the nodes: how values are stored
-// between nodes, and what the outputs are; in the others both are float32.
+// between nodes, and what the outputs are; in the others both are float32. Format 6 has padding that follows
+// from the size of the image (kSamePadding), and the operations from kChannelMax on.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -18,7 +19,11 @@
 namespace cnnfast::plan {
 
 constexpr int64_t kMagic = 0x434E4E46;
-constexpr int64_t kFormatVersion = 5, kOldestFormat = 3;
+constexpr int64_t kFormatVersion = 6, kOldestFormat = 3;
+
+// Padding of a window, written on every side: just enough for ceil(size / stride) positions, the odd one at
+// the end. TensorFlow's "SAME".
+constexpr int64_t kSamePadding = -1;
 
 enum class Op : int64_t {
   kInput = 0,      // rank, channels or features (-1: any)
@@ -30,22 +35,34 @@ enum class Op : int64_t {
   kFlatten = 5,
   kReshapeImage = 6,  // C, H, W; directly behind an input
   kActivation = 7,
-  kAdd = 8,  // inputs of one shape, or the second N x C x 1 x 1
+  kAdd = 8,  // inputs of one shape, or the second N x C x 1 x 1, or N x 1 x H x W
   kConcat = 9,
   kGlobalAvgPool = 10,
   kAffine = 11,             // scale, shift, channels
   kLocalResponseNorm = 12,  // size, alpha, beta, k; the last three are fractions
-  kMultiply = 13,           // inputs x, factor (of x's shape, or N x C x 1 x 1), and what is added then
+  kMultiply = 13,           // inputs x, factor (as that of a sum), and what is added then
   kSlice = 14,              // first channel, count: a view
   kChannelShuffle = 15,     // groups
   kAdaptiveAvgPool2d = 16,  // height, width (0: those of the input)
   kAdaptiveMaxPool2d = 17,
-  kPad = 18,          // top, left, bottom, right, value (fraction)
+  kPad = 18,          // top, left, bottom, right, value (fraction); with a second input: to its size, evenly
   kInterpolate = 19,  // InterpolateAttr; inputs x, or x and an image of the wanted size
   kLayerNorm = 20,    // over channels: weight, bias, channels, eps (fraction)
   kGroupNorm = 21,    // weight, bias, channels, groups, eps (fraction)
   kPReLU = 22,        // slope, channels
   kToImage = 23,      // features become images of one pixel: a view
+  kChannelMax = 24,   // the largest channel of each pixel
+  kImageNorm = 25,    // per channel the 2-norm over the image
+  kChannelConv = 26,  // weight, taps (odd), bias; over the channels of one pixel, zeros beyond its ends
+  kPower = 27,        // exponent (fraction)
+  kAttentionPool = 28,  // inputs x and N x 1 x H x W: the mean over pixels weighted by the latter's softmax
+  kCrop =
+      29,  // top, left, bottom, right: rows and columns left out; then every stride_h, stride_w -th is kept
+  // block h, w, blocks_first, top, left, bottom, right: channels become blocks of pixels, then rows and
+  // columns are left out. Channels are ordered by place in the block first, or by channel first.
+  kDepthToSpace = 30,
+  kMirrorPad = 31,  // top, left, bottom, right, MirrorMode
+  kSoftmax = 32,    // over the channels of each pixel; 1: its logarithm
 };
 
 // Positions in a convolution's attributes.
@@ -77,6 +94,8 @@ struct Conv2dAttr {
 struct InterpolateAttr {
   enum : size_t { kMode, kAlignCorners, kHeight, kWidth, kScaleH, kScaleW, kCount };
 };
+// What lies beyond the edge: the image mirrored at its outermost pixels, these pixels, or the opposite edge.
+enum class MirrorMode : int64_t { kReflect = 0, kReplicate = 1, kCircular = 2 };
 enum class InterpolateMode : int64_t { kNearest = 0, kNearestExact = 1, kBilinear = 2 };
 
 struct Node {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/parallel.h"
+#include "plan/rows.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -13,20 +14,18 @@ using cpu::View;
 
 std::string sized(const char* what, const Place& place) { return what + (" " + size_text(place.size)); }
 
-const float* row_of(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
-float* row_to(const View& v, int64_t n, int64_t y) { return v.data + n * v.image + y * v.row; }
-
 class Binary : public RowStep {
  public:
-  Binary(int64_t node, bool multiply, bool per_channel, const Activation& activation,
+  Binary(int64_t node, bool multiply, Repeated repeated, const Activation& activation,
          std::vector<Place> reads, Place to)
       : RowStep(node, std::move(reads), std::move(to)),
         multiply_(multiply),
-        per_channel_(per_channel),
+        repeated_(repeated),
         activation_(activation) {}
   std::string text() const override {
     const char* what = multiply_ ? (reads_.size() == 3 ? "multiply and add" : "multiply") : "add";
-    return sized(what, writes_) + (per_channel_ ? ", one value per channel" : "");
+    const char* of_whom[] = {"", ", one value per channel", ", one value per pixel"};
+    return sized(what, writes_) + of_whom[static_cast<int>(repeated_)];
   }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), other = reads_[1].view(memory), out = writes_.view(memory);
@@ -42,8 +41,10 @@ class Binary : public RowStep {
       call.channels = size.channels;
       call.activation = activation_;
       if (added.data) add_to(call, row_of(added, n, y), added.pixel);
-      if (per_channel_)
+      if (repeated_ == Repeated::kOverPixels)
         (multiply_ ? call.scale : call.shift) = row_of(other, n, 0);
+      else if (repeated_ == Repeated::kOverChannels)
+        (multiply_ ? call.row_factor : call.row_shift) = row_of(other, n, y), call.row_step = other.pixel;
       else if (multiply_)
         call.factor = row_of(other, n, y), call.factor_stride = other.pixel;
       else
@@ -58,7 +59,8 @@ class Binary : public RowStep {
     call.residual_stride = stride;
   }
 
-  bool multiply_, per_channel_;
+  bool multiply_;
+  Repeated repeated_;
   Activation activation_;
 };
 
@@ -326,9 +328,9 @@ class PReLU : public RowStep {
 
 }  // namespace
 
-std::unique_ptr<Step> binary_step(int64_t node, bool multiply, bool per_channel, const Activation& activation,
-                                  std::vector<Place> reads, Place to) {
-  return std::make_unique<Binary>(node, multiply, per_channel, activation, std::move(reads), std::move(to));
+std::unique_ptr<Step> binary_step(int64_t node, bool multiply, Repeated repeated,
+                                  const Activation& activation, std::vector<Place> reads, Place to) {
+  return std::make_unique<Binary>(node, multiply, repeated, activation, std::move(reads), std::move(to));
 }
 
 std::unique_ptr<Step> mean_step(int64_t node, const cpu::PoolCall& call, Place from, Place to) {

@@ -5,9 +5,11 @@
 
 namespace cnnfast::plan {
 
-// act(a * b), act(a * b + c) or act(a + b); per_channel: b is N x C x 1 x 1.
-std::unique_ptr<Step> binary_step(int64_t node, bool multiply, bool per_channel, const Activation& activation,
-                                  std::vector<Place> reads, Place to);
+// The second operand of a product or sum: of the first one's shape, N x C x 1 x 1, or N x 1 x H x W.
+enum class Repeated { kNot, kOverPixels, kOverChannels };
+// act(a * b), act(a * b + c) or act(a + b).
+std::unique_ptr<Step> binary_step(int64_t node, bool multiply, Repeated repeated,
+                                  const Activation& activation, std::vector<Place> reads, Place to);
 // The mean over each image; call: sizes and prologue.
 std::unique_ptr<Step> mean_step(int64_t node, const cpu::PoolCall& call, Place from, Place to);
 std::unique_ptr<Step> adaptive_pool_step(int64_t node, bool max, Place from, Place to);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "plan/gate_steps.h"
 #include "plan/image_steps.h"
+#include "plan/rearrange_steps.h"
 #include "plan/steps16.h"
 #include "plan/tuning.h"
 
@@ -157,7 +159,8 @@ void Lowering::find_conv_pools() {
       continue;
     pooled_by_[node] = pool;
     if (normed) pooled_by_[reader[node]] = pool;
-    strips_[node] = cut_strips(g, window_of(graph_.nodes[pool])->height, values_[pool].height);
+    const Value& in = values_[graph_.nodes[pool].inputs[0]];
+    strips_[node] = cut_strips(g, window_on(graph_.nodes[pool], in).height, values_[pool].height);
   }
 }
 
@@ -349,14 +352,38 @@ void Lowering::emit(int64_t node) {
     case Op::kAdaptiveAvgPool2d:
     case Op::kAdaptiveMaxPool2d:
       return add(adaptive_pool_step(node, n.op == Op::kAdaptiveMaxPool2d, from(0), place(node)));
-    case Op::kPad:
-      return add(pad_step(node, n.attr[0], n.attr[1], static_cast<float>(fraction(n.attr[4])), from(0),
-                          place(node)));
+    case Op::kPad: {
+      const Value &in = values_[n.inputs[0]], &out = values_[node];
+      const bool even = n.inputs.size() == 2;
+      const int64_t top = even ? (out.height - in.height) / 2 : n.attr[0];
+      const int64_t left = even ? (out.width - in.width) / 2 : n.attr[1];
+      return add(pad_step(node, top, left, static_cast<float>(fraction(n.attr[4])), from(0), place(node)));
+    }
+    case Op::kMirrorPad:
+      return add(mirror_pad_step(node, n.attr, from(0), place(node)));
     case Op::kInterpolate:
       return add(interpolate_step(node, n.attr, from(0), place(node)));
     case Op::kLayerNorm:
     case Op::kGroupNorm:
       return emit_norm(node);
+    case Op::kCrop:
+      return add(crop_step(node, n.attr, from(0), place(node)));
+    case Op::kDepthToSpace:
+      return add(depth_to_space_step(node, n.attr, from(0), place(node)));
+    case Op::kChannelMax:
+      return add(channel_max_step(node, from(0), place(node)));
+    case Op::kImageNorm:
+      return add(image_norm_step(node, from(0), place(node)));
+    case Op::kChannelConv:
+      return add(channel_conv_step(node, constants_.constant(n.attr[0]), n.attr[1],
+                                   n.attr[2] < 0 ? nullptr : constants_.constant(n.attr[2]), from(0),
+                                   place(node)));
+    case Op::kSoftmax:
+      return add(softmax_step(node, n.attr[0] == 1, from(0), place(node)));
+    case Op::kPower:
+      return add(power_step(node, fraction(n.attr[0]), from(0), place(node)));
+    case Op::kAttentionPool:
+      return add(attention_pool_step(node, from(0), from(1), place(node)));
     case Op::kPReLU:
       return add(prelu_step(node, constants_.constant(n.attr[0]), from(0), place(node)));
     case Op::kConcat:
@@ -400,8 +427,11 @@ void Lowering::emit_binary(int64_t node) {
   const Node& n = graph_.nodes[node];
   std::vector<Place> reads;
   for (const int64_t input : n.inputs) reads.push_back(place(input));
-  const bool per_channel = values_[n.inputs[0]] != values_[n.inputs[1]];
-  add(binary_step(node, n.op == Op::kMultiply, per_channel, n.activation, std::move(reads), place(node)));
+  const Value &x = values_[n.inputs[0]], &other = values_[n.inputs[1]];
+  const Repeated repeated = x == other                 ? Repeated::kNot
+                            : is_per_channel(x, other) ? Repeated::kOverPixels
+                                                       : Repeated::kOverChannels;
+  add(binary_step(node, n.op == Op::kMultiply, repeated, n.activation, std::move(reads), place(node)));
 }
 
 void Lowering::emit_shuffle(int64_t node) {
@@ -434,8 +464,8 @@ cpu::PoolCall Lowering::pool_of(int64_t node) const {
     return pool_call(whole, 1, 1, true, 0, from, to);
   }
   const bool max = n.op == Op::kMaxPool2d;
-  return pool_call(*window_of(n), max ? n.attr[6] : 1, max ? n.attr[7] : 1, max ? false : n.attr[7] == 1,
-                   max ? 0 : n.attr[8], from, to);
+  return pool_call(window_on(n, values_[n.inputs[0]]), max ? n.attr[6] : 1, max ? n.attr[7] : 1,
+                   max ? false : n.attr[7] == 1, max ? 0 : n.attr[8], from, to);
 }
 
 void Lowering::emit_pool(int64_t node) {

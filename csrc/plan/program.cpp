@@ -84,7 +84,8 @@ Program::Program(const Graph& graph, const std::vector<std::vector<int64_t>>& in
   }
   half_ = graph.half();
   if (graph.results == Storage::kBFloat16) result_ = at::kBFloat16;
-  Lowering(graph, values, constants, *this).run();
+  const Graph sized = with_sized_padding(graph, values);
+  Lowering(sized, values, constants, *this).run();
 }
 
 std::unique_ptr<cpu::AlignedFloats> Program::take_arena() {

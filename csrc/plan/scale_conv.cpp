@@ -108,8 +108,9 @@ void Lowering::find_scale_convs() {
   for (size_t node = 0; node < graph_.nodes.size(); ++node) {
     const Node& n = graph_.nodes[node];
     const int64_t conv = reader[node];
-    const bool product =
-        n.op == Op::kMultiply && n.inputs.size() == 2 && !(values_[n.inputs[0]] == values_[n.inputs[1]]);
+    const bool product = n.op == Op::kMultiply && n.inputs.size() == 2 &&
+                         !(values_[n.inputs[0]] == values_[n.inputs[1]]) &&
+                         is_per_channel(values_[n.inputs[0]], values_[n.inputs[1]]);
     if (!(product || n.op == Op::kAffine) || prologue_[node] || conv < 0 ||
         graph_.nodes[conv].op != Op::kConv2d || graph_.nodes[conv].inputs[0] != static_cast<int64_t>(node))
       continue;

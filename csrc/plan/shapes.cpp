@@ -55,7 +55,7 @@ class Inference {
         require(id, in(id, 0).channels == node.attr[2], in(id, 0));
         return in(id, 0);
       case Op::kAdd:
-        require(id, in(id, 0) == in(id, 1) || is_per_channel(id, 1), in(id, 1));
+        require(id, broadcasts(id), in(id, 1));
         return in(id, 0);
       case Op::kConcat:
         return concat(id, node);
@@ -69,20 +69,59 @@ class Inference {
       case Op::kAdaptiveAvgPool2d:
       case Op::kAdaptiveMaxPool2d:
         return resized(id, node);
+      case Op::kMirrorPad:
+        require(id, reaches(in(id, 0), node), in(id, 0));
+        [[fallthrough]];
       case Op::kPad: {
         Value v = images(id, 0);
+        if (node.inputs.size() == 2) {
+          const Value& like = images(id, 1);
+          require(id, like.images == v.images && like.height >= v.height && like.width >= v.width, like);
+          v.height = like.height;
+          v.width = like.width;
+          return v;
+        }
         v.height += node.attr[0] + node.attr[2];
         v.width += node.attr[1] + node.attr[3];
         return v;
       }
       case Op::kInterpolate:
+      case Op::kCrop:
         return resized(id, node);
+      case Op::kDepthToSpace: {
+        const int64_t block = node.attr[0] * node.attr[1];
+        require(id, images(id, 0).channels % block == 0, in(id, 0));
+        Value v = resized(id, node);
+        v.channels /= block;
+        return v;
+      }
       case Op::kLayerNorm:
       case Op::kGroupNorm:
         require(id, in(id, 0).channels == node.attr[2] && has_plain_channels(in(id, 0)), in(id, 0));
         return in(id, 0);
       case Op::kPReLU:
         require(id, in(id, 0).channels == node.attr[1], in(id, 0));
+        return in(id, 0);
+      case Op::kChannelMax: {
+        Value v = images(id, 0);
+        v.channels = 1;
+        return v;
+      }
+      case Op::kAttentionPool:
+        require(id, is_per_pixel(images(id, 0), in(id, 1)), in(id, 1));
+        [[fallthrough]];
+      case Op::kImageNorm: {
+        Value v = images(id, 0);
+        v.height = v.width = 1;
+        return v;
+      }
+      case Op::kChannelConv:
+        require(id, in(id, 0).height == 1 && in(id, 0).width == 1, in(id, 0));
+        return in(id, 0);
+      case Op::kSoftmax:
+        require(id, has_plain_channels(in(id, 0)), in(id, 0));
+        return in(id, 0);
+      case Op::kPower:
         return in(id, 0);
       case Op::kToImage: {
         Value v = in(id, 0);
@@ -92,6 +131,15 @@ class Inference {
       }
     }
     TORCH_CHECK(false, "cnnfast: ", name_of(graph_, id), " has no shape rule");
+  }
+
+  // Whether an image is large enough to be mirrored so far.
+  static bool reaches(const Value& v, const Node& node) {
+    const auto mode = static_cast<MirrorMode>(node.attr[4]);
+    if (mode == MirrorMode::kReplicate) return true;
+    const int64_t own = mode == MirrorMode::kReflect ? 1 : 0;
+    return std::max(node.attr[0], node.attr[2]) + own <= v.height &&
+           std::max(node.attr[1], node.attr[3]) + own <= v.width;
   }
 
   const Value& in(int64_t id, size_t i) const { return values_[graph_.nodes[id].inputs[i]]; }
@@ -106,15 +154,14 @@ class Inference {
 
   static bool has_plain_channels(const Value& v) { return v.rank == 4 || (v.height == 1 && v.width == 1); }
 
-  // Whether an input has one number for each image and channel of the first.
-  bool is_per_channel(int64_t id, size_t i) const {
-    const Value &x = in(id, 0), &other = in(id, i);
-    return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == x.channels &&
-           other.height == 1 && other.width == 1;
+  // Whether the second operand has the shape of the first, or is repeated over it.
+  bool broadcasts(int64_t id) const {
+    const Value &x = in(id, 0), &other = in(id, 1);
+    return x == other || is_per_channel(x, other) || is_per_pixel(x, other);
   }
 
   Value multiply(int64_t id, const Node& node) const {
-    require(id, in(id, 0) == in(id, 1) || is_per_channel(id, 1), in(id, 1));
+    require(id, broadcasts(id), in(id, 1));
     if (node.inputs.size() == 3) require(id, in(id, 0) == in(id, 2), in(id, 2));
     return in(id, 0);
   }
@@ -243,14 +290,22 @@ void append(std::vector<int64_t>& words, const Window& w) {
   words.insert(words.end(), {w.pad_begin, w.pad_end, w.extent, w.stride, w.ceil_mode});
 }
 
+Window padded(int64_t begin, int64_t end, int64_t extent, int64_t stride, int64_t ceil_mode) {
+  if (begin == kSamePadding) return {0, 0, extent, stride, Window::kSame};
+  return {begin, end, extent, stride, ceil_mode};
+}
+
 bool keeps_size(const Window& w) {
+  if (w.ceil_mode >= Window::kScaled && w.pad_begin + w.pad_end != 0) return false;
   if (w.ceil_mode == Window::kScaled) return w.stride == w.extent;
+  if (w.ceil_mode == Window::kSame) return w.stride == 1;
   return w.ceil_mode != Window::kFixed && w.stride == 1 && w.pad_begin + w.pad_end == w.extent - 1;
 }
 
 // The input whose size a node's follows from.
 int64_t sized_like(const Node& node) {
-  return node.inputs[node.op == Op::kInterpolate && node.inputs.size() == 2 ? 1 : 0];
+  const bool by_second = (node.op == Op::kInterpolate || node.op == Op::kPad) && node.inputs.size() == 2;
+  return node.inputs[by_second ? 1 : 0];
 }
 
 // Channels and windows of one output, walking back along first inputs.
@@ -265,6 +320,11 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
     if (node.op == Op::kReshapeImage) return node.attr[0];
     if (node.op == Op::kAffine) return node.attr[2];
     if (node.op == Op::kInput || node.op == Op::kSlice) return node.attr[1];
+    if (node.op == Op::kChannelMax) return 1;
+    if (node.op == Op::kDepthToSpace) {
+      const int64_t c = channels_of(node.inputs[0]);
+      return c < 0 ? c : c / (node.attr[0] * node.attr[1]);
+    }
     if (node.op != Op::kConcat) return channels_of(node.inputs[0]);
     int64_t sum = 0;
     for (const int64_t input : node.inputs) {
@@ -277,8 +337,9 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
   const int64_t channels = channels_of(id);
   for (; graph.nodes[id].op != Op::kInput; id = sized_like(graph.nodes[id])) {
     const Node& node = graph.nodes[id];
-    const bool gives_one_pixel =
-        node.op == Op::kLinear || node.op == Op::kGlobalAvgPool || node.op == Op::kToImage;
+    const bool gives_one_pixel = node.op == Op::kLinear || node.op == Op::kGlobalAvgPool ||
+                                 node.op == Op::kToImage || node.op == Op::kImageNorm ||
+                                 node.op == Op::kAttentionPool;
     if (gives_one_pixel && windows.empty()) single_pixel = true;
     if (gives_one_pixel && !windows.empty() && !closed) {
       windows.push_back({Window::fixed(1), Window::fixed(1)});
@@ -307,6 +368,16 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
 
 }  // namespace
 
+bool is_per_channel(const Value& x, const Value& other) {
+  return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == x.channels &&
+         other.height == 1 && other.width == 1;
+}
+
+bool is_per_pixel(const Value& x, const Value& other) {
+  return x.rank == 4 && other.rank == 4 && other.images == x.images && other.channels == 1 &&
+         other.height == x.height && other.width == x.width;
+}
+
 std::vector<int64_t> Value::sizes() const {
   if (rank == 4) return {images, channels, height, width};
   return {images, features()};
@@ -316,20 +387,26 @@ std::optional<WindowPair> window_of(const Node& node) {
   const auto& a = node.attr;
   if (node.op == Op::kConv2d) {
     using A = Conv2dAttr;
-    return WindowPair{
-        {a[A::kPadTop], a[A::kPadBottom], a[A::kDilationH] * (a[A::kKernelH] - 1) + 1, a[A::kStrideH], 0},
-        {a[A::kPadLeft], a[A::kPadRight], a[A::kDilationW] * (a[A::kKernelW] - 1) + 1, a[A::kStrideW], 0}};
+    return WindowPair{padded(a[A::kPadTop], a[A::kPadBottom], a[A::kDilationH] * (a[A::kKernelH] - 1) + 1,
+                             a[A::kStrideH], 0),
+                      padded(a[A::kPadLeft], a[A::kPadRight], a[A::kDilationW] * (a[A::kKernelW] - 1) + 1,
+                             a[A::kStrideW], 0)};
   }
   if (node.op == Op::kMaxPool2d)
-    return WindowPair{{a[4], a[4], a[6] * (a[0] - 1) + 1, a[2], a[8]},
-                      {a[5], a[5], a[7] * (a[1] - 1) + 1, a[3], a[8]}};
+    return WindowPair{padded(a[4], a[4], a[6] * (a[0] - 1) + 1, a[2], a[8]),
+                      padded(a[5], a[5], a[7] * (a[1] - 1) + 1, a[3], a[8])};
   if (node.op == Op::kAvgPool2d)
-    return WindowPair{{a[4], a[4], a[0], a[2], a[6]}, {a[5], a[5], a[1], a[3], a[6]}};
+    return WindowPair{padded(a[4], a[4], a[0], a[2], a[6]), padded(a[5], a[5], a[1], a[3], a[6])};
   if (node.op == Op::kAdaptiveAvgPool2d || node.op == Op::kAdaptiveMaxPool2d) {
     const auto side = [](int64_t size) { return size ? Window::fixed(size) : Window::scaled(1.0); };
     return WindowPair{side(a[0]), side(a[1])};
   }
-  if (node.op == Op::kPad) return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
+  if (node.op == Op::kCrop)
+    return WindowPair{{a[0], a[2], 1, a[4], Window::kSame}, {a[1], a[3], 1, a[5], Window::kSame}};
+  if (node.op == Op::kDepthToSpace)
+    return WindowPair{{a[3], a[5], 1, a[0], Window::kScaled}, {a[4], a[6], 1, a[1], Window::kScaled}};
+  if ((node.op == Op::kPad && node.inputs.size() == 1) || node.op == Op::kMirrorPad)
+    return WindowPair{{a[0], a[2], 1, 1, 0}, {a[1], a[3], 1, 1, 0}};
   if (node.op == Op::kInterpolate && node.inputs.size() == 1) {
     using A = InterpolateAttr;
     const auto side = [&](size_t size, size_t scale) {
@@ -338,6 +415,31 @@ std::optional<WindowPair> window_of(const Node& node) {
     return WindowPair{side(A::kHeight, A::kScaleH), side(A::kWidth, A::kScaleW)};
   }
   return std::nullopt;
+}
+
+Window Window::on(int64_t size) const {
+  if (ceil_mode != kSame) return *this;
+  const int64_t count = (size + stride - 1) / stride;
+  const int64_t padding = std::max<int64_t>(0, (count - 1) * stride + extent - size);
+  return {padding / 2, padding - padding / 2, extent, stride, 0};
+}
+
+WindowPair window_on(const Node& node, const Value& input) {
+  const WindowPair w = *window_of(node);
+  return {w.height.on(input.height), w.width.on(input.width)};
+}
+
+Graph with_sized_padding(Graph graph, const std::vector<Value>& values) {
+  using A = Conv2dAttr;
+  for (Node& node : graph.nodes) {
+    if (node.op != Op::kConv2d) continue;
+    const WindowPair w = window_on(node, values[node.inputs[0]]);
+    node.attr[A::kPadTop] = w.height.pad_begin;
+    node.attr[A::kPadBottom] = w.height.pad_end;
+    node.attr[A::kPadLeft] = w.width.pad_begin;
+    node.attr[A::kPadRight] = w.width.pad_end;
+  }
+  return graph;
 }
 
 // A float64 is a whole number over a power of two; sizes times that number fit 64 bits for all scales that
@@ -350,7 +452,8 @@ Window Window::scaled(double scale) {
 
 c10::SymInt window_count(const c10::SymInt& size, const Window& w) {
   if (w.ceil_mode == Window::kFixed) return w.extent;
-  if (w.ceil_mode == Window::kScaled) return size * w.stride / w.extent;
+  if (w.ceil_mode == Window::kScaled) return size * w.stride / w.extent - w.pad_begin - w.pad_end;
+  if (w.ceil_mode == Window::kSame) return (size - w.pad_begin - w.pad_end + w.stride - 1) / w.stride;
   const c10::SymInt span = size + w.pad_begin + w.pad_end - w.extent;
   if (!w.ceil_mode) return span / w.stride + 1;
   const c10::SymInt count = (span + w.stride - 1) / w.stride + 1;

@@ -15,12 +15,22 @@ struct Value {
   bool operator==(const Value&) const = default;
 };
 
+// Whether `other` has one number for each image and channel of x, or one for each pixel.
+bool is_per_channel(const Value& x, const Value& other);
+bool is_per_pixel(const Value& x, const Value& other);
+
 // A window that slides along one side: convolution or pooling.
 struct Window {
   int64_t pad_begin = 0, pad_end = 0, extent = 1, stride = 1, ceil_mode = 0;
   // Nodes whose output size does not come from a window are written as one, too.
-  static constexpr int64_t kFixed = 2;   // ceil_mode: the output has `extent` positions
-  static constexpr int64_t kScaled = 3;  // ceil_mode: size * stride / extent
+  static constexpr int64_t kFixed = 2;  // ceil_mode: the output has `extent` positions
+  static constexpr int64_t kScaled =
+      3;  // ceil_mode: size * stride / extent, less what pad_begin and _end say
+  // ceil_mode: ceil(size / stride) positions, size less pad_begin and pad_end; windows are padded as they
+  // need it.
+  static constexpr int64_t kSame = 4;
+  // kSame as a window with padding, on a side of this size; others as they are.
+  Window on(int64_t size) const;
   static Window fixed(int64_t size) { return {0, 0, size, 1, kFixed}; }
   static Window scaled(double scale);
 };
@@ -31,6 +41,10 @@ struct WindowPair {
 // The node's window; none for nodes that keep sizes, or take that of their second input.
 std::optional<WindowPair> window_of(const Node& node);
 c10::SymInt window_count(const c10::SymInt& size, const Window& window);
+// The node's window over its input.
+WindowPair window_on(const Node& node, const Value& input);
+// The graph whose convolutions have their padding in numbers.
+Graph with_sized_padding(Graph graph, const std::vector<Value>& values);
 
 // One value per node; errors name the node and the sizes that do not fit.
 std::vector<Value> infer(const Graph& graph, const std::vector<std::vector<int64_t>>& input_sizes);

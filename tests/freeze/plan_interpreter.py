@@ -3,11 +3,13 @@
 In float64 it is the truth for a plan's arithmetic.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnfast.plan.nodes import Act, Node, Op, Plan, word_fraction
+from cnnfast.plan.nodes import SAME, Act, Node, Op, Plan, word_fraction
 
 
 def run(
@@ -50,7 +52,8 @@ def _constant(weights: Tensor, at: int, *shape: int) -> Tensor | None:
 
 def _conv2d(node: Node, weights: Tensor, x: Tensor, residual: Tensor | None = None) -> Tensor:
     shape = [node[key] for key in ("out_channels", "group_channels", "kernel_h", "kernel_w")]
-    x = F.pad(x, [node[f"pad_{side}"] for side in ("left", "right", "top", "bottom")])
+    sides = [node[f"pad_{side}"] for side in ("left", "right", "top", "bottom")]
+    x = F.pad(x, _same_sides(node, x) if SAME in sides else sides)
     y = F.conv2d(
         x,
         _constant(weights, node["weight_at"], *shape),
@@ -72,27 +75,76 @@ def _linear(node: Node, weights: Tensor, x: Tensor) -> Tensor:
     return F.linear(x, weight, _constant(weights, node["bias_at"], node["out_features"]))
 
 
+def _same_sides(node: Node, x: Tensor) -> list[int]:
+    sides = []
+    for axis, size in (("w", x.shape[3]), ("h", x.shape[2])):
+        stride, count = node[f"stride_{axis}"], math.ceil(size / node[f"stride_{axis}"])
+        extent = node.attributes.get(f"dilation_{axis}", 1) * (node[f"kernel_{axis}"] - 1) + 1
+        padding = max((count - 1) * stride + extent - size, 0)
+        sides += [padding // 2, padding - padding // 2]
+    return sides
+
+
 def _window(node: Node) -> list[tuple[int, int]]:
-    return [(node[f"{name}_h"], node[f"{name}_w"]) for name in ("kernel", "stride", "pad")]
+    pads = (0, 0) if SAME in (node["pad_h"], node["pad_w"]) else (node["pad_h"], node["pad_w"])
+    return [*((node[f"{name}_h"], node[f"{name}_w"]) for name in ("kernel", "stride")), pads]
 
 
 def _max_pool2d(node: Node, weights: Tensor, x: Tensor) -> Tensor:
     dilation = (node["dilation_h"], node["dilation_w"])
+    if node["pad_h"] == SAME:
+        x = F.pad(x, _same_sides(node, x), value=-math.inf)
     return F.max_pool2d(x, *_window(node), dilation, bool(node["ceil_mode"]))
 
 
 def _avg_pool2d(node: Node, weights: Tensor, x: Tensor) -> Tensor:
     divisor = node["divisor_override"] or None
+    if node["pad_h"] == SAME:
+        x = F.pad(x, _same_sides(node, x))
     return F.avg_pool2d(x, *_window(node), bool(node["ceil_mode"]), bool(node["count_include_pad"]), divisor)
 
 
+def _broadcasts(a: Tensor, b: Tensor) -> bool:
+    return b.shape in (a.shape, (*a.shape[:2], 1, 1), (a.shape[0], 1, *a.shape[2:]))
+
+
+def _channel_conv(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    weight = _constant(weights, node["weight_at"], node["taps"]).view(1, 1, -1)
+    y = F.conv1d(x.flatten(1)[:, None], weight, _constant(weights, node["bias_at"], 1), padding="same")
+    return y.view(x.shape)
+
+
+def _cut(node: Node, x: Tensor) -> Tensor:
+    return x[:, :, node["top"] : x.shape[2] - node["bottom"], node["left"] : x.shape[3] - node["right"]]
+
+
+def _crop(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    return _cut(node, x)[:, :, :: node["stride_h"], :: node["stride_w"]]
+
+
+def _depth_to_space(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    n, channels, height, width = x.shape
+    block = (node["block_h"], node["block_w"])
+    channels //= block[0] * block[1]
+    if node["blocks_first"]:
+        x = x.view(n, *block, channels, height, width).permute(0, 3, 4, 1, 5, 2)
+    else:
+        x = x.view(n, channels, *block, height, width).permute(0, 1, 4, 2, 5, 3)
+    return _cut(node, x.reshape(n, channels, height * block[0], width * block[1]))
+
+
+def _attention_pool(node: Node, weights: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    assert logits.shape == (x.shape[0], 1, *x.shape[2:])
+    return (x * logits.flatten(1).softmax(1).view(logits.shape)).sum((2, 3), keepdim=True)
+
+
 def _add(node: Node, weights: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    assert a.shape == b.shape or (*a.shape[:2], 1, 1) == b.shape
+    assert _broadcasts(a, b)
     return a + b
 
 
 def _multiply(node: Node, weights: Tensor, a: Tensor, b: Tensor, added: Tensor | None = None) -> Tensor:
-    assert a.shape == b.shape or (*a.shape[:2], 1, 1) == b.shape
+    assert _broadcasts(a, b)
     return a * b if added is None else a * b + added
 
 
@@ -106,7 +158,16 @@ def _interpolate(node: Node, weights: Tensor, x: Tensor, like: Tensor | None = N
     return F.interpolate(x, scale_factor=scales, mode=mode, align_corners=corners)
 
 
-def _pad(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+def _mirror_pad(node: Node, weights: Tensor, x: Tensor) -> Tensor:
+    sides = [node[side] for side in ("left", "right", "top", "bottom")]
+    return F.pad(x, sides, mode=("reflect", "replicate", "circular")[node["mode"]])
+
+
+def _pad(node: Node, weights: Tensor, x: Tensor, like: Tensor | None = None) -> Tensor:
+    if like is not None:
+        rows, columns = (like.shape[d] - x.shape[d] for d in (2, 3))
+        sides = [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2]
+        return F.pad(x, sides, value=word_fraction(node["value"]))
     sides = [node[side] for side in ("left", "right", "top", "bottom")]
     return F.pad(x, sides, value=word_fraction(node["value"]))
 
@@ -165,4 +226,13 @@ _OPERATIONS = {
     Op.GROUP_NORM: _group_norm,
     Op.PRELU: lambda node, weights, x: F.prelu(x, _constant(weights, node["slope_at"], node["channels"])),
     Op.TO_IMAGE: lambda node, weights, x: x[:, :, None, None],
+    Op.CHANNEL_MAX: lambda node, weights, x: x.amax(1, keepdim=True),
+    Op.IMAGE_NORM: lambda node, weights, x: torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
+    Op.CHANNEL_CONV: _channel_conv,
+    Op.POWER: lambda node, weights, x: x ** word_fraction(node["exponent"]),
+    Op.ATTENTION_POOL: _attention_pool,
+    Op.CROP: _crop,
+    Op.SOFTMAX: lambda node, weights, x: x.log_softmax(1) if node["logarithm"] else x.softmax(1),
+    Op.MIRROR_PAD: _mirror_pad,
+    Op.DEPTH_TO_SPACE: _depth_to_space,
 }

@@ -451,3 +451,19 @@ def test_freeze_output_that_was_flattened(tail):
     net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), tail()).eval()
     x = torch.rand(2, 3, 8, 10)
     assert_near(cnnfast.freeze(net, x)(x), truth(net, x))
+
+
+def test_freeze_of_a_network_made_in_inference_mode():
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Softplus(), nn.Conv2d(4, 4, 1)
+        ).eval()
+        x = torch.randn(2, 3, 9, 9)
+        wanted = model(x)
+        for part, strict in ((model[:3], True), (model, False)):
+            frozen = cnnfast.freeze(part, x, strict=strict)
+            torch.testing.assert_close(frozen(x), part(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        cnnfast.freeze(model, torch.randn(1, 3, 9, 9))(x), wanted, rtol=1e-4, atol=1e-5
+    )

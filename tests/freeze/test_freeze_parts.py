@@ -217,7 +217,7 @@ def test_hooks_run_and_are_told_of():
 
 
 def test_eager_layers_are_a_snapshot():
-    model = nn.Sequential(conv(3, 4), nn.PReLU(4), nn.ConvTranspose2d(4, 2, 2)).eval()
+    model = nn.Sequential(conv(3, 4), nn.PReLU(4), nn.ConvTranspose2d(4, 2, 2, dilation=2)).eval()
     frozen = cnnfast.freeze(model, IMAGE)
     wanted = frozen(IMAGE)
     with torch.no_grad():

@@ -9,7 +9,15 @@ from fuse.networks import NETWORKS, images, make
 
 from cnnfast.plan.build import build
 from cnnfast.plan.codec import Constants, decode, encode
-from cnnfast.plan.nodes import FLOAT_FORMAT, FORMAT, MAGIC, OLDEST_FORMAT, PlanError, Storage
+from cnnfast.plan.nodes import (
+    FLOAT_FORMAT,
+    FORMAT,
+    MAGIC,
+    OLDEST_FORMAT,
+    STORAGE_FORMAT,
+    PlanError,
+    Storage,
+)
 from cnnfast.plan.show import lines
 
 
@@ -32,7 +40,7 @@ def test_plan_words_of_bfloat16_values():
     built, words = words_of("resnet")
     half = replace(built.plan, values=Storage.BFLOAT16)
     longer = encode(half, built.weights, checksum=lambda data: 7)
-    assert longer.tolist() == [MAGIC, FORMAT, *words[2:7].tolist(), 1, 0, *words[7:].tolist()]
+    assert longer.tolist() == [MAGIC, STORAGE_FORMAT, *words[2:7].tolist(), 1, 0, *words[7:].tolist()]
     assert decode(longer) == half and half.half and not built.plan.half
     with pytest.raises(PlanError, match="values are unknown to this version"):
         decode(torch.cat([longer[:7], torch.tensor([2]), longer[8:]]))

@@ -183,6 +183,7 @@ SIMPLE = {
     ),
     "squares": lambda m, x: F.relu(x) ** 2 * 0.8 - x.square() + torch.pow(x, 2.0).mul_(0.5).pow_(2),
     "expand_first": lambda m, x: x.mean((2, 3), keepdim=True).expand_as(x) + F.relu(x).expand_as(x),
+    "expand_to_shape": lambda m, x: x * x.mean((2, 3), keepdim=True).expand(x.shape) - x.expand(x.size()),
     "instance_norm": lambda m, x: F.instance_norm(F.relu(x), weight=m.first.bias),
     "instance_like": lambda m, x: F.group_norm(x, 12),
     "group_norm": lambda m, x: F.relu(F.group_norm(x, 3, m.first.bias, m.first.bias)),
@@ -193,6 +194,91 @@ SIMPLE = {
     "nested_concat": lambda m, x: torch.cat((torch.cat((x[:, :2], torch.cat((x[:, 2:5], x[:, 5:7]), 1)), 1),
                                              F.relu(x[:, 7:])), 1),
 }  # fmt: skip
+SIMPLE |= {
+    "channel_mean": lambda m, x: x * torch.sigmoid(x.mean(1, keepdim=True)),
+    "channel_max": lambda m, x: F.relu(x.amax(dim=1, keepdim=True) * x + x.mean(1).unsqueeze(1)),
+    "channel_max_of_pairs": lambda m, x: torch.max(x, dim=1, keepdim=True)[0] + x,
+    "channel_max_values": lambda m, x: x.max(1).values.unsqueeze(1) - torch.sum(x, 1, keepdim=True) + x,
+    "channels_last_pixels": lambda m, x: channels_last_gate(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "pixels_and_channels": lambda m, x: x + x.mean((2, 3), keepdim=True) * torch.tanh(x[:, 3:4]),
+    "gate_of_a_slice": lambda m, x: torch.cat((x[:, :6] * x[:, 7:8] + x[:, 6:], F.relu(x[:, 6:])), 1),
+    "quotient": lambda m, x: x / (2 + x.square()) + x / x.square().mean((2, 3), keepdim=True),
+    "same_type": lambda m, x: x.to(x.dtype) * x.mean((2, 3), keepdim=True).to(torch.float32).type(x.dtype),
+    "powers": lambda m, x: 0.1 * x**3
+    + torch.sqrt(x.square() + 1) * (x.square() + 0.5).rsqrt() + 1 / (x**2 + 1),
+    "generalised_mean": lambda m, x: x
+    * F.avg_pool2d(x.clamp(min=1e-6).pow(m.last.bias[:1].square() + 2), 3, 1, 1).pow(1.0 / 3),
+    "response_norm": lambda m, x: x * torch.rsqrt(x.square().mean((2, 3), keepdim=True) + 1e-5),
+    "image_norm": lambda m, x: x / (x.norm(p=2, dim=(2, 3), keepdim=True) + 1e-6),
+    "image_norms": lambda m, x: 0.1 * x * torch.linalg.vector_norm(F.relu(x), dim=(-2, -1), keepdim=True),
+    "two_paths": lambda m, x: two_paths(torch.stack([x, F.relu(x)], dim=1)),
+    "channel_max_unpacked": lambda m, x: unpacked(x),
+    "classes": lambda m, x: x.softmax(1) + F.log_softmax(x * 5, dim=-3),
+    "classes_last": lambda m, x: F.softmax(x.permute(0, 2, 3, 1), dim=-1).permute(0, 3, 1, 2),
+    "softmax_of_paths": lambda m, x: (torch.stack((x, -x), 1).softmax(dim=1) * 3).sum(dim=1)
+    + torch.stack((x, -x), 1).softmax(dim=1).flatten(1, 2)[:, 12:],
+    "attention_pool": lambda m, x: x + attention_pool(x, x[:, 2:3]),
+    "attention_bmm": lambda m, x: x * attention_bmm(x),
+    "crop": lambda m, x: x[:, :, 1:-2, 3:] + x[..., 2:-1, :-3],
+    "crop_by_padding": lambda m, x: F.pad(F.pad(x, (-1, 0, -2, -1)), (2, -1, 0, 3), value=0.5),
+    "focus": lambda m, x: torch.cat(
+        (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1)[:, 20:32],
+    "space_to_depth": lambda m, x: space_to_depth(x[:, :3], 2),
+    "reflect": lambda m, x: F.pad(x, (2, 1, 3, 0), mode="reflect"),
+    "replicate_and_circular": lambda m, x: F.pad(
+        F.pad(x, (4, 0, 1, 20), "replicate"), (0, 3, 2, 2), "circular"),
+    "pad_to_size": lambda m, x: x - pad_like(F.max_pool2d(x[:, :, 1:, :-3], 2, 1), x, 0.5),
+    "every_third": lambda m, x: x[:, :, 1::3, 0:-1:2],
+    "pixel_shuffle": lambda m, x: torch.cat([F.pixel_shuffle(x, 2)] * 4, 1),
+    "pixel_unshuffle": lambda m, x: F.pixel_unshuffle(x, 2)[:, 5:17] + F.pixel_unshuffle(x[:, :3], 2),
+    "transposed_function": lambda m, x: F.relu(
+        F.conv_transpose2d(x, m.first.weight.repeat(1, 4, 1, 1), stride=2)),
+    "features_concat": lambda m, x: x * torch.cat(
+        (F.linear(x.mean((2, 3)), m.last.weight[:4, :, 0, 0]),
+         F.linear(x.amax((2, 3)), m.first.weight[:8].flatten(1)[:, :12])), dim=-1)[:, :, None, None],
+    "vectors": lambda m, x: x * x.mean((2, 3)).view(x.size(0), 1, 3, -1).transpose(1, 2).reshape(
+        x.size(0), -1, 1, 1),
+}  # fmt: skip
+
+
+def space_to_depth(x, b):
+    n, c, h, w = x.size()
+    x = x.view(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).contiguous()
+    return x.view(n, c * b * b, h // b, w // b)
+
+
+def unpacked(x):
+    largest, _ = torch.max(x, dim=1, keepdim=True)
+    return x * largest
+
+
+def pad_like(x, like, value):
+    rows, columns = like.size()[2] - x.size()[2], like.shape[3] - x.shape[-1]
+    return F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2], value=value)
+
+
+def channels_last_gate(x):
+    return x * torch.sigmoid(x.mean(-1, keepdim=True)) + x.mean((1, 2), keepdim=True) * x
+
+
+def two_paths(paths):
+    n, count, channels, _, _ = paths.shape
+    weights = paths.sum(1).mean((2, 3), keepdim=True)
+    weights = torch.cat((weights, weights.square()), 1).view(n, count, channels, 1, 1)
+    return torch.sum(paths * torch.softmax(weights, dim=1), dim=1)
+
+
+def attention_pool(x, logits):
+    n, channels, height, width = x.shape
+    shares = F.softmax(logits.reshape(n, 1, height * width), dim=-1).unsqueeze(3)
+    return (x.reshape(n, channels, height * width).unsqueeze(1) @ shares).view(n, channels, 1, 1)
+
+
+def attention_bmm(x):
+    shares = x[:, :1].flatten(2).softmax(-1).transpose(1, 2)
+    return torch.bmm(x.flatten(2), shares).unsqueeze(-1)
+
+
 for _name, _forward in SIMPLE.items():
     CASES[_name] = lambda forward=_forward: Fn(forward)
 
@@ -235,8 +321,76 @@ class MeanNorm(nn.Module):
         return x * self.fc(self.behind(F.relu(self.before(x.mean((2, 3))))))[:, :, None, None]
 
 
+class ChannelFilter(nn.Module):
+    """A convolution over the channels' means; `how` they become one row and back."""
+
+    def __init__(self, turned, taps=5, bias=False):
+        super().__init__()
+        self.conv, self.turned = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=bias), turned
+
+    def forward(self, x):
+        y = x.mean((2, 3), keepdim=True)
+        if self.turned:
+            y = self.conv(y.squeeze(-1).transpose(-1, -2)).transpose(-1, -2).unsqueeze(-1)
+        else:
+            y = self.conv(y.view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1, 1)
+        return x * torch.sigmoid(y).expand_as(x)
+
+
+class ResponseNorm(nn.Module):
+    """ConvNeXt v2's, over channels last, between two linear layers."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.up, self.down = nn.Linear(c, 3 * c), nn.Linear(3 * c, c)
+        self.gamma, self.beta = parameter(1, 1, 1, 3 * c), parameter(1, 1, 1, 3 * c)
+
+    def forward(self, x):
+        y = F.gelu(self.up(x.permute(0, 2, 3, 1)))
+        norm = torch.norm(y, p=2, dim=(1, 2), keepdim=True)
+        share = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.down(self.gamma * (y * share) + self.beta + y).permute(0, 3, 1, 2)
+
+
+TRANSPOSED = {
+    "2x2": (12, 12, 2, 2),
+    "3x3": (12, 12, 3, 2, 1, 1),
+    "4x4": (12, 12, 4, 2, 1),
+    "stride_1": (12, 12, 3, 1, 1),
+    "wide_stride": (12, 12, 2, 3),
+    "uneven": (12, 12, (2, 5), (2, 3), (0, 2), (0, 1)),
+    "much_padding": (12, 12, 5, 2, 4),
+    "depthwise": (12, 12, 4, 2, 1, 0, 12),
+    "depthwise_3x3": (12, 12, 3, 2, 1, 1, 12, False),
+}
+
+
+class Transposed(nn.Module):
+    def __init__(self, *settings):
+        super().__init__()
+        self.conv, self.norm = nn.ConvTranspose2d(*settings), nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.conv(x)))
+
+
+for _name, _settings in TRANSPOSED.items():
+    CASES[f"transposed_{_name}"] = lambda settings=_settings: Fn(
+        lambda m, x: m.layer(x), layer=Transposed(*settings)
+    )
+
 for _name, _layer in {
+    "pixel_unshuffle_layer": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)),
+    "channel_filter": lambda: ChannelFilter(False),
+    "channel_filter_turned": lambda: ChannelFilter(True, 3, bias=True),
+    "channel_filter_wide": lambda: ChannelFilter(True, 31),
+    "response_norm": lambda: ResponseNorm(12),
     "feature_parts": FeatureParts,
+    "reflection_pad": lambda: nn.ReflectionPad2d((1, 2, 3, 4)),
+    "replication_pad": lambda: nn.Sequential(nn.ReplicationPad2d(2), nn.CircularPad2d((1, 0, 0, 3))),
+    "reflected_conv": lambda: nn.Conv2d(12, 12, 3, 2, padding=2, padding_mode="reflect"),
+    "circular_conv": lambda: nn.Conv2d(12, 12, (3, 5), padding="same", padding_mode="circular", groups=3),
+    "replicated_conv": lambda: nn.Conv2d(12, 12, 3, padding=1, padding_mode="replicate"),
     "prelu": lambda: nn.PReLU(12),
     "zero_pad": lambda: nn.ZeroPad2d((1, 0, 2, 1)),
     "constant_pad": lambda: nn.ConstantPad2d(1, 0.7),
@@ -262,6 +416,10 @@ CASES["standardised_weight"] = lambda: Fn(
     lambda m, x: F.conv2d(x, F.normalize(m.weight, dim=(1, 2, 3)) * 2, m.bias.reshape(-1).exp()),
     weight=parameter(12, 12, 3, 3), bias=parameter(1, 12),
 )  # fmt: skip
+CASES["thresholded"] = lambda: Fn(
+    lambda m, x: torch.maximum(x, m.bound.reshape(1, -1, 1, 1)) * x.maximum(torch.zeros_like(m.one) + 0.1),
+    bound=parameter(12), one=parameter(1),
+)  # fmt: skip
 CASES["reshaped_scale"] = lambda: Fn(lambda m, x: x * m.gamma.reshape(1, -1, 1, 1), gamma=parameter(12))
 CASES["layer_scale_residual"] = lambda: Fn(
     lambda m, x: F.relu(m.conv(x) * m.gamma + x), conv=nn.Conv2d(12, 12, 1), gamma=parameter(1, 12, 1, 1)
@@ -276,6 +434,9 @@ for _name, _forward in {
     "shuffle": lambda x: F.channel_shuffle(x, 2),
     "image": lambda x: F.interpolate(x.mean((2, 3), keepdim=True), size=(4, 3), mode="bilinear"),
     "norm": lambda x: F.layer_norm(x.mean((2, 3)), (12,)),
+    "softmax": lambda x: F.softmax(x.mean((2, 3)), 1),
+    "log_softmax": lambda x: x.mean((2, 3)).log_softmax(-1),
+    "class_map": lambda x: x.softmax(1),
     "gelu_features": lambda x: F.gelu(x.mean((2, 3))) * 2,
     "channels_last_mean": lambda x: F.silu(x.permute(0, 2, 3, 1)).mean((1, 2)),
 }.items():
@@ -296,7 +457,11 @@ def made(name):
 
 
 # Eager PyTorch cannot tell what -1 is, or refuses no images at all.
-NOT_EMPTY = ("features_view", "instance_norm", "layer_instance_norm_layer")
+NOT_EMPTY = (
+    *("features_view", "instance_norm", "layer_instance_norm_layer", "vectors", "layer_channel_filter"),
+    *("pixel_unshuffle", "layer_pixel_unshuffle_layer"),
+    *("attention_pool", "layer_channel_filter_turned", "layer_channel_filter_wide"),
+)
 
 EACH = pytest.mark.parametrize("name", CASES)
 
@@ -361,7 +526,9 @@ KEEPS_SHAPE = [
     "own_silu", "clamp", "product", "product_and_sum", "difference", "scalars", "alpha", "in_place", "chunk",
     "split", "split_even", "narrow", "slice_sum", "slice_of_slice", "plane", "shuffle", "shuffle_pairs",
     "shuffle_own", "shuffle_concat", "shuffle_wide_concat", "amax", "mean_sum", "nearest_like",
-    "bilinear_like", "group_norm", "channels_last", "squeeze", "nested_concat",
+    "bilinear_like", "group_norm", "channels_last", "squeeze", "nested_concat", "channel_mean", "channel_max",
+    "channel_max_of_pairs", "channels_last_pixels", "pixels_and_channels", "gate_of_a_slice", "quotient",
+    "image_norms", "two_paths", "softmax_of_paths", "attention_pool", "vectors", "pad_to_size",
 ]  # fmt: skip
 
 
@@ -420,6 +587,61 @@ def test_plan_folds_what_stands_around_convolutions():
     assert [n.op for n in operations("own_silu")] == [Op.INPUT, Op.CONV2D, Op.CONV2D]
     residual = [n for n in operations("squeeze_excite_residual") if n.op is Op.MULTIPLY]
     assert [(len(n.inputs), n.activation) for n in residual] == [(3, Act.RELU)]
+
+
+BY_CHANCE = {
+    "product": lambda x, y: x * y.mean(3, keepdim=True),
+    "sum": lambda x, y: x + y.sum(2, keepdim=True),
+    "gate": lambda x, y: F.adaptive_avg_pool2d(x, (y.shape[2], 1)) * y,
+}
+
+
+@pytest.mark.parametrize("name", BY_CHANCE)
+def test_plan_does_not_take_sizes_of_1_for_granted(name):
+    """Shapes that are equal for images of one pixel are not for others."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(BY_CHANCE[name](x, F.relu(x)))
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    frozen = cnnfast.freeze(model, torch.randn(1, 3, 8, 8))
+    for size in ((8, 8), (8, 24), (32, 16)):
+        x = torch.randn(2, 3, *size)
+        assert_near(frozen(x), truth(model, x))
+
+
+def test_plan_made_for_one_pixel_serves_larger_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, 8, 1), SqueezeExcite(12, nn.Sigmoid()), nn.Conv2d(12, 4, 1)
+    ).eval()
+    frozen = cnnfast.freeze(model, torch.randn(1, 3, 8, 8), strict=True)
+    x = torch.randn(2, 3, 40, 24)
+    assert_near(frozen(x), truth(model, x))
+
+
+def test_plan_makes_transposed_convolutions_ordinary_ones():
+    """Batch norm and activation go into the convolution in front of the pixels it becomes."""
+    nodes = operations("transposed_4x4")
+    assert [n.op for n in nodes] == [Op.INPUT, Op.CONV2D, Op.CONV2D, Op.DEPTH_TO_SPACE, Op.CONV2D]
+    assert nodes[2].activation is Act.RELU and nodes[2]["out_channels"] == 48 and nodes[2]["kernel_h"] == 2
+
+
+def test_plan_folds_what_scales_a_gated_residual():
+    nodes = operations("layer_response_norm")
+    assert [n.op for n in nodes].count(Op.MULTIPLY) == 2 and Op.ADD not in [n.op for n in nodes]
+    (x,) = [torch.randn(2, 3, 14, 12)]
+    frozen = cnnfast.freeze(made("layer_response_norm"), x, strict=True)
+    assert "multiply, one value per channel, conv 1x1" in torch.ops.cnnfast.describe_plan(
+        [x], frozen.weights, frozen.plan
+    )
 
 
 def test_plan_shuffle_reads_the_parts_of_a_concatenation():

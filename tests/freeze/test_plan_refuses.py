@@ -21,7 +21,9 @@ def refusal(model, x=IMAGE):
 
 def test_refuses_unknown_layers_all_at_once():
     text = refusal(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 2, 2))
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 2, 2, dilation=2)
+        )
     )
     assert "1 (Softplus): a plan of this version has no node for it" in text
     assert "3 (ConvTranspose2d)" in text and "Conv2d): a plan" not in text.replace("(ConvTranspose2d)", "")
@@ -32,21 +34,34 @@ def test_refuses_unknown_layers_all_at_once():
     [
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "arguments that a plan does not know"),
         (lambda x: x.contiguous(memory_format=torch.channels_last).chunk(chunks=3), "cuts channels (1) only"),
-        (lambda x: x**3, "(pow): it raises to the power 3"),
-        (lambda x: 1 / x, "truediv (truediv): it divides by values"),
+        (lambda x: x**x, "(pow): it raises to the power of values"),
+        (lambda x: x.to(torch.float64).to(torch.float32), "it becomes torch.float64"),
+        (lambda x: 2 / x, "truediv (truediv): it divides a constant by values"),
         (lambda x: x * x.size(2), "more than numbers of channels"),
         (lambda x: x[:, ::2], "do not lie side by side"),
-        (lambda x: x[:, :, 1:], "slices of an image's channels"),
+        (lambda x: x[:, :, 1], "takes one row or column"),
+        (lambda x: x[:, :, :5], "leaves out fixed numbers on each side"),
+        (lambda x: x[:, :2, 1:], "write two slices"),
         (lambda x: x.chunk(2, 2)[0], "cuts channels (1) only"),
         (lambda x: x.permute(0, 2, 1, 3), "it permutes to"),
-        (lambda x: F.pad(x, (-1, 0)), "adds rows and columns only"),
-        (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pads by a constant"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), "pads rows and columns only"),
+        (lambda x: F.pad(x, (1, -1, 1, 1), mode="reflect"), "four sides"),
+        (lambda x: F.pad(x, (0, x.size(2) // 2)), "write it as numbers"),
         (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), "bicubic"),
         (lambda x: F.interpolate(x, scale_factor=1.1), "no multiple of a power of two"),
         (lambda x: F.interpolate(x, size=x.size(2) * 2), "computed in the forward"),
         (lambda x: F.layer_norm(x, (8, 8)), "it normalises [8, 8]"),
         (lambda x: x.mean((2, 3)).squeeze(), "perhaps the batch"),
-        (lambda x: x * x.mean(1, keepdim=True), "over dimensions (2, 3)"),
+        (lambda x: x * x.mean(3, keepdim=True), "over dimensions (2, 3)"),
+        (lambda x: x * x.sum(3, keepdim=True), "sums channels and paths only"),
+        (lambda x: x * x.max(3, keepdim=True)[0], "over channels"),
+        (lambda x: x.max(1)[1], "of what a plan has 1 of"),
+        (lambda x: x.softmax(2), "softmax over channels"),
+        (lambda x: x.flatten(1).softmax(1), "behind a linear layer or a mean"),
+        (lambda x: x.mean((2, 3)).unsqueeze(0), "in front of the batch"),
+        (lambda x: x.norm(p=1, dim=(2, 3), keepdim=True), "norm 2 over images"),
+        (lambda x: torch.stack((x, x)), "on dimension 1 only"),
+        (lambda x: x @ x, "softmax over them only"),
         (lambda x: F.adaptive_avg_pool2d(x, x.size(2) // 2), "write one or two numbers"),
         (lambda x: torch.cat([x, x]), "concatenates on dimension 0"),
         (lambda x: x.view(2, -1), "x.view(x.size(0), -1)"),
@@ -60,7 +75,7 @@ def test_refuses_unknown_layers_all_at_once():
         (lambda x: x.transpose(2, 3), "it permutes to"),
         (lambda x: (x, x), "several values"),
         (lambda x: {"out": x}, "several values"),
-        (lambda x: x + F.avg_pool2d(x, (1, 8)), "broadcasts"),
+        (lambda x: x + F.avg_pool2d(x, (1, 8)), "repeats"),
         (lambda x: x + F.avg_pool2d(x, (1, 8)).expand_as(x), "expands (N, C, 1, 1) only"),
         (lambda x: torch.relu(x.mean((2, 3), keepdim=True).expand_as(x)), "laid out as expanded"),
         (lambda x: F.linear(x, torch.eye(8)), "register it as a buffer"),
@@ -75,11 +90,15 @@ def test_refuses_functions(function, words):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding_mode 'reflect'"),
         (nn.BatchNorm2d(3, track_running_stats=False), "statistics of the batch in evaluation too"),
         (nn.MaxPool2d(2, return_indices=True), "indices"),
         (nn.Linear(8, 3), "flatten it first"),
-        (nn.Flatten(2), "flattens from dimension 1"),
+        (nn.Flatten(2), "laid out as pixels"),
+        (nn.Flatten(0, 1), "flattens from dimension 1"),
+        (nn.ConvTranspose2d(3, 3, 2, 2, output_padding=1), "output_padding"),
+        (nn.ConvTranspose2d(3, 3, 2, dilation=2), "without dilation"),
+        (nn.ConvTranspose2d(3, 6, 2, groups=3), "one input and output channel"),
+        (nn.Softmax(2), "softmax over channels"),
         (nn.Unflatten(1, (1, 3)), "right behind an input"),
     ],
     ids=str,
@@ -110,7 +129,7 @@ def test_refuses_batch_norm_of_features_alone():
 
 
 def test_refuses_several_inputs_of_different_use():
-    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**3)))
+    text = refusal(nn.Sequential(Lambda(lambda x: x.view(-1, 3, 8, 8) + x**x)))
     assert "pow" in text
 
 

@@ -9,6 +9,9 @@ from torch import nn
 
 import cnnfast
 
+from .support import check as check_steps
+from .support import operators
+
 
 class Stack(nn.Module):
     """A part that traces."""
@@ -332,3 +335,37 @@ def test_fuse_counts_beside_scripted_parts():
     fused = cnnfast.fuse(model, IMAGE, verify=True)
     assert fused.report()["0.conv"].macs == 2 * 3 * 3 * 9 * 64
     torch.testing.assert_close(fused(IMAGE), model(IMAGE), rtol=0, atol=1e-5)
+
+
+class Switched(nn.Module):
+    """A module that calls another of its methods as its forward from the beginning on."""
+
+    def __init__(self, fast):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        if fast:
+            self.forward = self.forward_fast
+
+    def forward(self, x):
+        return torch.sigmoid(self.conv(x))
+
+    def forward_fast(self, x):
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_a_method_of_its_own_as_forward():
+    torch.manual_seed(0)
+    model = nn.Sequential(Switched(True), Switched(False))
+    fused = check_steps(model)
+    found = operators(fused)
+    assert found == {"0.conv": "conv2d_bn_act", "1.conv": "conv2d"}
+    other = copy.deepcopy(fused).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    model = fused.unfuse()
+    assert torch.equal(model(IMAGE), copy.deepcopy(model)(IMAGE)) and model[0].forward.__self__ is model[0]
+    torch.testing.assert_close(other(IMAGE), other.unfuse()(IMAGE), rtol=1e-4, atol=1e-5)
+    frozen = cnnfast.freeze(fused.eval(), IMAGE, strict=True)
+    torch.testing.assert_close(frozen(IMAGE), fused(IMAGE), rtol=1e-4, atol=1e-5)
+    assert "forward was replaced on the instance" in cnnfast.fuse(Switched(True)).report().notes[0]

@@ -22,6 +22,26 @@ TIMM = (
     *("fastvit_t8", "hgnet_tiny", "hgnetv2_b0", "starnet_s1", "repghostnet_050", "edgenext_xx_small"),
     *("mambaout_femto", "rdnet_tiny", "tresnet_m", "bat_resnext26ts", "lambda_resnet26t", "halonet26t"),
     *("visformer_tiny", "efficientvit_b0", "levit_128s", "poolformer_s12", "focalnet_tiny_srf"),
+    *("tf_mobilenetv3_large_075", "tf_mixnet_s", "tf_efficientnetv2_b0", "resnetv2_50x1_bit", "eca_nfnet_l0"),
+    *("cspresnext50", "cspnext_tiny", "repvit_m0_9", "fasternet_t0", "mobilevit_xxs", "mobilevitv2_050"),
+    *("swiftformer_xs", "shvit_s1", "legacy_seresnet18", "lcnetv2_base", "cpubone_b0_bfrobust", "iformer_m"),
+    *(
+        "nextvit_small",
+        "efficientvit_m0",
+        "resnetrs50",
+        "gernet_s",
+        "mobilenet_edgetpu_v2_xs",
+        "lowformer_b0",
+    ),
+    *(
+        "convformer_s18",
+        "res2next50",
+        "resnetaa50",
+        "skresnext50_32x4d",
+        "csatv2",
+        "resnext26ts",
+        "xception71",
+    ),
 )
 FIXED = {
     "torchvision/maxvit_t": (224,),

@@ -15,7 +15,8 @@ SMALL = (
     *("torchvision/squeezenet1_1", "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5"),
     *("torchvision/mnasnet0_5", "torchvision/regnet_y_400mf", "torchvision/resnet18"),
     *("timm/resnet18", "timm/lcnet_050", "timm/tinynet_e", "timm/ghostnet_100", "timm/convnext_atto"),
-    *("timm/regnetx_002", "timm/efficientvit_b0"),
+    *("timm/regnetx_002", "timm/efficientvit_b0", "timm/skresnet18", "timm/convnextv2_atto"),
+    *("timm/tf_mobilenetv3_large_075", "timm/fasternet_t0"),
 )
 
 

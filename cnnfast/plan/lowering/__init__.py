@@ -5,11 +5,14 @@ from cnnfast.plan.lowering import (
     arithmetic,
     blocks,
     channels,
+    gates,
     layers,
     norms,
+    padding,
     pools,
     resample,
     shapes,
+    transposed,
 )
 from cnnfast.plan.lowering.context import Lowering, Refusal
 
@@ -20,9 +23,12 @@ __all__ = [
     "arithmetic",
     "blocks",
     "channels",
+    "gates",
     "layers",
     "norms",
+    "padding",
     "pools",
     "resample",
     "shapes",
+    "transposed",
 ]

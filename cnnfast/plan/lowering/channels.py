@@ -1,5 +1,6 @@
 """Slices of channels, channel shuffles, permutations, and other shapes of the same values, as steps."""
 
+import math
 import operator
 
 import torch
@@ -7,8 +8,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.lowering.pixels import gives_one_pixel
+from cnnfast.plan.lowering.transposed import space_to_depth
 from cnnfast.plan.nodes import Op
-from cnnfast.plan.steps import Step
+from cnnfast.plan.steps import Step, crop_step
 
 _ALL = slice(None)
 
@@ -76,6 +79,8 @@ def _narrow(low: Lowering, input, dim, start, length) -> Value:
 def _getitem(low: Lowering, source, index) -> Value:
     found = low.value(source)
     if isinstance(found, list):
+        if not isinstance(index, int) or not -len(found) <= index < len(found):
+            raise Unsupported(f"it asks for part {index} of what a plan has {len(found)} of")
         return found[index]
     index = (index,) if not isinstance(index, tuple) else index
     shape = low.shape(source)
@@ -104,7 +109,9 @@ def _sliced_image(low: Lowering, source: fx.Node, index: list[object]) -> Value:
         if row == slice(None, None, step) and isinstance(step, int) and step > 0:
             return _every(low.image(source), step)
     if row != _ALL or column != _ALL:
-        raise Unsupported("a plan of this version takes slices of an image's channels, x[:, a:b], only")
+        if channel != _ALL:
+            raise Unsupported("it takes some channels and some pixels at once: write two slices")
+        return _cropped(low.image(source), row, column)
     channels = low.shape(source)[1]
     if isinstance(channel, int):
         at = channel % channels
@@ -116,6 +123,23 @@ def _sliced_image(low: Lowering, source: fx.Node, index: list[object]) -> Value:
     if last <= first:
         raise Unsupported(f"it takes no channel out of {channels}")
     return low.step(source) if last - first == channels else _slice(low.image(source), first, last - first)
+
+
+def _cropped(source: Step, row: object, column: object) -> Step:
+    """x[:, :, a:-b:s, c:-d:t]: what is left out on each side does not depend on the size of the image."""
+    cuts: dict[str, int] = {}
+    for part, begin, end, axis in ((row, "top", "bottom", "h"), (column, "left", "right", "w")):
+        if not isinstance(part, slice):
+            raise Unsupported("it takes one row or column out of an image: a plan keeps images")
+        first, last, step = part.start or 0, part.stop or 0, 1 if part.step is None else part.step
+        fixed = all(isinstance(number, int) for number in (first, last, step))
+        if not fixed or first < 0 or last > 0 or step < 1 or (part.stop is not None and last == 0):
+            raise Unsupported(
+                "it takes pixels up to a fixed row or column, or counts from the end: a plan of this version "
+                "leaves out fixed numbers on each side, x[:, :, a:-b, c:-d]"
+            )
+        cuts |= {begin: first, end: -last, f"stride_{axis}": step}
+    return crop_step(source, **cuts)
 
 
 def _every(source: Step, step: int) -> Step:
@@ -150,6 +174,10 @@ def _permute(low: Lowering, input, *dims) -> Value:
         return found.step
     if order == [0, 2, 1, 3, 4] and kind in ("grouped", "shuffled"):
         return _exchanged(found)
+    if kind == "blocks" and order == [0, 3, 5, 1, 2, 4]:
+        return Respelled("depth", found.step, found.groups)
+    if kind in ("vector", "attention") and _keeps_order(low.shape(input), order):
+        return found
     raise Unsupported(
         f"it permutes to {order}; a plan of this version knows channels last (0, 2, 3, 1), back from there, "
         "and channel shuffles"
@@ -164,6 +192,12 @@ def _transpose(low: Lowering, input, dim0, dim1) -> Value:
     return _permute(low, input, order)
 
 
+def _keeps_order(shape: list[int], order: list[int]) -> bool:
+    """Whether a permutation moves nothing but the batch's followers of size 1."""
+    moved = [d for d in order[1:] if shape[d] != 1]
+    return order[0] == 0 and moved == sorted(moved)
+
+
 def _exchanged(value: Respelled) -> Respelled:
     return Respelled("shuffled" if value.kind == "grouped" else "grouped", value.step, value.groups)
 
@@ -173,10 +207,21 @@ def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
     found, before = low.value(x), low.shape(x)
     if isinstance(found, list):
         return None
-    if isinstance(found, Step) and len(before) == 4 and len(shape) == 5:
+    if isinstance(found, Respelled) and found.kind == "vector":
+        found, before = found.step, [before[0], math.prod(before[1:]), 1, 1]
+    if isinstance(found, Step) and len(before) == 4:
         n, channels, height, width = before
-        if [shape[0], *shape[3:]] == [n, height, width] and shape[1] * shape[2] == channels:
-            return Respelled("grouped", found, shape[1])
+        if len(shape) == 5 and [shape[0], *shape[3:]] == [n, height, width]:
+            if shape[1] * shape[2] == channels:
+                return Respelled("grouped", found, shape[1])
+        block = shape[3] if len(shape) == 6 else 0
+        if block > 1 and shape == [n, channels, height // block, block, width // block, block]:
+            return Respelled("blocks", found, block)
+        if shape == [n, channels, height * width] and not gives_one_pixel(found):
+            return Respelled("pixels", found)
+    if isinstance(found, Respelled) and found.kind == "depth":
+        whole = [before[0], before[1] * before[2] * before[3], *before[4:]]
+        return space_to_depth(low, found.step, found.groups) if shape == whole else None
     if isinstance(found, Respelled) and len(shape) == 4 and found.kind in ("grouped", "shuffled"):
         if shape != [before[0], before[1] * before[2], *before[3:]]:
             return None
@@ -187,20 +232,24 @@ def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
 
 
 def _respell(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
-    """(N, C), (N, C, 1) and (N, C, 1, 1) as each other."""
+    """The channels of one pixel in any shape; (N, C) and (N, C, 1, 1) are shapes that other layers take."""
     found, before = low.value(x), low.shape(x)
-    if isinstance(found, Respelled) and found.kind != "row":
-        return None
-    flat = before[:2]
-    if shape[:2] != flat or any(size != 1 for size in (*before[2:], *shape[2:])) or not 2 <= len(shape) <= 4:
+    if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in ("vector", "grouped")):
         return None
     step = found.step if isinstance(found, Respelled) else found
-    is_image = len(before) == 4 or (isinstance(found, Respelled) and found.groups == 4)
-    if len(shape) == 3:
-        return Respelled("row", step, 4 if is_image else 2)
-    if (len(shape) == 4) == is_image:
-        return step
-    return Step(Op.TO_IMAGE if len(shape) == 4 else Op.FLATTEN, [step])
+    if not gives_one_pixel(step) or shape[:1] != before[:1] or math.prod(shape) != math.prod(before):
+        return None
+    is_image = len(before) == 4 or isinstance(found, Respelled)
+    if step.op is Op.INPUT and len(shape) == 4 and shape[2:] != [1, 1]:
+        return None  # images out of rows: see shapes.py
+    if len(shape) == 2:
+        return Step(Op.FLATTEN, [step]) if is_image else step
+    if not is_image:
+        step = low.place(Step(Op.TO_IMAGE, [step]))
+    return step if len(shape) == 4 and shape[2:] == [1, 1] else Respelled("vector", step)
+
+
+_UNSQUEEZED = (("pixels", 1), ("attention", 3), ("attention", -1))
 
 
 @lowers(torch.unsqueeze, methods=["unsqueeze"])
@@ -208,6 +257,10 @@ def _unsqueeze(low: Lowering, input, dim) -> Value:
     found = low.value(input)
     if isinstance(found, Respelled) and found.kind == "plane" and dim in (1, -3):
         return found.step
+    if isinstance(found, Respelled) and (found.kind, dim) in _UNSQUEEZED and len(low.shape(input)) == 3:
+        return found
+    if dim % (len(low.shape(input)) + 1) == 0:
+        raise Unsupported("it puts a dimension in front of the batch")
     return _required(low, _respell(low, input, list(low.shapes[low.node])))
 
 
@@ -215,7 +268,9 @@ def _unsqueeze(low: Lowering, input, dim) -> Value:
 def _squeeze(low: Lowering, input, dim=None) -> Value:
     rank = len(low.shape(input))
     dims = dim if isinstance(dim, (tuple, list)) else [dim]
-    if any(d is None or d % rank < 2 for d in dims):
+    found = low.value(input)
+    first = 1 if isinstance(found, Respelled) and found.kind == "vector" else 2
+    if any(d is None or d % rank < first for d in dims):
         raise Unsupported("it drops all dimensions of size 1, perhaps the batch: use flatten(1)")
     return _required(low, _respell(low, input, list(low.shapes[low.node])))
 

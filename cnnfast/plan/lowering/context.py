@@ -13,6 +13,7 @@ from cnnfast.fuse.kinds import activation_of, is_size, module_of, why_not_plain,
 from cnnfast.fuse.tracing import is_number, torch_ancestor
 from cnnfast.plan.nodes import ANY, Act, Op
 from cnnfast.plan.owners import owner_of
+from cnnfast.plan.record import Record
 from cnnfast.plan.steps import Step
 
 Handler = Callable[..., "Value"]
@@ -29,6 +30,9 @@ _KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
+_BY_VALUE = ("nhwc", "grouped", "shuffled", "plane", "vector")  # what an activation works on as it lies
+
+
 class Unsupported(Exception):
     """Why a node has no place in a plan."""
 
@@ -38,8 +42,11 @@ class Respelled:
     """A tensor whose shape is not that of its step's value: the same values under another shape.
 
     kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
-    and channels exchanged), "plane" (N, H, W of one channel), "row" (N, C, 1) or "expanded" (N, C, H, W with
-    one value per channel; the step has H = W = 1).
+    and channels exchanged), "plane" (N, H, W of one channel), "vector" (the channels of an image of one pixel
+    in their order, in any other shape), "pixels" (N, C, H * W or N, 1, C, H * W), "attention" (the softmax of
+    the step's value over pixels, (N, 1, H * W) or (N, 1, H * W, 1)), "blocks" (N, C, H / b, b, W / b, b),
+    "depth" (its blocks in front, N, b, b, C, H / b, W / b) or "expanded" (N, C, H, W with one value
+    per channel; the step has H = W = 1).
     """
 
     kind: str
@@ -96,12 +103,11 @@ def lowers(
 
 
 class Lowering:
-    """One walk. shapes: of the tensors that the nodes give for the example inputs."""
+    """One walk over a graph for which there is a record of an example run."""
 
-    def __init__(
-        self, graph: fx.Graph, root: nn.Module, shapes: dict[fx.Node, torch.Size], closed: dict[str, str]
-    ):
-        self.graph, self.root, self.shapes, self.closed = graph, root, shapes, closed
+    def __init__(self, graph: fx.Graph, root: nn.Module, record: Record, closed: dict[str, str]):
+        self.graph, self.root, self.record, self.closed = graph, root, record, closed
+        self.shapes = record.shapes
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.values: dict[fx.Node, Value] = {}
         self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory eager PyTorch would share
@@ -239,7 +245,7 @@ class Lowering:
     def activation(self, value: object, kind: Act, *numbers: float) -> Value:
         """An activation of a tensor in any shape that a plan knows."""
         found = self.value(value)
-        if isinstance(found, list) or (isinstance(found, Respelled) and found.kind != "nhwc"):
+        if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in _BY_VALUE):
             found = self.step(value)
         pair = (*map(float, numbers), 0.0, 0.0)[:2]
         return respell(found, Step(Op.ACTIVATION, [_step_of(found)], activation=kind, numbers=pair))
@@ -247,6 +253,10 @@ class Lowering:
     def shape(self, value: fx.Node) -> list[int]:
         """The shape of a tensor argument for the example inputs."""
         return list(self.shapes[value])
+
+    def larger_shape(self, value: fx.Node) -> list[int]:
+        """The shape for larger images; that of the example where the network takes no others."""
+        return list(self.record.larger().get(value, self.shapes[value]))
 
     def image(self, value: object) -> Step:
         """The step that gives a tensor argument with 4 dimensions."""
@@ -284,6 +294,14 @@ class Lowering:
         if not isinstance(value, (Tensor, torch.dtype, torch.device)):
             raise Unsupported("it computes something other than one tensor from its parameters")
         return value
+
+    def kind(self, node: fx.Node) -> torch.dtype | torch.device:
+        """What a forward asks of a tensor: its dtype or device."""
+        if not is_kind(node):
+            raise Unsupported(
+                f"it becomes what '{node.name}' is: a plan knows dtypes and devices of tensors only"
+            )
+        return self._constant(node)
 
     def holder(self, value: object) -> str:
         """The name of the layer that a parameter or buffer argument belongs to."""
@@ -365,13 +383,15 @@ def is_kind(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in _KINDS
 
 
-def check_features_of_one_pixel(step: Step) -> None:
-    """Flattened images have fewer channels than features; of a linear layer's they are the same."""
-    while step.op in (Op.ACTIVATION, Op.AFFINE, Op.ADD, Op.MULTIPLY, Op.PRELU):
-        step = step.inputs[0]
-    mean = step.op is Op.FLATTEN and step.inputs[0].op is Op.GLOBAL_AVG_POOL
-    if not (mean or step.op in (Op.LINEAR, Op.INPUT)):
-        raise Unsupported("a plan of this version scales features behind a linear layer or a mean only")
+def side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:
+    """The tensor of which a number is the size in one of these dimensions."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "call_method" and value.target == "size" and value.args[1:2] and value.args[1] in dims:
+        return value.args[0]
+    if value.target is operator.getitem and is_size(value.args[0]) and value.args[1] in dims:
+        return value.args[0].args[0]
+    return None
 
 
 def numbers(value: object, what: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import conv_weight, pads_to_same
 from cnnfast.nn._holders import pad_mode, split_padding
 from cnnfast.nn.bn_conv import bn_act_conv
 from cnnfast.nn.conv import conv_act
@@ -20,7 +21,8 @@ from cnnfast.plan.lowering.context import (
     pair_settings,
 )
 from cnnfast.plan.lowering.norms import affine_step, finish
-from cnnfast.plan.nodes import Op
+from cnnfast.plan.lowering.padding import mirrored_step
+from cnnfast.plan.nodes import SAME, Op
 from cnnfast.plan.steps import Step
 
 
@@ -45,19 +47,25 @@ def _pin_channels(source: Step, channels: int) -> None:
         source.settings["channels"] = channels
 
 
-def zero_pads(pad_first: list[int], mode: str, padding: object) -> tuple[int, ...]:
-    if pad_first and mode != "constant":
-        raise Unsupported(f"padding_mode '{mode}' has no node in a plan of this version")
+def padded(
+    low: Lowering, source: Step, pad_first: list[int], mode: str, padding: object
+) -> tuple[Step, tuple[int, ...]]:
+    """What a convolution reads, and its own zeros around that: left, right, top, bottom."""
     h, w = numbers(padding, "padding")
     left, right, top, bottom = pad_first or (0, 0, 0, 0)
-    return left + w, right + w, top + h, bottom + h
+    if pad_first and mode != "constant":
+        source = low.place(mirrored_step(source, list(pad_first), mode))
+        left = right = top = bottom = 0
+    return source, (left + w, right + w, top + h, bottom + h)
 
 
 @lowers(modules=[nn.Conv2d])
 def _conv_module(low: Lowering, conv: nn.Conv2d, x: fx.Node) -> Step:
     pad_first, padding = split_padding(conv)
-    pads = zero_pads(pad_first, pad_mode(conv), padding)
-    return conv_step(low, low.image(x), conv.weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
+    source, pads = padded(low, low.image(x), pad_first, pad_mode(conv), padding)
+    pads = (SAME,) * 4 if pads_to_same(conv) else pads
+    weight = conv_weight(conv)
+    return conv_step(low, source, weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
 
 
 @lowers(torch.conv2d, F.conv2d)
@@ -66,17 +74,16 @@ def _conv_function(
 ) -> Step:
     if isinstance(padding, str):
         raise Unsupported("its padding is a word: use nn.Conv2d, or write the padding as numbers")
-    return conv_step(
-        low, low.image(input), weight, bias, zero_pads([], "constant", padding), stride, dilation, groups
-    )
+    source, pads = padded(low, low.image(input), [], "constant", padding)
+    return conv_step(low, source, weight, bias, pads, stride, dilation, groups)
 
 
 @lowers(conv_act)
 def _conv_act(
     low, input, residual, weight, bias, pad_first, pad_mode, stride, padding, dilation, groups, activation
 ) -> Step:
-    pads = zero_pads(pad_first, pad_mode, padding)
-    step = conv_step(low, low.image(input), weight, bias, pads, stride, dilation, groups)
+    source, pads = padded(low, low.image(input), pad_first, pad_mode, padding)
+    step = conv_step(low, source, weight, bias, pads, stride, dilation, groups)
     return finish(low, step, residual, activation)
 
 
@@ -86,9 +93,8 @@ def _conv_bn_act(
     training, track_running_stats, momentum, eps, pad_first, pad_mode, stride, padding, dilation, groups,
     activation,
 ) -> Step:  # fmt: skip
-    step = conv_step(
-        low, low.image(input), weight, bias, zero_pads(pad_first, pad_mode, padding), stride, dilation, groups
-    )
+    source, pads = padded(low, low.image(input), pad_first, pad_mode, padding)
+    step = conv_step(low, source, weight, bias, pads, stride, dilation, groups)
     step = affine_step(low, low.place(step), running_mean, running_var, bn_weight, bn_bias, training, eps)
     return finish(low, step, residual, activation)
 
@@ -101,7 +107,7 @@ def _bn_act_conv(
 ) -> Step:  # fmt: skip
     step = affine_step(low, low.image(input), running_mean, running_var, bn_weight, bn_bias, training, eps)
     step = low.place(finish(low, step, None, activation))
-    pads = zero_pads(pad_first, pad_mode, padding)
+    step, pads = padded(low, step, pad_first, pad_mode, padding)
     return finish(low, conv_step(low, step, weight, bias, pads, stride, dilation, groups), residual, "none")
 
 

@@ -12,10 +12,10 @@ from cnnfast.plan.lowering.context import (
     Respelled,
     Unsupported,
     Value,
-    check_features_of_one_pixel,
     lowers,
     respell,
 )
+from cnnfast.plan.lowering.pixels import check_features_of_one_pixel
 from cnnfast.plan.nodes import Op, fraction_word
 from cnnfast.plan.steps import Step
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.foreign import pads_to_same
 from cnnfast.fuse.kinds import is_image_size
 from cnnfast.nn.pool import global_avg_pool2d
 from cnnfast.ops.pool2d import avg_pool2d, max_pool2d
@@ -16,22 +17,15 @@ from cnnfast.plan.lowering.context import (
     numbers,
     pair_settings,
 )
-from cnnfast.plan.nodes import Op
+from cnnfast.plan.lowering.gates import largest_channel, mean_over_channels
+from cnnfast.plan.nodes import SAME, Op
 from cnnfast.plan.steps import Step
 
 
 @lowers(modules=[nn.MaxPool2d])
 def _max_pool_module(low: Lowering, pool: nn.MaxPool2d, x: fx.Node) -> Step:
-    return _max_pool(
-        low,
-        x,
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        pool.dilation,
-        pool.ceil_mode,
-        pool.return_indices,
-    )
+    window = (pool.kernel_size, pool.stride, SAME if pads_to_same(pool) else pool.padding)
+    return _max_pool(low, x, *window, pool.dilation, pool.ceil_mode, pool.return_indices)
 
 
 @lowers(F.max_pool2d, torch.max_pool2d, max_pool2d)
@@ -54,6 +48,8 @@ def max_pool_step(source: Step, kernel_size, stride, padding, dilation=1, ceil_m
 
 @lowers(modules=[nn.AvgPool2d])
 def _avg_pool_module(low: Lowering, pool: nn.AvgPool2d, x: fx.Node) -> Step:
+    if pads_to_same(pool):  # by zeros in front of the pooling, which counts them
+        return avg_pool_step(low.image(x), pool.kernel_size, pool.stride, SAME, True)
     window = (pool.kernel_size, pool.stride, pool.padding)
     return _avg_pool(low, x, *window, pool.ceil_mode, pool.count_include_pad, pool.divisor_override)
 
@@ -136,6 +132,9 @@ def _adaptive_max_pool(low: Lowering, input, output_size, return_indices=False) 
 
 @lowers(torch.amax, methods=["amax"])
 def _amax(low: Lowering, input, dim=None, keepdim=False) -> Value:
+    largest = largest_channel(low, input, dim, keepdim)
+    if largest is not None:
+        return largest
     _check_whole_images(low, input, dim)
     return _kept_or_flat(low, _adaptive_max_pool(low, input, 1), keepdim)
 
@@ -161,6 +160,9 @@ def _mean(low: Lowering, input, dim=None, keepdim=False, dtype=None) -> Value:
     found, rank = low.value(input), len(low.shapes[input])
     if dtype is not None:
         raise Unsupported("it changes the dtype")
+    over_channels = mean_over_channels(low, input, dim, keepdim)
+    if over_channels is not None:
+        return over_channels
     if isinstance(found, Respelled) and found.kind == "nhwc":
         if not isinstance(dim, (tuple, list)) or sorted(d % rank for d in dim) != [1, 2]:
             raise Unsupported(f"it takes the mean of channels-last images over {dim}, not (1, 2)")

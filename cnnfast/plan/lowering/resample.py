@@ -1,4 +1,4 @@
-"""Padding and interpolation as steps."""
+"""Interpolation as steps."""
 
 import operator
 
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.fuse.kinds import is_size
-from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers
+from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers, side_of
 from cnnfast.plan.nodes import Interpolation, Op, fraction_word
 from cnnfast.plan.steps import Step
 
@@ -15,30 +15,6 @@ _MODES = {
     "nearest-exact": Interpolation.NEAREST_EXACT,
     "bilinear": Interpolation.BILINEAR,
 }
-
-
-@lowers(modules=[nn.ZeroPad2d])
-def _zero_pad_module(low: Lowering, layer: nn.ZeroPad2d, x: fx.Node) -> Step:
-    return _pad(low, x, layer.padding)
-
-
-@lowers(modules=[nn.ConstantPad2d])
-def _constant_pad_module(low: Lowering, layer: nn.ConstantPad2d, x: fx.Node) -> Step:
-    return _pad(low, x, layer.padding, "constant", layer.value)
-
-
-@lowers(F.pad)
-def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step:
-    pads = list(pad) if isinstance(pad, (tuple, list)) else [pad]
-    if not all(isinstance(p, int) for p in pads):
-        raise Unsupported("its padding is computed in the forward: write it as numbers")
-    if mode != "constant":
-        raise Unsupported(f"it pads by mode '{mode}'; a plan of this version pads by a constant")
-    left, right, top, bottom, *others = [*pads, 0, 0, 0, 0][: max(4, len(pads))]
-    if any(others) or min(left, right, top, bottom) < 0:
-        raise Unsupported(f"it pads by {pads}; a plan of this version adds rows and columns only")
-    settings = {"top": top, "left": left, "bottom": bottom, "right": right}
-    return Step(Op.PAD, [low.image(input)], settings | {"value": fraction_word(float(value or 0.0))})
 
 
 @lowers(modules=[nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d])
@@ -85,18 +61,7 @@ def _sized_like(size: object) -> fx.Node | None:
         if size.args[1] in (slice(-2, None), slice(2, None), slice(2, 4)):
             return size.args[0].args[0]
     if isinstance(size, (tuple, list)) and len(size) == 2:
-        sources = [_side_of(s, dims) for s, dims in zip(size, ((2, -2), (3, -1)), strict=True)]
+        sources = [side_of(s, dims) for s, dims in zip(size, ((2, -2), (3, -1)), strict=True)]
         if sources[0] is not None and sources[0] is sources[1]:
             return sources[0]
-    return None
-
-
-def _side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:
-    """The tensor of which a number is the size in one of these dimensions."""
-    if not isinstance(value, fx.Node):
-        return None
-    if value.op == "call_method" and value.target == "size" and value.args[1:2] and value.args[1] in dims:
-        return value.args[0]
-    if value.target is operator.getitem and is_size(value.args[0]) and value.args[1] in dims:
-        return value.args[0].args[0]
     return None

@@ -7,6 +7,7 @@ from torch import fx, nn
 from cnnfast.nn.reshape import reshape_image
 from cnnfast.plan.lowering.channels import reshaped
 from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
+from cnnfast.plan.lowering.pixels import gives_one_pixel
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step
 
@@ -20,6 +21,16 @@ def _nothing_module(low: Lowering, layer: nn.Module, x: fx.Node) -> Value:
 
 @lowers(torch.clone, torch.detach, methods=["contiguous", "clone", "detach", "float"])
 def _nothing(low: Lowering, input, memory_format=None) -> Value:
+    return low.value(input)
+
+
+@lowers(methods=["to", "type"])
+def _to(low: Lowering, input, *kinds, memory_format=None, **named) -> Value:
+    """Nothing, where a tensor becomes what it is: float32 on the CPU."""
+    for kind in (*kinds, *named.values()):
+        kind = low.kind(kind) if isinstance(kind, fx.Node) else kind
+        if kind not in (torch.float32, torch.device("cpu"), "cpu", False, None):
+            raise Unsupported(f"it becomes {kind}: values of a plan are float32 on the CPU")
     return low.value(input)
 
 
@@ -43,7 +54,7 @@ def _flatten_module(low: Lowering, layer: nn.Flatten, x: fx.Node) -> Step:
 @lowers(torch.flatten, methods=["flatten"])
 def _flatten(low: Lowering, input, start_dim=0, end_dim=-1) -> Value:
     rank = len(low.shapes[input])
-    if isinstance(low.value(input), Respelled):
+    if isinstance(low.value(input), Respelled) or start_dim % rank > 1:
         value = reshaped(low, input, list(low.shapes[low.node]))
         if value is not None:
             return value
@@ -130,12 +141,21 @@ def _concat(low: Lowering, tensors, dim=0) -> Value:
         raise Unsupported("it concatenates a list that is computed in the forward")
     if dim in (3, -1) and all(_is_channels_last(low, tensor) for tensor in tensors):
         return Respelled("nhwc", Step(Op.CONCAT, [low.value(tensor).step for tensor in tensors]))
+    if dim in (1, -1) and all(len(low.shape(tensor)) == 2 for tensor in tensors):
+        return Step(Op.CONCAT, [_features(low, tensor) for tensor in tensors])
     steps = [low.image(tensor) for tensor in tensors]
     if dim not in (1, -3):
         raise Unsupported(
             f"it concatenates on dimension {dim}; a plan of this version knows channels (1) only"
         )
     return Step(Op.CONCAT, steps)
+
+
+def _features(low: Lowering, tensor: fx.Node) -> Step:
+    step = low.step(tensor)
+    if not gives_one_pixel(step):
+        raise Unsupported("it concatenates flattened images: a plan knows features and images")
+    return step
 
 
 def _is_channels_last(low: Lowering, tensor: fx.Node) -> bool:

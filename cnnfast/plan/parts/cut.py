@@ -1,5 +1,6 @@
 """Which nodes of a graph run as plans: those that lower, in parts that are worth a call."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
@@ -75,7 +76,7 @@ def cut(
 
 def _is_candidate(node: fx.Node, root: nn.Module) -> bool:
     called = node.op in ("call_module", "call_function", "call_method") and not is_number(node)
-    called = called and not is_kind(node)
+    called = called and not is_kind(node) and node.target is not OrderedDict  # results are collected eagerly
     return called and not is_constant(node, root)
 
 

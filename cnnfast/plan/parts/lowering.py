@@ -19,8 +19,7 @@ class PartLowering(Lowering):
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module, record: Record, closed: dict[str, str]):
-        super().__init__(graph, root, record.shapes, closed)
-        self.record = record
+        super().__init__(graph, root, record, closed)
         self.reasons: dict[fx.Node, str] = {}
         self.sources: dict[Step, fx.Node] = {}  # by input: whose value it is
 

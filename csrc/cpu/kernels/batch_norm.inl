@@ -48,6 +48,8 @@ void column_sum(const float* x, int64_t stride, int64_t rows, int64_t channels, 
 // Rows of this many values stay in the first-level cache.
 constexpr int64_t kAffineFloats = 2048;
 
+// kByRow: whether there is a number for each row.
+template <bool kByRow>
 inline void affine_row(const AffineCall& c, int64_t r) {
   const float* in = c.input + r * c.input_stride;
   const float* factor = c.factor ? c.factor + r * c.factor_stride : nullptr;
@@ -61,22 +63,29 @@ inline void affine_row(const AffineCall& c, int64_t r) {
     if (c.scale) v = v * load(c.scale + channel);
     if (c.shift) v = v + load(c.shift + channel);
     if (factor) v = v * load(factor + channel);
+    if (kByRow && c.row_factor) v = v * Vec::set1(c.row_factor[r * c.row_step]);
+    if (kByRow && c.row_shift) v = v + Vec::set1(c.row_shift[r * c.row_step]);
     if (res) v = v + load(res + channel);
     v = apply_short(c.activation, v);
     whole ? v.store(out + channel) : v.store_first(out + channel, lanes);
   }
 }
 
-void affine(const AffineCall& c, int64_t rows) {
+template <bool kByRow>
+void affine_rows(const AffineCall& c, int64_t rows) {
   const bool behind = !in_registers(c.activation);
   const int64_t block = behind ? (kAffineFloats + c.channels - 1) / c.channels : rows;
   for (int64_t begin = 0; begin < rows; begin += block) {
     const int64_t end = rows - begin < block ? rows : begin + block;
-    for (int64_t r = begin; r < end; ++r) affine_row(c, r);
+    for (int64_t r = begin; r < end; ++r) affine_row<kByRow>(c, r);
     if (behind)
       activate_pixels(c.output + begin * c.output_stride, c.output_stride, end - begin, c.channels,
                       c.activation);
   }
+}
+
+void affine(const AffineCall& c, int64_t rows) {
+  c.row_factor || c.row_shift ? affine_rows<true>(c, rows) : affine_rows<false>(c, rows);
 }
 
 }  // namespace

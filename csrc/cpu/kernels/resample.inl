@@ -76,6 +76,26 @@ void image_mean(const PoolCall& c, int64_t image, int64_t channel_begin, int64_t
                    : mean_channels<false>(c, image, channel_begin, channel_end);
 }
 
+inline float larger(float best, float x) { return x > best || x != x ? x : best; }
+
+void channel_max(const float* in, int64_t in_pixel, int64_t pixels, int64_t channels, float* out,
+                 int64_t out_pixel) {
+  for (int64_t x = 0; x < pixels; ++x, in += in_pixel, out += out_pixel) {
+    float best = -__builtin_inff();
+    int64_t channel = 0;
+    if (channels >= Vec::kWidth) {
+      Vec acc = Vec::load(in);
+      for (channel = Vec::kWidth; channels - channel >= Vec::kWidth; channel += Vec::kWidth)
+        acc = Vec::max_nan(acc, Vec::load(in + channel));
+      float lanes[Vec::kWidth];
+      acc.store(lanes);
+      for (int64_t i = 0; i < Vec::kWidth; ++i) best = larger(best, lanes[i]);
+    }
+    for (; channel < channels; ++channel) best = larger(best, in[channel]);
+    *out = best;
+  }
+}
+
 void blend_row(const BlendCall& c) {
   const Vec below = Vec::set1(c.below), above = Vec::set1(1.0f - c.below);
   for (int64_t x = 0; x < c.width; ++x) {

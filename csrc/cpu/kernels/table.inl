@@ -63,5 +63,6 @@ using namespace cnnfast::cpu;
    blend_row,                      \
    interleave_row,                 \
    prelu_pixels,                   \
+   channel_max,                    \
    multiply_adds,                  \
    read_all}
