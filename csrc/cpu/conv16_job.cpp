@@ -8,8 +8,6 @@
 namespace cnnfast::cpu {
 namespace {
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 // Gathered values of a block of pixels stay in the second-level cache while all panels pass over them.
 constexpr int64_t kBlockBytes = 256 * 1024;
 // So does the part of the image that a block is read from.

@@ -32,22 +32,6 @@ constexpr int64_t kLeastGroup = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p) {
-  return {grad.size(0),
-          weight.size(1),
-          weight.size(0) / p.groups,
-          1,
-          weight.size(2),
-          weight.size(3),
-          p.stride[0],
-          p.stride[1],
-          p.dilation[0],
-          p.dilation[1],
-          grad.size(2),
-          grad.size(3),
-          {}};
-}
-
 int64_t tiles_of(const ConvGeometry& g, const ConvAlgorithm& a) {
   return g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile);
 }
@@ -158,7 +142,7 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
   at::Tensor weight_grad = gradient_empty_like(weight);
   if (grad_output.numel() == 0) return weight_grad.zero_();
-  ConvGeometry g = geometry_of(grad_output, weight, p);
+  ConvGeometry g = group_geometry(grad_output, weight, p);
   g.algorithm = choose_gradient_algorithm(g);
   const bool winograd = !g.algorithm.direct();
   const Overreach beyond = overreach(g);

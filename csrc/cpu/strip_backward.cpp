@@ -33,22 +33,6 @@ bool is_pointwise(const at::Tensor& weight, const Conv2dParams& p) {
   return weight.size(2) == 1 && weight.size(3) == 1 && all(p.stride, 1) && all(p.padding, 0);
 }
 
-ConvGeometry geometry_of(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p) {
-  return {grad.size(0),
-          weight.size(1),
-          weight.size(0),
-          1,
-          weight.size(2),
-          weight.size(3),
-          p.stride[0],
-          p.stride[1],
-          p.dilation[0],
-          p.dilation[1],
-          grad.size(2),
-          grad.size(3),
-          {}};
-}
-
 // A 1x1 convolution over `pixels` pixels in a row.
 ConvGeometry pointwise_geometry(int64_t in, int64_t out, int64_t pixels) {
   return {1, in, out, 1, 1, 1, 1, 1, 1, 1, 1, pixels, {}};
@@ -68,7 +52,7 @@ class StripBackward {
         out_(grad_.channels),
         parts_(parts_of(grad_.rows)),
         strip_(std::max(kLeastStripPixels, kStripFloats / std::max(in_, out_))),
-        to_weight_(geometry_of(grad_output, weight, params)),
+        to_weight_(group_geometry(grad_output, weight, params)),
         panels_(Panels::of(to_weight_)),
         to_input_(pointwise_geometry(out_, in_, strip_)),
         job_(to_input_, {nullptr, 0, 0, strip_stride()}, {nullptr, 0, 0, in_}, {}) {

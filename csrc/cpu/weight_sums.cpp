@@ -12,6 +12,22 @@ constexpr int64_t kUnpackBlock = 16;
 
 }  // namespace
 
+ConvGeometry group_geometry(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p) {
+  return {grad.size(0),
+          weight.size(1),
+          weight.size(0) / p.groups,
+          1,
+          weight.size(2),
+          weight.size(3),
+          p.stride[0],
+          p.stride[1],
+          p.dilation[0],
+          p.dilation[1],
+          grad.size(2),
+          grad.size(3),
+          {}};
+}
+
 std::vector<int64_t> position_offsets(const ConvGeometry& g, const View& input) {
   std::vector<int64_t> offset;
   for (int64_t y = 0; y < g.kernel_h; ++y)

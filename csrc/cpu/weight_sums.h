@@ -4,9 +4,13 @@
 
 #include <vector>
 
-#include "cpu/conv_job.h"
+#include "cpu/conv_geometry.h"
+#include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
+
+// One group of a convolution, from the output's gradient and the weight.
+ConvGeometry group_geometry(const at::Tensor& grad, const at::Tensor& weight, const Conv2dParams& p);
 
 // Where the input value of every kernel position (row, column, channel) lies from a pixel's first one.
 std::vector<int64_t> position_offsets(const ConvGeometry& g, const View& input);

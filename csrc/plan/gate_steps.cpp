@@ -151,11 +151,10 @@ class ChannelConv : public RowStep {
   const float* bias_;
 };
 
-class Power : public RowStep {
+// From each pixel's channels to as many.
+class PixelStep : public RowStep {
  public:
-  Power(int64_t node, double exponent, Place from, Place to)
-      : RowStep(node, {std::move(from)}, std::move(to)), exponent_(exponent) {}
-  std::string text() const override { return sized("power", writes_); }
+  using RowStep::RowStep;
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View in = reads_[0].view(memory), out = writes_.view(memory);
     const cpu::ImageSize size = writes_.size;
@@ -163,12 +162,22 @@ class Power : public RowStep {
       const float* from = row_of(in, row / size.height, row % size.height);
       float* to = row_to(out, row / size.height, row % size.height);
       for (int64_t x = 0; x < size.width; ++x, from += in.pixel, to += out.pixel)
-        raise(from, to, size.channels);
+        compute_pixel(from, to, size.channels);
     }
   }
 
+ protected:
+  virtual void compute_pixel(const float* from, float* to, int64_t channels) const = 0;
+};
+
+class Power : public PixelStep {
+ public:
+  Power(int64_t node, double exponent, Place from, Place to)
+      : PixelStep(node, {std::move(from)}, std::move(to)), exponent_(exponent) {}
+  std::string text() const override { return sized("power", writes_); }
+
  private:
-  void raise(const float* from, float* to, int64_t count) const {
+  void compute_pixel(const float* from, float* to, int64_t count) const override {
     if (exponent_ == -1)
       for (int64_t c = 0; c < count; ++c) to[c] = 1.0f / from[c];
     else if (exponent_ == 0.5)
@@ -184,26 +193,16 @@ class Power : public RowStep {
   double exponent_;
 };
 
-class Softmax : public RowStep {
+class Softmax : public PixelStep {
  public:
   Softmax(int64_t node, bool logarithm, Place from, Place to)
-      : RowStep(node, {std::move(from)}, std::move(to)), logarithm_(logarithm) {}
+      : PixelStep(node, {std::move(from)}, std::move(to)), logarithm_(logarithm) {}
   std::string text() const override {
     return sized(logarithm_ ? "logarithm of the softmax of" : "softmax of", writes_);
   }
-  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
-    const View in = reads_[0].view(memory), out = writes_.view(memory);
-    const cpu::ImageSize size = writes_.size;
-    for (int64_t row = begin; row < end; ++row) {
-      const float* from = row_of(in, row / size.height, row % size.height);
-      float* to = row_to(out, row / size.height, row % size.height);
-      for (int64_t x = 0; x < size.width; ++x, from += in.pixel, to += out.pixel)
-        share(from, to, size.channels);
-    }
-  }
 
  private:
-  void share(const float* from, float* to, int64_t count) const {
+  void compute_pixel(const float* from, float* to, int64_t count) const override {
     const float largest = *std::max_element(from, from + count);
     double sum = 0;
     for (int64_t c = 0; c < count; ++c) sum += to[c] = std::exp(from[c] - largest);

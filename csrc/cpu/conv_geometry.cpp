@@ -1,0 +1,47 @@
+#include "cpu/conv_geometry.h"
+
+#include <algorithm>
+
+namespace cnnfast::cpu {
+
+bool ConvGeometry::narrow_groups() const {
+  const int64_t channels = group_in();
+  if (groups == 1 || channels != group_out()) return false;
+  if (channels == 1) return true;
+  return (channels == 4 || channels == 8) && channels < kernels().vector_width && kernel_w == 3 &&
+         dilation_w == 1 && stride_w <= 2;
+}
+
+double ConvGeometry::flops() const {
+  return 2.0 * static_cast<double>(images) * out_height * out_width * out_channels * depth();
+}
+
+int64_t ConvGeometry::packed_bytes() const {
+  const int64_t taps = algorithm.direct() ? kernel_h * kernel_w : algorithm.points * algorithm.points;
+  return groups * round_up(group_out(), kernels().vector_width) * group_in() * taps *
+         static_cast<int64_t>(sizeof(float));
+}
+
+namespace {
+
+Panels cut_panels(int64_t channels, int64_t most) {
+  const int64_t width = kernels().vector_width;
+  const int64_t vectors = std::max<int64_t>(1, (channels + width - 1) / width);
+  const int64_t count = (vectors + most - 1) / most;
+  return {(vectors + count - 1) / count, count};
+}
+
+}  // namespace
+
+Panels Panels::of(int64_t channels) { return cut_panels(channels, kernels().max_panel_vectors); }
+
+Panels Panels::of(const ConvGeometry& g) {
+  return g.algorithm.direct() ? of(g.group_out()) : cut_panels(g.group_out(), kernels().max_winograd_vectors);
+}
+
+int64_t winograd_tiles(const ConvGeometry& g) {
+  const int64_t tile = g.algorithm.tile;
+  return g.images * ((g.out_height + tile - 1) / tile) * ((g.out_width + tile - 1) / tile);
+}
+
+}  // namespace cnnfast::cpu
