@@ -18,9 +18,9 @@ from cnnfast.train import Settings, TrainingError, build, train
 from cnnfast.training import checkpoint
 from cnnfast.training.processes import Processes, current, joined
 
-SETTINGS = Settings(
-    "residual_net", epochs=2, batch_size=32, optimizer="sgd", lr=0.05, momentum=0.5, augment=True
-)
+# Without kinks. Some of residual_net's ReLUs lie so close to theirs that, with six seeds of seven, weights
+# changed by 1e-7 of their size end 6e-5 to 2e-3 apart; lenet's end 4e-7 apart.
+SETTINGS = Settings("lenet", epochs=2, batch_size=32, optimizer="sgd", lr=0.9, momentum=0.5, augment=True)
 
 # Each process keeps its weights, buffers and history in a file of its own.
 PROGRAM = """
@@ -30,11 +30,12 @@ import torch
 from cnnfast.train import Settings, build, train
 from cnnfast.training.processes import current, joined
 
-folder, resume, settings = sys.argv[1], sys.argv[2] == "resume", Settings(**json.loads(sys.argv[3]))
+folder, resume, noisy = sys.argv[1], sys.argv[2] == "resume", sys.argv[3] == "noisy"
+settings = Settings(**json.loads(sys.argv[4]))
 with joined("cpu") as device:
     splits = torch.load(f"{folder}/splits.pt")
     net = build(settings)
-    if settings.model == "lenet":  # what it lacks: buffers, and random numbers in the forward pass
+    if noisy:  # what lenet lacks: buffers, and random numbers in the forward pass
         net.conv1 = torch.nn.Sequential(net.conv1, torch.nn.BatchNorm2d(6), torch.nn.Dropout(0.3))
     history = train(net, *splits, settings, device=device, out=f"{folder}/run", resume=resume)
     state = {"net": net.state_dict(), "history": [asdict(epoch) for epoch in history]}
@@ -66,12 +67,13 @@ def torchrun(*arguments, seconds=240):
     return process.returncode, out, err
 
 
-def trained_by_two(folder, settings, splits, resume=False):
+def trained_by_two(folder, settings, splits, resume=False, noisy=True):
     """What the two processes end with, and what torchrun printed."""
     (folder / "program.py").write_text(PROGRAM)
     torch.save(splits, folder / "splits.pt")
     how = "resume" if resume else "start"
-    code, out, err = torchrun(folder / "program.py", folder, how, json.dumps(asdict(settings)))
+    arguments = [folder, how, "noisy" if noisy else "plain", json.dumps(asdict(settings))]
+    code, out, err = torchrun(folder / "program.py", *arguments)
     assert code == 0, out + err
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)], out
 
@@ -91,14 +93,14 @@ def assert_equal(one, other):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
     splits = few_images()
-    (first, second), out = trained_by_two(tmp_path, SETTINGS, splits)
+    (first, second), out = trained_by_two(tmp_path, SETTINGS, splits, noisy=False)
     assert_equal(first["net"], second["net"])
     assert first["history"] == second["history"]
     assert out.count("epoch ") == 2  # the first alone reports
 
     alone, history = run(SETTINGS, splits)
     for key, expected in alone.state_dict().items():
-        torch.testing.assert_close(first["net"][key], expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(first["net"][key], expected, rtol=1e-5, atol=1e-5)
     for found, expected in zip(first["history"], history, strict=True):
         assert found["loss"] == pytest.approx(expected.loss, rel=1e-4)
         assert found["train_accuracy"] == pytest.approx(expected.train_accuracy, abs=0.007)  # a tie or two
