@@ -121,7 +121,7 @@ _LARGER = ((2, 4), (2, 2))  # times height and width; the second for networks of
 def _shapes_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> dict[fx.Node, torch.Size]:
     """Shapes for larger images, without computing: what is equal for one size may be so by chance.
 
-    None where the network does not take other sizes.
+    Empty where the network does not take other sizes; a plan then knows those of its example alone.
     """
     for factors in _LARGER:
         try:
