@@ -94,8 +94,6 @@ class Case:
             raise ValueError(f"mode is {self.mode!r}, but must be one of {', '.join(MODES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, but must be one of {', '.join(DTYPES)}")
-        if self.mode == "training" and self.dtype != "float32":
-            raise ValueError(f"dtype is {self.dtype!r}, but training is measured in float32 alone")
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}, but must be at least 1")
         if self.threads < 1:

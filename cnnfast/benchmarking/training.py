@@ -1,4 +1,7 @@
-"""Contenders of a training step: forward, cross entropy, backward, SGD."""
+"""Contenders of a training step: forward, cross entropy, backward, SGD.
+
+In bfloat16 the parameters stay float32 and every contender's forward runs under autocast.
+"""
 
 import contextlib
 import platform
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnfast.training.allocator import keep_freed_memory
+from cnnfast.training.epoch import precision
 
 from .case import Case
 from .contenders import extension_unavailable
@@ -27,6 +31,7 @@ class TrainingContender(ABC):
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
 
     def __init__(self, case: Case, model: nn.Module, example: Tensor):
+        self.dtype = case.dtype
         model = model.to(memory_format=self.memory_format)
         self.network = self.prepare(model)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
@@ -49,7 +54,8 @@ class TrainingContender(ABC):
         """Loss and gradients, without a change of the weights."""
         inputs, target = fed
         self.optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(self.network(inputs), target)
+        with precision(inputs.device, self.dtype):
+            loss = nn.functional.cross_entropy(self.network(inputs), target)
         loss.backward()
         return loss.detach()
 

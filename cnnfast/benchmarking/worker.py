@@ -70,7 +70,8 @@ class Session:
             outputs = [self.contender.output(self.contender.step(fed)).clone() for fed in self.batches]
             return parity.compare_outputs(self.case, self.reference, outputs)
         loss = self.contender.backward(self.batches[0])
-        return parity.compare_training(self.reference, loss, parity.gradient_norms(self.model))
+        norms = parity.gradient_norms(self.model)
+        return parity.compare_training(self.reference, loss, norms, self.case.dtype)
 
     def allocated(self) -> dict[str, Any]:
         """Of the second step: gradients are there then, as in every later one."""

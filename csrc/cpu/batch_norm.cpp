@@ -8,6 +8,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/normalise.h"
+#include "cpu/widened.h"
 #include "ops/batch_norm2d.h"
 
 namespace cnnfast::cpu {
@@ -19,7 +20,8 @@ BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor
                                        at::IntArrayRef stride, at::IntArrayRef padding,
                                        at::IntArrayRef dilation, int64_t groups, double eps,
                                        std::string_view activation) {
-  if (!all_float(input, {bn_weight, bn_bias}) || input.numel() == 0)
+  const bool wide = takes_widened(input);
+  if ((!wide && !all_float(input, {bn_weight, bn_bias})) || input.numel() == 0)
     return conv2d_batch_norm_composite(input, weight, bias, bn_weight, bn_bias, residual, stride, padding,
                                        dilation, groups, eps, activation);
   const Conv2dParams params{stride, padding, dilation, groups};
@@ -29,14 +31,22 @@ BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor
   const at::Tensor conv = conv2d_float({input, weight, none, none, none, params, "none"}, sizes);
   const PixelRows rows = pixel_rows(conv);
   const auto [mean, var] = batch_statistics(rows);
-  const at::Tensor output = normalise(rows, conv.sizes(), fold(mean, var, bn_weight, bn_bias, eps), residual,
+  const auto scale_shift = fold(mean, var, widened(bn_weight), widened(bn_bias), eps);
+  const at::Tensor output = normalise(rows, conv.sizes(), scale_shift, widened(residual),
                                       parse_activation("conv2d_batch_norm", activation));
-  return {output, conv, present(bias) ? mean + *bias : mean, var};
+  const auto type = input.scalar_type();
+  return {rounded_to(type, output), rounded_to(type, conv), present(bias) ? mean + *bias : mean, var};
 }
 
 at::Tensor batch_norm_act_cpu(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                               const OptionalTensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& residual, double eps, std::string_view activation) {
+  if (takes_widened(input)) {
+    check_batch_norm_act(input, mean, var, weight, bias, residual, activation);
+    return rounded_to(input.scalar_type(),
+                      batch_norm_act_float(widened(input), widened(mean), widened(var), widened(weight),
+                                           widened(bias), widened(residual), eps, activation));
+  }
   if (!all_float(input, {mean, var, weight, bias}))
     return batch_norm_act_composite(input, mean, var, weight, bias, residual, eps, activation);
   check_batch_norm_act(input, mean, var, weight, bias, residual, activation);
@@ -46,14 +56,15 @@ at::Tensor batch_norm_act_cpu(const at::Tensor& input, const at::Tensor& mean, c
 BatchNorm2dOutputs batch_norm2d_cpu(const at::Tensor& input, const OptionalTensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& residual, double eps,
                                     std::string_view activation) {
-  if (!all_float(input, {weight, bias}))
+  if (!takes_widened(input) && !all_float(input, {weight, bias}))
     return batch_norm2d_composite(input, weight, bias, residual, eps, activation);
   check_batch_norm2d(input, weight, bias, residual, activation);
-  const PixelRows rows = pixel_rows(input);
+  const PixelRows rows = pixel_rows(widened(input));
   const auto [mean, var] = batch_statistics(rows);
-  const at::Tensor output = normalise(rows, input.sizes(), fold(mean, var, weight, bias, eps), residual,
+  const auto scale_shift = fold(mean, var, widened(weight), widened(bias), eps);
+  const at::Tensor output = normalise(rows, input.sizes(), scale_shift, widened(residual),
                                       parse_activation("batch_norm2d", activation));
-  return {output, mean, var};
+  return {rounded_to(input.scalar_type(), output), mean, var};
 }
 
 BatchNormGradients batch_norm2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
@@ -61,6 +72,15 @@ BatchNormGradients batch_norm2d_backward_cpu(const at::Tensor& grad_output, cons
                                              const OptionalTensor& weight, const at::Tensor& output,
                                              double eps, std::string_view activation, bool batch_statistics,
                                              std::array<bool, 6> output_mask) {
+  if (takes_widened(grad_output, {input, output})) {
+    const auto type = input.scalar_type();
+    const auto parameters = present(weight) ? weight->scalar_type() : at::kFloat;
+    return rounded_to(
+        {type, mean.scalar_type(), var.scalar_type(), parameters, parameters, type},
+        batch_norm2d_backward_float(widened_kept(grad_output), widened_kept(input), widened(mean),
+                                    widened(var), widened(weight), widened_kept(output), eps, activation,
+                                    batch_statistics, output_mask));
+  }
   const bool ours = all_float(input, {grad_output, mean, var, weight, output});
   return (ours ? batch_norm2d_backward_float : batch_norm2d_backward_composite)(
       grad_output, input, mean, var, weight, output, eps, activation, batch_statistics, output_mask);

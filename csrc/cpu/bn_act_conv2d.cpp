@@ -6,6 +6,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/normalise.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -17,7 +18,7 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
                                      at::IntArrayRef stride, at::IntArrayRef padding,
                                      at::IntArrayRef dilation, int64_t groups, double eps,
                                      std::string_view pre_activation) {
-  if (!all_float(input, {bn_weight, bn_bias, mean, var}))
+  if (!takes_widened(input) && !all_float(input, {bn_weight, bn_bias, mean, var}))
     return bn_act_conv2d_composite(input, weight, bias, bn_weight, bn_bias, mean, var, residual, stride,
                                    padding, dilation, groups, eps, pre_activation);
   const Conv2dParams params{stride, padding, dilation, groups};
@@ -26,14 +27,16 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   const bool given = present(mean);
   // Where channels are not adjacent the one copy serves the statistics and the convolution.
   const at::Tensor images =
-      channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
-  const Statistics used = given ? Statistics{*mean, *var} : batch_statistics(pixel_rows(images));
-  const ScaleShift s = fold(used.mean, used.var, bn_weight, bn_bias, eps);
+      widened(channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast));
+  const Statistics used =
+      given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
+  const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);
   const Activation activation = parse_activation("bn_act_conv2d", pre_activation);
-  const at::Tensor output = conv2d_float({images, weight, bias, std::nullopt, residual, params, "none"},
-                                         sizes, [&](const at::Tensor& t, Border border, at::Tensor& storage) {
-                                           return normalised_with_border(t, s, activation, border, storage);
-                                         });
+  const at::Tensor wide = conv2d_float({images, weight, bias, std::nullopt, residual, params, "none"}, sizes,
+                                       [&](const at::Tensor& t, Border border, at::Tensor& storage) {
+                                         return normalised_with_border(t, s, activation, border, storage);
+                                       });
+  const at::Tensor output = rounded_to(input.scalar_type(), wide);
   if (given) return {output, no_gradient(*mean), no_gradient(*var)};
   return {output, used.mean, used.var};
 }
@@ -45,6 +48,16 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
                                               at::IntArrayRef padding, at::IntArrayRef dilation,
                                               int64_t groups, double eps, std::string_view pre_activation,
                                               bool batch_statistics, std::array<bool, 6> output_mask) {
+  if (takes_widened(grad_output, {input, weight})) {
+    const auto type = input.scalar_type();
+    const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;
+    const auto of_bias = present(bn_bias) ? bn_bias->scalar_type() : at::kFloat;
+    return rounded_to({type, type, type, of_weight, of_bias, type},
+                      bn_act_conv2d_backward_cpu(widened_kept(grad_output), widened_kept(input),
+                                                 widened_kept(weight), widened(bn_weight), widened(bn_bias),
+                                                 widened(mean), widened(var), stride, padding, dilation,
+                                                 groups, eps, pre_activation, batch_statistics, output_mask));
+  }
   const bool ours = all_float(input, {grad_output, bn_weight, bn_bias, mean, var});
   const BnActConv2dSteps steps =
       ours ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_over}

@@ -1,4 +1,4 @@
-// conv2d on the CPU: float32 through the kernel table, other types through ATen.
+// conv2d on the CPU: float32 through the kernel table, bfloat16 widened for it, other types through ATen.
 #include "ops/conv2d.h"
 
 #include <ATen/Functions.h>
@@ -10,6 +10,7 @@
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -21,7 +22,7 @@ constexpr double kSerialFlops = 4e5;
 constexpr double kWinogradFlops = 2e7;
 
 AlignedFloats channel_values(const ConvGeometry& g, const OptionalTensor& t) {
-  return present(t) ? pack_channels(g, t->contiguous().const_data_ptr<float>()) : AlignedFloats(0);
+  return present(t) ? pack_channels(g, widened(*t).contiguous().const_data_ptr<float>()) : AlignedFloats(0);
 }
 
 ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef sizes) {
@@ -47,7 +48,8 @@ at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& siz
 }
 
 at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes, const BringIn& bring_in) {
-  const at::Tensor output = output_empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
+  const at::Tensor output =
+      output_empty(concrete(sizes), a.input.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
   conv2d_into(a, output, bring_in);
   return output;
 }
@@ -62,16 +64,17 @@ void conv2d_into(const Conv2dArgs& a, const at::Tensor& output, const BringIn& b
   const View input = bring_in(a.input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
   View residual{};
   if (present(a.residual)) {
-    dense_residual = *a.residual;
+    dense_residual = widened(*a.residual);
     if (!channels_adjacent(dense_residual))
       dense_residual = dense_residual.contiguous(at::MemoryFormat::ChannelsLast);
     residual = view_of(dense_residual);
   }
   const bool raw = is_trained(a.weight) && takes_raw_weights(g);
+  const at::Tensor raw_weight = raw ? widened(a.weight) : at::Tensor();
   const auto packed = raw ? nullptr : packed_weight(a.weight, g);
   const AlignedFloats scale = channel_values(g, a.scale), shift = channel_values(g, a.bias);
   const PackedConv weights =
-      raw ? PackedConv(a.weight.const_data_ptr<float>(), weight_strides(a.weight), scale, shift)
+      raw ? PackedConv(raw_weight.const_data_ptr<float>(), weight_strides(raw_weight), scale, shift)
           : PackedConv(*packed, scale, shift);
   const View out = view_of(output);
   const ConvJob job(g, {input.data - ph * input.row - pw * input.pixel, input.image, input.row, input.pixel},
@@ -86,12 +89,13 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const O
                       const OptionalTensor& scale, const OptionalTensor& residual, at::IntArrayRef stride,
                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                       std::string_view activation) {
-  if (!is_plain_float(input))
+  const bool wide = takes_widened(input);
+  if (!wide && !is_plain_float(input))
     return conv2d_composite(input, weight, bias, scale, residual, stride, padding, dilation, groups,
                             activation);
   const Conv2dArgs args{input,     weight, bias, scale, residual, {stride, padding, dilation, groups},
                         activation};
-  return conv2d_float(args, check_conv2d("conv2d", args));
+  return rounded_to(input.scalar_type(), conv2d_float(args, check_conv2d("conv2d", args)));
 }
 
 }  // namespace

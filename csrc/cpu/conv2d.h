@@ -10,7 +10,8 @@ namespace cnnfast::cpu {
 // Brings the input into memory with its border, as with_border does: where a prologue is applied on the way.
 using BringIn = std::function<View(const at::Tensor&, Border, at::Tensor& storage)>;
 
-// Arguments must have passed check_conv2d, which gave `sizes`.
+// Arguments must have passed check_conv2d, which gave `sizes`; bfloat16 ones are widened, the output is
+// float32.
 at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
 at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes,
                         const BringIn& bring_in);

@@ -10,6 +10,7 @@
 #include "cpu/conv_input_grad.h"
 #include "cpu/normalise.h"
 #include "cpu/strip_backward.h"
+#include "cpu/widened.h"
 #include "ops/batch_norm.h"
 #include "ops/conv_gradients.h"
 
@@ -53,6 +54,15 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
                                     const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
                                     at::IntArrayRef dilation, int64_t groups, std::string_view activation,
                                     std::array<bool, 5> output_mask) {
+  if (takes_widened(grad_output, {input, weight, output})) {
+    const at::Tensor grad = widened_kept(grad_output);
+    const auto type = input.scalar_type();
+    return rounded_to(
+        {type, type, type, type, type},
+        conv2d_backward_cpu(grad, widened_kept(input), widened_kept(weight), widened_kept(scale),
+                            output.is_same(grad_output) ? grad : widened_kept(output), stride, padding,
+                            dilation, groups, activation, output_mask));
+  }
   const bool ours = all_float(input, {grad_output, weight, output}) && is_plain_float(grad_output) &&
                     !present(scale) && grad_output.numel() > 0;
   if (!ours)
@@ -96,6 +106,16 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                   at::IntArrayRef dilation, int64_t groups, double eps,
                                                   std::string_view activation,
                                                   std::array<bool, 6> output_mask) {
+  if (takes_widened(grad_output, {input, weight, conv_output, output})) {
+    const auto type = input.scalar_type();
+    const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
+    return rounded_to(
+        {type, type, type, parameters, parameters, type},
+        conv2d_batch_norm_backward_cpu(widened_kept(grad_output), widened_kept(input), widened_kept(weight),
+                                       widened(bn_weight), widened_kept(conv_output), widened(conv_mean),
+                                       widened(var), widened_kept(output), stride, padding, dilation, groups,
+                                       eps, activation, output_mask));
+  }
   const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, output}) &&
                     is_plain_float(grad_output) && grad_output.numel() > 0;
   if (!ours)

@@ -11,6 +11,7 @@
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/weight_sums.h"
+#include "cpu/widened.h"
 #include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
@@ -135,6 +136,10 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
+  if (takes_widened(grad_output, {input, weight}))
+    return rounded_to(weight.scalar_type(),
+                      conv2d_weight_grad_cpu(widened_kept(grad_output), widened_kept(input),
+                                             widened_kept(weight), stride, padding, dilation, groups));
   const bool filled = groups == 1 || std::min(weight.size(0) / groups, weight.size(1)) >= kLeastGroup;
   if (!is_plain_float(grad_output) || !is_plain_float(input) || !filled)
     return conv2d_weight_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);

@@ -9,6 +9,7 @@
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -169,6 +170,10 @@ namespace {
 at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
+  if (takes_widened(grad_output, {input, weight}))
+    return rounded_to(input.scalar_type(),
+                      conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),
+                                            widened_kept(weight), stride, padding, dilation, groups));
   const Conv2dParams p{stride, padding, dilation, groups};
   if (!is_plain_float(grad_output) || !InputGradient::serves(input, weight, p))
     return conv2d_input_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);

@@ -11,6 +11,7 @@
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -69,6 +70,14 @@ DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weight
                                   const OptionalTensors& biases, const OptionalTensors& bn_weights,
                                   const OptionalTensors& bn_biases, const OptionalTensors& means,
                                   const OptionalTensors& vars, double eps, std::string_view activation) {
+  if (takes_widened(input)) {
+    check_dense_block({input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation});
+    const auto type = input.scalar_type();
+    return rounded_to(
+        {type, at::kFloat, at::kFloat},
+        dense_block_cpu(widened(input), widened_kept(weights), widened(biases), widened(bn_weights),
+                        widened(bn_biases), widened(means), widened(vars), eps, activation));
+  }
   const bool served = is_plain_float(input) && input.numel() && all_float(bn_weights) &&
                       all_float(bn_biases) && all_float(means) && all_float(vars);
   if (!served)

@@ -6,6 +6,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -29,6 +30,10 @@ void mean_of_block(const float* image, const View& v, int64_t height, int64_t wi
 }
 
 at::Tensor global_avg_pool2d_cpu(const at::Tensor& input) {
+  if (takes_widened(input)) {
+    check_global_avg_pool2d(input);
+    return rounded_to(input.scalar_type(), global_avg_pool2d_cpu(widened(input)));
+  }
   if (!is_plain_float(input)) return global_avg_pool2d_composite(input);
   check_global_avg_pool2d(input);
   const int64_t images = input.size(0), channels = input.size(1);

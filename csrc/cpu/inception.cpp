@@ -8,6 +8,7 @@
 #include "cpu/parallel.h"
 #include "cpu/pool2d.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -45,6 +46,11 @@ void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& we
 
 std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList weights,
                                       const OptionalTensors& biases, at::IntArrayRef branches) {
+  if (takes_widened(input)) {
+    check_inception(input, weights, biases, parse_branches("inception", branches));
+    return rounded_to(input.scalar_type(),
+                      inception_cpu(widened(input), widened_kept(weights), widened(biases), branches));
+  }
   if (!is_plain_float(input)) return inception_composite(input, weights, biases, branches);
   // One copy where channels are not adjacent, instead of one per branch.
   const bool adjacent = input.dim() != 4 || channels_adjacent(input);
@@ -52,8 +58,24 @@ std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList we
                       biases, branches);
 }
 
+InceptionGradients inception_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                          at::TensorList weights, at::TensorList outputs,
+                                          at::IntArrayRef branches, const c10::List<bool>& output_mask) {
+  if (!takes_widened(grad_output, {input}))
+    return inception_backward(grad_output, input, weights, outputs, branches, output_mask);
+  const auto type = input.scalar_type();
+  auto [of_input, of_weights, of_biases] =
+      inception_backward(widened_kept(grad_output), widened_kept(input), widened_kept(weights),
+                         widened_kept(outputs), branches, output_mask);
+  return {rounded_to(type, of_input), rounded_to(type, std::move(of_weights)),
+          rounded_to(type, std::move(of_biases))};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("inception", TORCH_FN(inception_cpu)); }
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("inception", TORCH_FN(inception_cpu));
+  m.impl("inception_backward", TORCH_FN(inception_backward_cpu));
+}
 
 }  // namespace cnnfast::cpu

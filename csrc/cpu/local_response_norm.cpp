@@ -6,6 +6,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -35,6 +36,8 @@ LrnCall call_for(const at::Tensor& images, const at::Tensor& output, const LrnPa
 
 at::Tensor local_response_norm_cpu(const at::Tensor& input, int64_t size, double alpha, double beta,
                                    double k) {
+  if (takes_widened(input))
+    return rounded_to(input.scalar_type(), local_response_norm_cpu(widened(input), size, alpha, beta, k));
   if (!is_plain_float(input)) return local_response_norm_composite(input, size, alpha, beta, k);
   check_local_response_norm(input, size);
   const at::Tensor output = at::empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
@@ -50,6 +53,10 @@ at::Tensor local_response_norm_cpu(const at::Tensor& input, int64_t size, double
 
 at::Tensor local_response_norm_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                             int64_t size, double alpha, double beta, double k) {
+  if (takes_widened(grad_output, {input}))
+    return rounded_to(input.scalar_type(),
+                      local_response_norm_backward_cpu(widened_kept(grad_output), widened_kept(input), size,
+                                                       alpha, beta, k));
   if (!is_plain_float(input) || !is_plain_float(grad_output))
     return local_response_norm_backward_composite(grad_output, input, size, alpha, beta, k);
   check_local_response_norm(input, size);

@@ -3,6 +3,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "cpu/widened.h"
 #include "ops/common.h"
 
 namespace cnnfast::cpu {
@@ -36,7 +37,8 @@ std::shared_ptr<AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry
   const int64_t floats = packed_floats(g);
   if (!memory || memory.use_count() != 1 || memory->size() != floats)
     memory = std::make_shared<AlignedFloats>(floats);
-  pack_weight_into(g, weight.const_data_ptr<float>(), weight_strides(weight), memory->data(), trained);
+  const at::Tensor wide = widened(weight);
+  pack_weight_into(g, wide.const_data_ptr<float>(), weight_strides(wide), memory->data(), trained);
   return memory;
 }
 

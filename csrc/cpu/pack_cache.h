@@ -8,9 +8,9 @@
 
 namespace cnnfast::cpu {
 
-// Packs `weight` or finds it packed. An entry is found again by the tensor's identity, its version counter,
-// its memory, the groups and the algorithm; it goes with the tensor. Inference tensors have no version
-// counter and are packed at every call.
+// Packs `weight` (float32 or bfloat16) or finds it packed. An entry is found again by the tensor's identity,
+// its version counter, its memory, the groups and the algorithm; it goes with the tensor. Inference tensors
+// have no version counter and are packed at every call.
 std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& geometry);
 
 // Whether a gradient is recorded for `weight`, which then changes before it is used again.

@@ -7,6 +7,7 @@
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -84,6 +85,9 @@ bool served(const at::Tensor& input) { return is_plain_float(input) && input.dim
 
 at::Tensor max_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+  if (takes_widened(input))
+    return rounded_to(input.scalar_type(),
+                      max_pool2d_cpu(widened(input), kernel_size, stride, padding, dilation, ceil_mode));
   if (!served(input)) return max_pool2d_composite(input, kernel_size, stride, padding, dilation, ceil_mode);
   const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
   const at::Tensor output = output_of(input, check_pool2d("max_pool2d", input, params));
@@ -94,6 +98,9 @@ at::Tensor max_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
 at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                           std::optional<int64_t> divisor_override) {
+  if (takes_widened(input))
+    return rounded_to(input.scalar_type(), avg_pool2d_cpu(widened(input), kernel_size, stride, padding,
+                                                          ceil_mode, count_include_pad, divisor_override));
   if (!served(input))
     return avg_pool2d_composite(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
                                 divisor_override);
@@ -125,6 +132,10 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
     return max_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, dilation,
                                          ceil_mode);
   };
+  if (takes_widened(grad_output, {input}))
+    return rounded_to(input.scalar_type(),
+                      max_pool2d_backward_cpu(widened_kept(grad_output), widened_kept(input), kernel_size,
+                                              stride, padding, dilation, ceil_mode));
   if (!served(input) || !is_plain_float(grad_output)) return composite();
   const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
   const auto sizes = gradient_sizes("max_pool2d_backward", grad_output, input, params);
@@ -145,6 +156,11 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
     return avg_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, ceil_mode,
                                          count_include_pad, divisor_override);
   };
+  if (takes_widened(grad_output, {input}))
+    return rounded_to(
+        input.scalar_type(),
+        avg_pool2d_backward_cpu(widened_kept(grad_output), widened_kept(input), kernel_size, stride, padding,
+                                ceil_mode, count_include_pad, divisor_override));
   if (!served(input) || !is_plain_float(grad_output)) return composite();
   TORCH_CHECK(!divisor_override || *divisor_override != 0,
               "cnnfast::avg_pool2d_backward: divisor_override must not be 0");

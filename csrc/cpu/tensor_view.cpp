@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include "cpu/bf16_table.h"
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 
@@ -36,19 +37,33 @@ View view_of(const at::Tensor& t) {
 
 namespace {
 
+// Image rows [row_begin, row_end) over all images, of a tensor whose channels are adjacent.
+void widen_rows(const at::Tensor& t, ImageSize size, View to, int64_t row_begin, int64_t row_end) {
+  const auto* from = reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>());
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t image = row / size.height, y = row % size.height;
+    bf16_kernels().widen({from + image * t.stride(0) + y * t.stride(2), t.stride(3)},
+                         {to.data + image * to.image + y * to.row, to.pixel}, size.width, size.channels);
+  }
+}
+
 View copy_with_border(const at::Tensor& t, Border b, at::Tensor& storage, decltype(output_empty)& empty) {
-  const bool bordered = b.top || b.left || b.bottom || b.right;
+  const bool narrow = t.scalar_type() == at::kBFloat16;
+  if (narrow && !channels_adjacent(t))
+    return copy_with_border(t.contiguous(at::MemoryFormat::ChannelsLast), b, storage, empty);
+  const bool bordered = narrow || b.top || b.left || b.bottom || b.right;
   if (!bordered && channels_adjacent(t)) return view_of(t);
   const ImageSize size = image_size(t);
   const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
-  storage = empty({size.images, height, width, size.channels}, t.options(), std::nullopt);
+  storage = empty({size.images, height, width, size.channels}, t.options().dtype(at::kFloat), std::nullopt);
   View v{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
   v.data += b.top * v.row + b.left * v.pixel;
-  const float* source = t.const_data_ptr<float>();
-  const TensorStrides strides = tensor_strides(t);
   parallel_team(storage.numel() < (1 << 14) ? 1 : team_size(), [&](int thread, int team, Barrier&) {
     const auto [row_begin, row_end] = share(size.images * size.height, 1, thread, team);
-    copy_in(source, strides, size, v, row_begin, row_end);
+    if (narrow)
+      widen_rows(t, size, v, row_begin, row_end);
+    else
+      copy_in(t.const_data_ptr<float>(), tensor_strides(t), size, v, row_begin, row_end);
     const auto [image_begin, image_end] = share(size.images, 1, thread, team);
     zero_border(v, size, b, image_begin, image_end);
   });

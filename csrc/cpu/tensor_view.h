@@ -24,8 +24,8 @@ View view_of(const at::Tensor& t);
 bool channels_adjacent(const at::Tensor& t);
 
 // The tensor in memory with `border` zeros around every image, as a view of the first pixel inside the
-// border. Keeps what it allocates in `storage`; returns the tensor's own memory where nothing has to be
-// copied.
+// border; a bfloat16 one widened. Keeps what it allocates in `storage`; returns the tensor's own memory where
+// nothing has to be copied.
 View with_border(const at::Tensor& t, Border border, at::Tensor& storage);
 // The same for a step of training (cpu/memory_pool.h).
 View with_border_kept(const at::Tensor& t, Border border, at::Tensor& storage);

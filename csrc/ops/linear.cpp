@@ -32,11 +32,9 @@ at::Tensor linear_composite(const at::Tensor& input, const at::Tensor& weight, c
   return activate(at::linear(input, weight, bias), parse_activation("linear", activation)).contiguous();
 }
 
-namespace {
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-    const at::Tensor& output, std::string_view activation, std::array<bool, 3> output_mask) {
+LinearGradients linear_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                const at::Tensor& weight, const at::Tensor& output,
+                                std::string_view activation, std::array<bool, 3> output_mask) {
   const auto [need_input, need_weight, need_bias] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   const at::Tensor grad =
@@ -46,8 +44,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_backward(
           need_weight ? at::mm(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})) : none(),
           need_bias ? rows.sum(0) : none()};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {
   m.impl("linear", TORCH_FN(linear_composite));

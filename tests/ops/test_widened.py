@@ -1,0 +1,136 @@
+"""Operators on bfloat16 tensors: operands widened, sums in float32, results rounded once."""
+
+import pytest
+import torch
+
+from cnnfast import ops
+
+from .operators import OPERATORS
+from .support import needs_extension
+
+every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
+pytestmark = needs_extension
+
+# Half the distance of neighbours, as a part of the value.
+ROUNDING = 2.0**-8
+
+
+def narrow_tensors(operator, batch=3, requires_grad=False):
+    torch.manual_seed(0)
+    return operator.tensors(batch, dtype=torch.bfloat16, requires_grad=requires_grad)
+
+
+@every_operator
+def test_operator_rounds_once(operator):
+    tensors = narrow_tensors(operator)
+    truth = operator.run_reference(*(t.double() for t in tensors))
+    output = operator.run(*tensors)
+    assert output.dtype == torch.bfloat16
+    allowed = ROUNDING * truth.abs() + 2e-5 * truth.abs().max()
+    assert ((output.double() - truth).abs() <= allowed).all()
+
+
+@every_operator
+def test_operator_gradients(operator):
+    """Against float64 on the same values; what the forward keeps is rounded, and so is what comes out."""
+    tensors = narrow_tensors(operator, requires_grad=True)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    output, truth = operator.run(*tensors), operator.run_reference(*exact)
+    cotangent = torch.randn_like(output)
+    found = torch.autograd.grad(output, tensors, cotangent)
+    expected = torch.autograd.grad(truth, exact, cotangent.double())
+    for own, other in zip(found, expected, strict=True):
+        assert own.dtype == torch.bfloat16
+        # the true gradient of a bias in front of a batch norm is zero
+        scale = other.abs().max().clamp_min(cotangent.double().abs().max())
+        assert (own.double() - other).abs().max() <= 4 * ROUNDING * scale
+
+
+@every_operator
+def test_operator_takes_any_layout(operator):
+    tensors = narrow_tensors(operator)
+    expected = operator.run(*tensors)
+    for place in operator.batched:
+        t = tensors[place]
+        if t.dim() != 4:
+            continue
+        wider = torch.randn(t.shape[0], t.shape[1] + 3, *t.shape[2:]).bfloat16()
+        wider = wider.contiguous(memory_format=torch.channels_last)
+        wider[:, 1:-2] = t
+        rows = torch.randn(t.shape[0], t.shape[1], t.shape[2] + 2, t.shape[3]).bfloat16()
+        rows[:, :, 1:-1] = t
+        layouts = [
+            t.contiguous(memory_format=torch.channels_last),
+            wider[:, 1:-2],
+            rows[:, :, 1:-1],
+            t.transpose(2, 3).contiguous().transpose(2, 3),
+        ]
+        for other in layouts:
+            given = [other if i == place else same for i, same in enumerate(tensors)]
+            torch.testing.assert_close(operator.run(*given), expected, rtol=ROUNDING, atol=1e-5)
+
+
+@every_operator
+def test_operator_of_no_images(operator):
+    tensors = narrow_tensors(operator, batch=0)
+    try:
+        expected = operator.run_reference(*tensors)
+    except (RuntimeError, ValueError):
+        with pytest.raises((RuntimeError, ValueError)):
+            operator.run(*tensors)
+        return
+    output = operator.run(*tensors)
+    assert output.shape == expected.shape and output.dtype == torch.bfloat16
+
+
+@every_operator
+def test_operator_names_mixed_types(operator):
+    tensors = narrow_tensors(operator)
+    if len(tensors) == 1 or "batch_norm2d" in operator.name.split("conv2d_")[0]:
+        pytest.skip("its other arguments may be float32")
+    tensors[1] = tensors[1].float()
+    with pytest.raises(RuntimeError, match=r"BFloat16.*Float"):
+        operator.run(*tensors)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_weights_that_change_in_place_are_seen(recorded):
+    input = torch.randn(2, 8, 12, 12).bfloat16()
+    weight = torch.randn(16, 8, 3, 3).bfloat16().requires_grad_(recorded)
+    linear_input, linear_weight = torch.randn(4, 32).bfloat16(), torch.randn(16, 32).bfloat16()
+    first, first_row = ops.conv2d(input, weight), ops.linear(linear_input, linear_weight)
+    with torch.no_grad():
+        weight.mul_(2)
+        linear_weight.mul_(2)
+    assert torch.equal(ops.conv2d(input, weight), first * 2)
+    assert torch.equal(ops.linear(linear_input, linear_weight), first_row * 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((2, 32, 28, 28), 3, 1), ((2, 32, 14, 14), 5, 1), ((2, 16, 30, 30), 3, 2)]
+)
+def test_large_convolutions_by_tiles(size, kernel, stride):
+    """Sizes at which convolution and gradients choose Winograd's algorithm."""
+    torch.manual_seed(0)
+    input = torch.randn(size).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = (torch.randn(64, size[1], kernel, kernel) / (size[1] * kernel**2) ** 0.5).bfloat16()
+    weight.requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (input, weight)]
+    places = (kernel // 2,) * 2
+    output = ops.conv2d(input, weight, stride=(stride, stride), padding=places, activation="relu")
+    truth = torch.nn.functional.conv2d(*exact, stride=stride, padding=places).relu()
+    assert (output.double() - truth).abs().max() <= 2 * ROUNDING * truth.abs().max()
+    cotangent = torch.randn_like(output)
+    found = torch.autograd.grad(output, (input, weight), cotangent)
+    expected = torch.autograd.grad(truth, exact, cotangent.double())
+    for own, other in zip(found, expected, strict=True):
+        assert (own.double() - other).abs().max() <= 2 * ROUNDING * other.abs().max()
+
+
+@pytest.mark.parametrize("name", ["relu", "none"])
+def test_nan_stays_where_it_is(name):
+    input = torch.randn(1, 4, 9, 9).bfloat16()
+    input[0, 1, 0, 0] = float("nan")
+    weight = torch.randn(8, 4, 3, 3).bfloat16()
+    output = ops.conv2d(input, weight, padding=(1, 1), activation=name)
+    assert output[0, :, :2, :2].isnan().all() and not output[0, :, 2:, 2:].isnan().any()
