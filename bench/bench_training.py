@@ -1,9 +1,13 @@
-"""A training step of every network: forward, cross entropy, backward, SGD; step time and peak memory."""
+"""A training step of every network: forward, cross entropy, backward, SGD; step time and peak memory.
+
+In float32 and, for all contenders alike, under autocast to bfloat16.
+"""
 
 import harness
 import pytest
 
 from cnnfast import models
+from cnnfast.benchmarking.case import DTYPES
 
 # Steps of small networks are short: large batches. Large maps and fully connected layers: small ones.
 BATCHES = {
@@ -19,7 +23,8 @@ BATCHES = {
 CASES = [(name, BATCHES.get(name, 32)) for name in models.list_models()]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("contender", harness.contenders("training"))
 @pytest.mark.parametrize(("network", "batch"), CASES)
-def test_training_step(network, batch, contender, measure):
-    measure(network, batch, "training")
+def test_training_step(network, batch, contender, dtype, measure):
+    measure(network, batch, "training", dtype)

@@ -37,12 +37,12 @@ def measurements(request):
 
 @pytest.fixture
 def measure(request, benchmark, measurements):
-    """measure(spec, batch, mode): this test's contender against the others of its group, into the record."""
+    """measure(spec, batch, mode, dtype): this contender beside the others of its group, into the record."""
 
-    def run(spec: ModelSpec | str, batch: int, mode: str = "inference") -> None:
+    def run(spec: ModelSpec | str, batch: int, mode: str = "inference", dtype: str = "float32") -> None:
         spec = spec if isinstance(spec, ModelSpec) else ModelSpec(spec)
         contender = request.node.callspec.params["contender"]
-        row = measurements.row(spec, batch, mode, harness.selected(request.node), contender)
+        row = measurements.row(spec, batch, mode, dtype, harness.selected(request.node), contender)
         harness.record(benchmark, row)
 
     return run

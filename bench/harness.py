@@ -45,10 +45,12 @@ class Measurements:
         }
         self._groups: dict[tuple, Result] = {}
 
-    def row(self, spec: ModelSpec, batch: int, mode: str, contenders: Sequence[str], contender: str) -> Row:
-        key = (spec.resolved().label, batch, mode)
+    def row(
+        self, spec: ModelSpec, batch: int, mode: str, dtype: str, contenders: Sequence[str], contender: str
+    ) -> Row:
+        key = (spec.resolved().label, batch, mode, dtype)
         if key not in self._groups:
-            self._groups[key] = compare(spec, [batch], contenders, mode=mode, **self._options)
+            self._groups[key] = compare(spec, [batch], contenders, mode=mode, dtype=dtype, **self._options)
         return self._groups[key].rows[list(contenders).index(contender)]
 
     def joined(self) -> Result | None:

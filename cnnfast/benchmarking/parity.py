@@ -19,7 +19,7 @@ _STATISTICS = 8
 # Of a step's loss and of its gradients' norms. Rounding turns single ReLUs of deep networks on or off: eager
 # channels_last itself is up to 2e-3 off.
 _LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-_GRADIENT_TOLERANCE = {"float32": 5e-3, "bfloat16": 1e-1}
+_GRADIENT_TOLERANCE = {"float32": 5e-3, "bfloat16": 2.5e-1}
 
 
 @dataclass(frozen=True)

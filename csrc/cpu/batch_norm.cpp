@@ -8,10 +8,33 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/normalise.h"
+#include "cpu/paired_conv.h"
 #include "cpu/widened.h"
 #include "ops/batch_norm2d.h"
 
 namespace cnnfast::cpu {
+
+at::Tensor batch_norm_act_widened(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                  const OptionalTensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& residual, double eps, std::string_view activation) {
+  return rounded_to(input.scalar_type(),
+                    batch_norm_act_float(widened(input), widened(mean), widened(var), widened(weight),
+                                         widened(bias), widened(residual), eps, activation));
+}
+
+BatchNormGradients batch_norm2d_backward_widened(const at::Tensor& grad_output, const at::Tensor& input,
+                                                 const at::Tensor& mean, const at::Tensor& var,
+                                                 const OptionalTensor& weight, const at::Tensor& output,
+                                                 double eps, std::string_view activation,
+                                                 bool batch_statistics, std::array<bool, 6> output_mask) {
+  const auto type = input.scalar_type();
+  const auto parameters = present(weight) ? weight->scalar_type() : at::kFloat;
+  return rounded_to({type, mean.scalar_type(), var.scalar_type(), parameters, parameters, type},
+                    batch_norm2d_backward_float(widened_kept(grad_output), widened_kept(input), widened(mean),
+                                                widened(var), widened(weight), widened_kept(output), eps,
+                                                activation, batch_statistics, output_mask));
+}
+
 namespace {
 
 BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor& weight,
@@ -28,14 +51,17 @@ BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor
   const auto sizes =
       check_conv2d_batch_norm({input, weight, bias, bn_weight, bn_bias, residual, params, eps, activation});
   const OptionalTensor none;
-  const at::Tensor conv = conv2d_float({input, weight, none, none, none, params, "none"}, sizes);
+  const Conv2dArgs alone{input, weight, none, none, none, params, "none"};
+  at::Tensor conv_output = wide ? paired_conv2d(alone, sizes) : at::Tensor();
+  const at::Tensor conv = conv_output.defined() ? widened(conv_output) : conv2d_float(alone, sizes);
   const PixelRows rows = pixel_rows(conv);
   const auto [mean, var] = batch_statistics(rows);
   const auto scale_shift = fold(mean, var, widened(bn_weight), widened(bn_bias), eps);
   const at::Tensor output = normalise(rows, conv.sizes(), scale_shift, widened(residual),
                                       parse_activation("conv2d_batch_norm", activation));
   const auto type = input.scalar_type();
-  return {rounded_to(type, output), rounded_to(type, conv), present(bias) ? mean + *bias : mean, var};
+  if (!conv_output.defined()) conv_output = rounded_to(type, conv);
+  return {rounded_to(type, output), conv_output, present(bias) ? mean + *bias : mean, var};
 }
 
 at::Tensor batch_norm_act_cpu(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
@@ -43,9 +69,7 @@ at::Tensor batch_norm_act_cpu(const at::Tensor& input, const at::Tensor& mean, c
                               const OptionalTensor& residual, double eps, std::string_view activation) {
   if (takes_widened(input)) {
     check_batch_norm_act(input, mean, var, weight, bias, residual, activation);
-    return rounded_to(input.scalar_type(),
-                      batch_norm_act_float(widened(input), widened(mean), widened(var), widened(weight),
-                                           widened(bias), widened(residual), eps, activation));
+    return batch_norm_act_widened(input, mean, var, weight, bias, residual, eps, activation);
   }
   if (!all_float(input, {mean, var, weight, bias}))
     return batch_norm_act_composite(input, mean, var, weight, bias, residual, eps, activation);
@@ -72,15 +96,9 @@ BatchNormGradients batch_norm2d_backward_cpu(const at::Tensor& grad_output, cons
                                              const OptionalTensor& weight, const at::Tensor& output,
                                              double eps, std::string_view activation, bool batch_statistics,
                                              std::array<bool, 6> output_mask) {
-  if (takes_widened(grad_output, {input, output})) {
-    const auto type = input.scalar_type();
-    const auto parameters = present(weight) ? weight->scalar_type() : at::kFloat;
-    return rounded_to(
-        {type, mean.scalar_type(), var.scalar_type(), parameters, parameters, type},
-        batch_norm2d_backward_float(widened_kept(grad_output), widened_kept(input), widened(mean),
-                                    widened(var), widened(weight), widened_kept(output), eps, activation,
-                                    batch_statistics, output_mask));
-  }
+  if (takes_widened(grad_output, {input, output}))
+    return batch_norm2d_backward_widened(grad_output, input, mean, var, weight, output, eps, activation,
+                                         batch_statistics, output_mask);
   const bool ours = all_float(input, {grad_output, mean, var, weight, output});
   return (ours ? batch_norm2d_backward_float : batch_norm2d_backward_composite)(
       grad_output, input, mean, var, weight, output, eps, activation, batch_statistics, output_mask);

@@ -6,6 +6,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/normalise.h"
+#include "cpu/paired_conv.h"
 #include "cpu/widened.h"
 
 namespace cnnfast::cpu {
@@ -31,6 +32,14 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   const Statistics used =
       given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
   const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);
+  if (multiplies_bfloat16() && takes_widened(input)) {
+    const at::Tensor activated = batch_norm_act_widened(input, used.mean, used.var, bn_weight, bn_bias,
+                                                        std::nullopt, eps, pre_activation);
+    const at::Tensor output =
+        paired_conv2d({activated, weight, bias, std::nullopt, residual, params, "none"}, sizes);
+    if (output.defined())
+      return {output, given ? no_gradient(*mean) : used.mean, given ? no_gradient(*var) : used.var};
+  }
   const Activation activation = parse_activation("bn_act_conv2d", pre_activation);
   const at::Tensor wide = conv2d_float({images, weight, bias, std::nullopt, residual, params, "none"}, sizes,
                                        [&](const at::Tensor& t, Border border, at::Tensor& storage) {
@@ -48,7 +57,8 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
                                               at::IntArrayRef padding, at::IntArrayRef dilation,
                                               int64_t groups, double eps, std::string_view pre_activation,
                                               bool batch_statistics, std::array<bool, 6> output_mask) {
-  if (takes_widened(grad_output, {input, weight})) {
+  const bool wide = takes_widened(grad_output, {input, weight});
+  if (wide && !multiplies_bfloat16()) {
     const auto type = input.scalar_type();
     const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;
     const auto of_bias = present(bn_bias) ? bn_bias->scalar_type() : at::kFloat;
@@ -60,8 +70,9 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
   }
   const bool ours = all_float(input, {grad_output, bn_weight, bn_bias, mean, var});
   const BnActConv2dSteps steps =
-      ours ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_over}
-           : BnActConv2dSteps{batch_norm_act_composite, batch_norm2d_backward_composite};
+      ours   ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_over}
+      : wide ? BnActConv2dSteps{batch_norm_act_widened, batch_norm2d_backward_widened}
+             : BnActConv2dSteps{batch_norm_act_composite, batch_norm2d_backward_composite};
   return bn_act_conv2d_backward(steps, grad_output, input, weight, bn_weight, bn_bias, mean, var,
                                 {stride, padding, dilation, groups}, eps, pre_activation, batch_statistics,
                                 output_mask);

@@ -46,4 +46,20 @@ class Conv16Job {
   int64_t length_;
 };
 
+// The kernels' own state of a thread, for as long as it lives: AMX tiles are configured once per run.
+class TileUse {
+ public:
+  explicit TileUse(bool half) : kernels_(half ? &bf16_kernels() : nullptr) {
+    if (kernels_ && kernels_->begin_thread) kernels_->begin_thread();
+  }
+  ~TileUse() {
+    if (kernels_ && kernels_->end_thread) kernels_->end_thread();
+  }
+  TileUse(const TileUse&) = delete;
+  TileUse& operator=(const TileUse&) = delete;
+
+ private:
+  const Bf16Kernels* kernels_;
+};
+
 }  // namespace cnnfast::cpu

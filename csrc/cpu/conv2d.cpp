@@ -8,6 +8,7 @@
 #include "cpu/conv_job.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -95,7 +96,9 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const O
                             activation);
   const Conv2dArgs args{input,     weight, bias, scale, residual, {stride, padding, dilation, groups},
                         activation};
-  return rounded_to(input.scalar_type(), conv2d_float(args, check_conv2d("conv2d", args)));
+  const auto sizes = check_conv2d("conv2d", args);
+  const at::Tensor paired = wide ? paired_conv2d(args, sizes) : at::Tensor();
+  return paired.defined() ? paired : rounded_to(input.scalar_type(), conv2d_float(args, sizes));
 }
 
 }  // namespace

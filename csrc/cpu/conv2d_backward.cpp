@@ -9,6 +9,7 @@
 #include "cpu/bordered.h"
 #include "cpu/conv_input_grad.h"
 #include "cpu/normalise.h"
+#include "cpu/paired_conv.h"
 #include "cpu/strip_backward.h"
 #include "cpu/widened.h"
 #include "ops/batch_norm.h"
@@ -54,7 +55,7 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
                                     const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
                                     at::IntArrayRef dilation, int64_t groups, std::string_view activation,
                                     std::array<bool, 5> output_mask) {
-  if (takes_widened(grad_output, {input, weight, output})) {
+  if (takes_widened(grad_output, {input, weight, output}) && !multiplies_bfloat16()) {
     const at::Tensor grad = widened_kept(grad_output);
     const auto type = input.scalar_type();
     return rounded_to(
@@ -98,6 +99,29 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
           need_residual ? residual : none()};
 }
 
+// Normalisation on widened values; the gradient of the convolution's output is rounded for the products.
+BatchNormGradients conv2d_batch_norm_backward_by_pairs(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+    const OptionalTensor& bn_weight, const at::Tensor& conv_output, const at::Tensor& conv_mean,
+    const at::Tensor& var, const at::Tensor& output, const Conv2dParams& params, double eps,
+    std::string_view activation, std::array<bool, 6> output_mask) {
+  const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
+  const bool need_conv = need_input || need_weight;
+  const auto norm = batch_norm2d_backward_widened(
+      grad_output, conv_output, conv_mean, var, bn_weight, output, eps, activation, true,
+      {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
+  ConvGradients found;
+  if (need_conv)
+    found = conv_gradients(std::get<0>(norm), input, weight, params, {need_input, need_weight, false});
+  const auto none = [&] { return no_gradient(input); };
+  return {need_input ? found.input : none(),
+          need_weight ? found.weight : none(),
+          need_bias ? at::zeros_like(conv_mean, input.options()) : none(),
+          std::get<3>(norm),
+          std::get<4>(norm),
+          std::get<5>(norm)};
+}
+
 BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                                   const at::Tensor& weight, const OptionalTensor& bn_weight,
                                                   const at::Tensor& conv_output, const at::Tensor& conv_mean,
@@ -109,6 +133,10 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
   if (takes_widened(grad_output, {input, weight, conv_output, output})) {
     const auto type = input.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
+    if (multiplies_bfloat16())
+      return conv2d_batch_norm_backward_by_pairs(grad_output, input, weight, bn_weight, conv_output,
+                                                 conv_mean, var, output, {stride, padding, dilation, groups},
+                                                 eps, activation, output_mask);
     return rounded_to(
         {type, type, type, parameters, parameters, type},
         conv2d_batch_norm_backward_cpu(widened_kept(grad_output), widened_kept(input), widened_kept(weight),

@@ -8,6 +8,7 @@
 #include "cpu/conv_job.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/weight_sums.h"
@@ -136,7 +137,7 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
-  if (takes_widened(grad_output, {input, weight}))
+  if (takes_widened(grad_output, {input, weight}) && !multiplies_bfloat16())
     return rounded_to(weight.scalar_type(),
                       conv2d_weight_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                              widened_kept(weight), stride, padding, dilation, groups));

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cpu/memory_pool.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -170,6 +171,15 @@ namespace {
 at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
+  if (takes_widened(grad_output, {input, weight}) && multiplies_bfloat16()) {
+    check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight,
+                          {stride, padding, dilation, groups});
+    const at::Tensor found =
+        paired_input_grad(grad_output, input, weight, {stride, padding, dilation, groups});
+    return found.defined()
+               ? found
+               : conv2d_input_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
+  }
   if (takes_widened(grad_output, {input, weight}))
     return rounded_to(input.scalar_type(),
                       conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),

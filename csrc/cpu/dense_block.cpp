@@ -9,6 +9,7 @@
 #include "cpu/normalisation.h"
 #include "cpu/normalised_conv.h"
 #include "cpu/pack_cache.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -70,7 +71,7 @@ DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weight
                                   const OptionalTensors& biases, const OptionalTensors& bn_weights,
                                   const OptionalTensors& bn_biases, const OptionalTensors& means,
                                   const OptionalTensors& vars, double eps, std::string_view activation) {
-  if (takes_widened(input)) {
+  if (takes_widened(input) && !multiplies_bfloat16()) {
     check_dense_block({input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation});
     const auto type = input.scalar_type();
     return rounded_to(

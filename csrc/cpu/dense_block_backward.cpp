@@ -6,6 +6,7 @@
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -192,7 +193,7 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
                                              const OptionalTensors& vars, const at::Tensor& mean,
                                              const at::Tensor& var, double eps, std::string_view activation,
                                              const c10::List<bool>& output_mask) {
-  if (takes_widened(grad_output, {given_output}))
+  if (takes_widened(grad_output, {given_output}) && !multiplies_bfloat16())
     return widened_dense_block_backward(grad_output, given_output, weights, bn_weights, bn_biases, means,
                                         vars, mean, var, eps, activation, output_mask);
   const bool served = is_plain_float(given_output) && is_plain_float(grad_output) && given_output.numel() &&

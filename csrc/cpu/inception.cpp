@@ -2,9 +2,11 @@
 // output; other types through ATen.
 #include "ops/inception.h"
 
+#include <ATen/Functions.h>
 #include <torch/library.h>
 
 #include "cpu/conv2d.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d.h"
 #include "cpu/tensor_view.h"
@@ -44,9 +46,25 @@ void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& we
   activate_in_place(target, stage.activation);
 }
 
+// bfloat16 images where instructions multiply them.
+void run_stage_by_pairs(const Stage& stage, const at::Tensor& input, const at::Tensor& weight,
+                        const OptionalTensor& bias, const at::Tensor& target) {
+  const OptionalTensor none;
+  if (stage.kind == StageKind::kConv &&
+      paired_conv2d_into({input, weight, bias, none, none, stage.conv_params(),
+                          plain_activation_name(stage.activation.kind)},
+                         target))
+    return;
+  const at::Tensor output =
+      at::empty(target.sizes(), target.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
+  run_stage(stage, widened(input), weight.defined() ? widened(weight) : weight, bias, output);
+  target.copy_(output);
+}
+
 std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList weights,
                                       const OptionalTensors& biases, at::IntArrayRef branches) {
   if (takes_widened(input)) {
+    if (multiplies_bfloat16()) return inception_by(run_stage_by_pairs, input, weights, biases, branches);
     check_inception(input, weights, biases, parse_branches("inception", branches));
     return rounded_to(input.scalar_type(),
                       inception_cpu(widened(input), widened_kept(weights), widened(biases), branches));
@@ -61,7 +79,7 @@ std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList we
 InceptionGradients inception_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                           at::TensorList weights, at::TensorList outputs,
                                           at::IntArrayRef branches, const c10::List<bool>& output_mask) {
-  if (!takes_widened(grad_output, {input}))
+  if (multiplies_bfloat16() || !takes_widened(grad_output, {input}))
     return inception_backward(grad_output, input, weights, outputs, branches, output_mask);
   const auto type = input.scalar_type();
   auto [of_input, of_weights, of_biases] =

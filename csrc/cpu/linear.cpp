@@ -6,6 +6,7 @@
 
 #include "cpu/conv_job.h"
 #include "cpu/pack_cache.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -20,7 +21,7 @@ constexpr int64_t kManyWeights = 1 << 18, kFewRows = 256;
 
 at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                       std::string_view activation) {
-  const bool wide = takes_widened(input);
+  const bool wide = takes_widened(input) && !multiplies_bfloat16();
   if (!wide && !is_plain_float(input)) return linear_composite(input, weight, bias, activation);
   const auto symbolic_sizes = check_linear(input, weight, bias, activation);
   std::vector<int64_t> sizes;
@@ -48,7 +49,7 @@ at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const O
 LinearGradients linear_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                     const at::Tensor& weight, const at::Tensor& output,
                                     std::string_view activation, std::array<bool, 3> output_mask) {
-  if (!takes_widened(grad_output, {input, weight, output}))
+  if (multiplies_bfloat16() || !takes_widened(grad_output, {input, weight, output}))
     return linear_backward(grad_output, input, weight, output, activation, output_mask);
   const at::Tensor grad = widened_kept(grad_output);
   const auto type = input.scalar_type();

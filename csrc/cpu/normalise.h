@@ -54,7 +54,17 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
                                                double eps, std::string_view activation, bool batch_statistics,
                                                std::array<bool, 6> output_mask);
 
-// The same, over the memory of grad_output where that lies in channels_last memory.
+// The same on bfloat16 images, widened (cpu/widened.h).
+at::Tensor batch_norm_act_widened(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                                  const OptionalTensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& residual, double eps, std::string_view activation);
+BatchNormGradients batch_norm2d_backward_widened(const at::Tensor& grad_output, const at::Tensor& input,
+                                                 const at::Tensor& mean, const at::Tensor& var,
+                                                 const OptionalTensor& weight, const at::Tensor& output,
+                                                 double eps, std::string_view activation,
+                                                 bool batch_statistics, std::array<bool, 6> output_mask);
+
+// batch_norm2d_backward_float over the memory of grad_output where that lies in channels_last memory.
 BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, const at::Tensor& input,
                                               const at::Tensor& mean, const at::Tensor& var,
                                               const OptionalTensor& weight, const at::Tensor& output,

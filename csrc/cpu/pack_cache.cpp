@@ -3,6 +3,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "cpu/conv16_job.h"
 #include "cpu/widened.h"
 #include "ops/common.h"
 
@@ -18,6 +19,7 @@ struct Entry {
   const void* data;
   int64_t groups;
   ConvAlgorithm algorithm;
+  bool pairs;
   std::shared_ptr<AlignedFloats> packed;
 };
 
@@ -32,13 +34,15 @@ void sweep() {
 }
 
 // Into `memory` where that has the right size and no other owner: weights of a training change at every step.
-std::shared_ptr<AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry& g,
+std::shared_ptr<AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry& g, bool pairs,
                                     std::shared_ptr<AlignedFloats> memory, bool trained) {
+  const at::Tensor wide = widened(weight);
+  const float* values = wide.const_data_ptr<float>();
+  if (pairs) return std::make_shared<AlignedFloats>(pack_pairs(g, values, weight_strides(wide)));
   const int64_t floats = packed_floats(g);
   if (!memory || memory.use_count() != 1 || memory->size() != floats)
     memory = std::make_shared<AlignedFloats>(floats);
-  const at::Tensor wide = widened(weight);
-  pack_weight_into(g, wide.const_data_ptr<float>(), weight_strides(wide), memory->data(), trained);
+  pack_weight_into(g, values, weight_strides(wide), memory->data(), trained);
   return memory;
 }
 
@@ -51,8 +55,11 @@ WeightStrides weight_strides(const at::Tensor& weight) {
   return {weight.stride(0), weight.stride(1), image ? weight.stride(2) : 1, image ? weight.stride(3) : 1};
 }
 
-std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& g) {
-  if (weight.is_inference()) return pack(weight, g, nullptr, false);
+namespace {
+
+std::shared_ptr<const AlignedFloats> find_or_pack(const at::Tensor& weight, const ConvGeometry& g,
+                                                  bool pairs) {
+  if (weight.is_inference()) return pack(weight, g, pairs, nullptr, false);
   const c10::TensorImpl* key = weight.unsafeGetTensorImpl();
   const uint32_t version = weight._version();
   // Fused optimisers write weights without a new version: while training they are packed at every call, and
@@ -66,18 +73,28 @@ std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, con
       Entry& e = it->second;
       // A new tensor may live at the address of a dead one: the weak reference tells.
       const bool same = e.current && !trained && !e.tensor.expired() && e.data == weight.const_data_ptr() &&
-                        e.groups == g.groups && e.algorithm == g.algorithm;
+                        e.groups == g.groups && e.algorithm == g.algorithm && e.pairs == pairs;
       if (same && e.version == version) return e.packed;
       outdated = std::move(e.packed);
       entries.erase(it);
     }
   }
-  auto packed = pack(weight, g, std::move(outdated), trained);
+  auto packed = pack(weight, g, pairs, std::move(outdated), trained);
   std::lock_guard lock(mutex);
   sweep();
   entries.insert_or_assign(key, Entry{WeakTensor(weight.getIntrusivePtr()), !trained, version,
-                                      weight.const_data_ptr(), g.groups, g.algorithm, packed});
+                                      weight.const_data_ptr(), g.groups, g.algorithm, pairs, packed});
   return packed;
+}
+
+}  // namespace
+
+std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& g) {
+  return find_or_pack(weight, g, false);
+}
+
+std::shared_ptr<const AlignedFloats> packed_pairs(const at::Tensor& weight, const ConvGeometry& g) {
+  return find_or_pack(weight, g, true);
 }
 
 void clear_pack_cache() {

@@ -12,6 +12,8 @@ namespace cnnfast::cpu {
 // its version counter, its memory, the groups and the algorithm; it goes with the tensor. Inference tensors
 // have no version counter and are packed at every call.
 std::shared_ptr<const AlignedFloats> packed_weight(const at::Tensor& weight, const ConvGeometry& geometry);
+// The same as the kernels that multiply bfloat16 take it (cpu/conv16_job.h).
+std::shared_ptr<const AlignedFloats> packed_pairs(const at::Tensor& weight, const ConvGeometry& geometry);
 
 // Whether a gradient is recorded for `weight`, which then changes before it is used again.
 bool is_trained(const at::Tensor& weight);

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "cpu/bf16_table.h"
+#include "cpu/conv16_job.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "plan/lowering.h"
@@ -39,22 +40,6 @@ class Fetch {
   static constexpr int kLines = 8;  // between two looks at the barrier
   const float* at_;
   const float* end_;
-};
-
-// The kernels' own state of a thread, for as long as it lives: AMX tiles are configured once per run.
-class TileUse {
- public:
-  explicit TileUse(bool half) : kernels_(half ? &cpu::bf16_kernels() : nullptr) {
-    if (kernels_ && kernels_->begin_thread) kernels_->begin_thread();
-  }
-  ~TileUse() {
-    if (kernels_ && kernels_->end_thread) kernels_->end_thread();
-  }
-  TileUse(const TileUse&) = delete;
-  TileUse& operator=(const TileUse&) = delete;
-
- private:
-  const cpu::Bf16Kernels* kernels_;
 };
 
 cpu::TensorStrides input_strides(const at::Tensor& t, const Value& v, bool reshaped) {
@@ -125,7 +110,7 @@ std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std:
   const bool brief = flops_ < kBriefFlops;
   const bool serial = flops_ < kSerialFlops || (brief && !Pace::here().is_steady());
   cpu::parallel_team(serial ? 1 : cpu::team_size(), [&](int thread, int team, cpu::Barrier& barrier) {
-    const TileUse tiles(half_);
+    const cpu::TileUse tiles(half_);
     if (seconds)
       run_timed(memory, thread, team, barrier, *seconds);
     else

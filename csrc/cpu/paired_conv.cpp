@@ -1,0 +1,133 @@
+#include "cpu/paired_conv.h"
+
+#include <cstdlib>
+
+#include "cpu/conv16_job.h"
+#include "cpu/memory_pool.h"
+#include "cpu/pack_cache.h"
+#include "cpu/parallel.h"
+#include "cpu/tensor_view.h"
+#include "cpu/widened.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Below this much work a second thread costs more than it saves.
+constexpr double kSerialFlops = 2e6;
+// Fewer channels leave most of a panel of pairs empty.
+constexpr int64_t kLeastGroup = 8;
+
+uint16_t* bits_of(const at::Tensor& t) { return reinterpret_cast<uint16_t*>(t.data_ptr<at::BFloat16>()); }
+
+View16 view16_of(const at::Tensor& t) {
+  View16 v;
+  v.data = bits_of(t);
+  v.pixel = t.size(3) == 1 ? t.size(1) : t.stride(3);
+  v.row = t.size(2) == 1 ? v.pixel * t.size(3) : t.stride(2);
+  v.image = t.size(0) == 1 ? v.row * t.size(2) : t.stride(0);
+  return v;
+}
+
+// Images with zeros around them, and the memory that may be read.
+struct Images16 {
+  View16 view;  // of the first pixel, which may be one of the border
+  const uint16_t *readable, *beyond;
+  at::Tensor storage;
+};
+
+Images16 bring_in16(const at::Tensor& t, const Border& b) {
+  const bool bordered = b.top || b.left || b.bottom || b.right;
+  if (!bordered && channels_adjacent(t)) {
+    const View16 v = view16_of(t);
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    return {v, v.data, v.data + last + 1, t};
+  }
+  const ImageSize size = image_size(t);
+  const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
+  const at::Tensor storage =
+      gradient_empty({size.images, height, width, size.channels}, t.options(), std::nullopt);
+  uint16_t* data = bits_of(storage);
+  const View16 all{data, height * width * size.channels, width * size.channels, size.channels};
+  View16 inside = all;
+  inside.data += b.top * all.row + b.left * all.pixel;
+  parallel_team(storage.numel() < (1 << 14) ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [row_begin, row_end] = share(size.images * size.height, 1, thread, team);
+    copy_in(bits_of(t), tensor_strides(t), size, inside, row_begin, row_end);
+    const auto [image_begin, image_end] = share(size.images, 1, thread, team);
+    zero_border(inside, size, b, image_begin, image_end);
+  });
+  return {all, data, data + storage.numel(), storage};
+}
+
+void run(const ConvGeometry& g, const Images16& input, const AlignedFloats& pairs, const AlignedFloats& shift,
+         const at::Tensor& residual, const at::Tensor& output) {
+  const View16 from = residual.defined() ? view16_of(residual) : View16{}, to = view16_of(output);
+  const Conv16Job job(g, input.view, to, from);
+  const Conv16Memory memory{input.view.data, input.readable, input.beyond, to.data, from.data};
+  parallel_team(g.flops() < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const TileUse tiles(true);
+    job.run(pairs, shift, memory, thread, team);
+  });
+}
+
+}  // namespace
+
+bool multiplies_bfloat16() {
+  static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;
+  return everywhere || bf16_kernels().multiplies;
+}
+
+bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
+  const Conv2dParams& p = a.params;
+  if (!multiplies_bfloat16() || present(a.scale)) return false;
+  if (p.groups > 1 && a.weight.size(0) / p.groups < kLeastGroup) return false;
+  const int64_t ph = p.padding[0], pw = p.padding[1];
+  const ConvGeometry g{a.input.size(0),
+                       a.input.size(1),
+                       a.weight.size(0),
+                       p.groups,
+                       a.weight.size(2),
+                       a.weight.size(3),
+                       p.stride[0],
+                       p.stride[1],
+                       p.dilation[0],
+                       p.dilation[1],
+                       output.size(2),
+                       output.size(3),
+                       parse_activation("conv2d", a.activation)};
+  at::Tensor residual;
+  if (present(a.residual))
+    residual =
+        channels_adjacent(*a.residual) ? *a.residual : a.residual->contiguous(at::MemoryFormat::ChannelsLast);
+  const AlignedFloats shift =
+      pack_panels(g, present(a.bias) ? widened(*a.bias).contiguous().const_data_ptr<float>() : nullptr);
+  run(g, bring_in16(a.input, {ph, pw, ph, pw}), *packed_pairs(a.weight, g), shift, residual, output);
+  return true;
+}
+
+at::Tensor paired_conv2d(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
+  if (!multiplies_bfloat16()) return {};
+  const at::Tensor output = output_empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
+  return paired_conv2d_into(a, output) ? output : at::Tensor();
+}
+
+at::Tensor paired_input_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                             const Conv2dParams& p) {
+  if (!multiplies_bfloat16() || p.groups != 1 || p.stride[0] != 1 || p.stride[1] != 1) return {};
+  const int64_t top = p.dilation[0] * (weight.size(2) - 1) - p.padding[0],
+                left = p.dilation[1] * (weight.size(3) - 1) - p.padding[1];
+  if (top < 0 || left < 0) return {};
+  const ConvGeometry g{
+      input.size(0), weight.size(0), weight.size(1), 1, weight.size(2), weight.size(3), 1, 1, p.dilation[0],
+      p.dilation[1], input.size(2),  input.size(3),  {}};
+  const at::Tensor wide = widened(weight);
+  const WeightStrides s = weight_strides(wide);
+  const float* last = wide.const_data_ptr<float>() + (g.kernel_h - 1) * s.row + (g.kernel_w - 1) * s.column;
+  const AlignedFloats turned = pack_pairs(g, last, {s.in, s.out, -s.row, -s.column});
+  const at::Tensor result = gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
+  run(g, bring_in16(grad_output, {top, left, top, left}), turned, AlignedFloats(0), at::Tensor(), result);
+  return result;
+}
+
+}  // namespace cnnfast::cpu
