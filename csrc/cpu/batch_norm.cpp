@@ -17,9 +17,8 @@ namespace cnnfast::cpu {
 at::Tensor batch_norm_act_widened(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                   const OptionalTensor& weight, const OptionalTensor& bias,
                                   const OptionalTensor& residual, double eps, std::string_view activation) {
-  return rounded_to(input.scalar_type(),
-                    batch_norm_act_float(widened(input), widened(mean), widened(var), widened(weight),
-                                         widened(bias), widened(residual), eps, activation));
+  return batch_norm_act_float(input, widened(mean), widened(var), widened(weight), widened(bias), residual,
+                              eps, activation);
 }
 
 BatchNormGradients batch_norm2d_backward_widened(const at::Tensor& grad_output, const at::Tensor& input,
@@ -29,10 +28,10 @@ BatchNormGradients batch_norm2d_backward_widened(const at::Tensor& grad_output, 
                                                  bool batch_statistics, std::array<bool, 6> output_mask) {
   const auto type = input.scalar_type();
   const auto parameters = present(weight) ? weight->scalar_type() : at::kFloat;
-  return rounded_to({type, mean.scalar_type(), var.scalar_type(), parameters, parameters, type},
-                    batch_norm2d_backward_float(widened_kept(grad_output), widened_kept(input), widened(mean),
-                                                widened(var), widened(weight), widened_kept(output), eps,
-                                                activation, batch_statistics, output_mask));
+  return rounded_to(
+      {type, mean.scalar_type(), var.scalar_type(), parameters, parameters, type},
+      batch_norm2d_backward_float(grad_output, input, widened(mean), widened(var), widened(weight), output,
+                                  eps, activation, batch_statistics, output_mask));
 }
 
 namespace {
@@ -53,15 +52,15 @@ BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor
   const OptionalTensor none;
   const Conv2dArgs alone{input, weight, none, none, none, params, "none"};
   at::Tensor conv_output = wide ? paired_conv2d(alone, sizes) : at::Tensor();
-  const at::Tensor conv = conv_output.defined() ? widened(conv_output) : conv2d_float(alone, sizes);
+  const at::Tensor conv = conv_output.defined() ? conv_output : conv2d_float(alone, sizes);
   const PixelRows rows = pixel_rows(conv);
   const auto [mean, var] = batch_statistics(rows);
   const auto scale_shift = fold(mean, var, widened(bn_weight), widened(bn_bias), eps);
-  const at::Tensor output = normalise(rows, conv.sizes(), scale_shift, widened(residual),
-                                      parse_activation("conv2d_batch_norm", activation));
   const auto type = input.scalar_type();
+  const at::Tensor output = normalise(rows, conv.sizes(), scale_shift, residual,
+                                      parse_activation("conv2d_batch_norm", activation), type);
   if (!conv_output.defined()) conv_output = rounded_to(type, conv);
-  return {rounded_to(type, output), conv_output, present(bias) ? mean + *bias : mean, var};
+  return {output, conv_output, present(bias) ? mean + *bias : mean, var};
 }
 
 at::Tensor batch_norm_act_cpu(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
@@ -83,12 +82,12 @@ BatchNorm2dOutputs batch_norm2d_cpu(const at::Tensor& input, const OptionalTenso
   if (!takes_widened(input) && !all_float(input, {weight, bias}))
     return batch_norm2d_composite(input, weight, bias, residual, eps, activation);
   check_batch_norm2d(input, weight, bias, residual, activation);
-  const PixelRows rows = pixel_rows(widened(input));
+  const PixelRows rows = pixel_rows(input);
   const auto [mean, var] = batch_statistics(rows);
   const auto scale_shift = fold(mean, var, widened(weight), widened(bias), eps);
-  const at::Tensor output = normalise(rows, input.sizes(), scale_shift, widened(residual),
-                                      parse_activation("batch_norm2d", activation));
-  return {rounded_to(input.scalar_type(), output), mean, var};
+  const at::Tensor output = normalise(rows, input.sizes(), scale_shift, residual,
+                                      parse_activation("batch_norm2d", activation), input.scalar_type());
+  return {output, mean, var};
 }
 
 BatchNormGradients batch_norm2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,

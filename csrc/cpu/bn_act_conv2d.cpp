@@ -28,7 +28,7 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   const bool given = present(mean);
   // Where channels are not adjacent the one copy serves the statistics and the convolution.
   const at::Tensor images =
-      widened(channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast));
+      channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
   const Statistics used =
       given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
   const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);

@@ -122,6 +122,29 @@ BatchNormGradients conv2d_batch_norm_backward_by_pairs(
           std::get<5>(norm)};
 }
 
+// grad_output, conv_output and output may be bfloat16: they are widened in cache.
+BatchNormGradients conv2d_batch_norm_backward_by_tensors(
+    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+    const OptionalTensor& bn_weight, const at::Tensor& conv_output, const at::Tensor& conv_mean,
+    const at::Tensor& var, const at::Tensor& output, const Conv2dParams& params, double eps,
+    std::string_view activation, std::array<bool, 6> output_mask) {
+  const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
+  const bool need_conv = need_input || need_weight;
+  const ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  std::optional<Bordered> grad_conv;
+  if (need_conv) grad_conv = bordered(grad_output.sizes(), input.options(), conv.border());
+  const auto norm = batch_norm2d_backward_into(
+      grad_conv ? &*grad_conv : nullptr, conv.border(), grad_output, conv_output, conv_mean, var, bn_weight,
+      output, eps, activation, {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
+  ConvGradients found;
+  if (need_conv) found = conv.run(*grad_conv);
+  const auto none = [&] { return no_gradient(input); };
+  return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+          // The mean takes any bias away again: its gradient is zero, not merely small.
+          need_bias ? at::zeros_like(conv_mean, input.options()) : none(), std::get<3>(norm),
+          std::get<4>(norm), std::get<5>(norm)};
+}
+
 BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                                   const at::Tensor& weight, const OptionalTensor& bn_weight,
                                                   const at::Tensor& conv_output, const at::Tensor& conv_mean,
@@ -137,12 +160,11 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
       return conv2d_batch_norm_backward_by_pairs(grad_output, input, weight, bn_weight, conv_output,
                                                  conv_mean, var, output, {stride, padding, dilation, groups},
                                                  eps, activation, output_mask);
-    return rounded_to(
-        {type, type, type, parameters, parameters, type},
-        conv2d_batch_norm_backward_cpu(widened_kept(grad_output), widened_kept(input), widened_kept(weight),
-                                       widened(bn_weight), widened_kept(conv_output), widened(conv_mean),
-                                       widened(var), widened_kept(output), stride, padding, dilation, groups,
-                                       eps, activation, output_mask));
+    return rounded_to({type, type, type, parameters, parameters, type},
+                      conv2d_batch_norm_backward_by_tensors(
+                          grad_output, widened_kept(input), widened_kept(weight), widened(bn_weight),
+                          conv_output, widened(conv_mean), widened(var), output,
+                          {stride, padding, dilation, groups}, eps, activation, output_mask));
   }
   const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, output}) &&
                     is_plain_float(grad_output) && grad_output.numel() > 0;
@@ -150,22 +172,9 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,
                                                 var, output, stride, padding, dilation, groups, eps,
                                                 activation, output_mask);
-  const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
-  const bool need_conv = need_input || need_weight;
-  const ConvBackward conv(input, weight, {stride, padding, dilation, groups}, grad_output.sizes(), need_input,
-                          need_weight);
-  std::optional<Bordered> grad_conv;
-  if (need_conv) grad_conv = bordered(grad_output.sizes(), input.options(), conv.border());
-  const auto norm = batch_norm2d_backward_into(
-      grad_conv ? &*grad_conv : nullptr, conv.border(), grad_output, conv_output, conv_mean, var, bn_weight,
-      output, eps, activation, {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
-  ConvGradients found;
-  if (need_conv) found = conv.run(*grad_conv);
-  const auto none = [&] { return no_gradient(input); };
-  return {need_input ? found.input : none(), need_weight ? found.weight : none(),
-          // The mean takes any bias away again: its gradient is zero, not merely small.
-          need_bias ? at::zeros_like(conv_mean, input.options()) : none(), std::get<3>(norm),
-          std::get<4>(norm), std::get<5>(norm)};
+  return conv2d_batch_norm_backward_by_tensors(grad_output, input, weight, bn_weight, conv_output, conv_mean,
+                                               var, output, {stride, padding, dilation, groups}, eps,
+                                               activation, output_mask);
 }
 
 }  // namespace

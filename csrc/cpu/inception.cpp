@@ -1,11 +1,12 @@
 // inception on the CPU: float32 stages through the kernel table, each branch's last one into its slice of the
-// output; other types through ATen.
+// output, bfloat16 ones rounded on the way; other types through ATen.
 #include "ops/inception.h"
 
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
 #include "cpu/conv2d.h"
+#include "cpu/memory_pool.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d.h"
@@ -46,54 +47,34 @@ void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& we
   activate_in_place(target, stage.activation);
 }
 
-// bfloat16 images where instructions multiply them.
-void run_stage_by_pairs(const Stage& stage, const at::Tensor& input, const at::Tensor& weight,
-                        const OptionalTensor& bias, const at::Tensor& target) {
+// The same on bfloat16 images: by products of pairs, or in float32 and rounded on the way to the target.
+void run_narrow_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& weight,
+                      const OptionalTensor& bias, const at::Tensor& target) {
+  const bool conv = stage.kind == StageKind::kConv;
   const OptionalTensor none;
-  if (stage.kind == StageKind::kConv &&
-      paired_conv2d_into({input, weight, bias, none, none, stage.conv_params(),
-                          plain_activation_name(stage.activation.kind)},
-                         target))
+  if (conv && paired_conv2d_into({input, weight, bias, none, none, stage.conv_params(),
+                                  plain_activation_name(stage.activation.kind)},
+                                 target))
     return;
   const at::Tensor output =
-      at::empty(target.sizes(), target.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
-  run_stage(stage, widened(input), weight.defined() ? widened(weight) : weight, bias, output);
-  target.copy_(output);
+      output_empty(target.sizes(), target.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
+  run_stage(stage, conv ? input : widened(input), weight, bias, output);
+  round_into(output, target);
 }
 
 std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList weights,
                                       const OptionalTensors& biases, at::IntArrayRef branches) {
-  if (takes_widened(input)) {
-    if (multiplies_bfloat16()) return inception_by(run_stage_by_pairs, input, weights, biases, branches);
-    check_inception(input, weights, biases, parse_branches("inception", branches));
-    return rounded_to(input.scalar_type(),
-                      inception_cpu(widened(input), widened_kept(weights), widened(biases), branches));
-  }
-  if (!is_plain_float(input)) return inception_composite(input, weights, biases, branches);
+  const bool narrow = takes_widened(input);
+  if (!narrow && !is_plain_float(input)) return inception_composite(input, weights, biases, branches);
   // One copy where channels are not adjacent, instead of one per branch.
   const bool adjacent = input.dim() != 4 || channels_adjacent(input);
-  return inception_by(run_stage, adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast), weights,
-                      biases, branches);
-}
-
-InceptionGradients inception_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                                          at::TensorList weights, at::TensorList outputs,
-                                          at::IntArrayRef branches, const c10::List<bool>& output_mask) {
-  if (multiplies_bfloat16() || !takes_widened(grad_output, {input}))
-    return inception_backward(grad_output, input, weights, outputs, branches, output_mask);
-  const auto type = input.scalar_type();
-  auto [of_input, of_weights, of_biases] =
-      inception_backward(widened_kept(grad_output), widened_kept(input), widened_kept(weights),
-                         widened_kept(outputs), branches, output_mask);
-  return {rounded_to(type, of_input), rounded_to(type, std::move(of_weights)),
-          rounded_to(type, std::move(of_biases))};
+  return inception_by(narrow ? run_narrow_stage : run_stage,
+                      adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast), weights, biases,
+                      branches);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
-  m.impl("inception", TORCH_FN(inception_cpu));
-  m.impl("inception_backward", TORCH_FN(inception_backward_cpu));
-}
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("inception", TORCH_FN(inception_cpu)); }
 
 }  // namespace cnnfast::cpu

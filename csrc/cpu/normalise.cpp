@@ -2,6 +2,9 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
+#include "cpu/bf16_table.h"
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 
@@ -12,6 +15,9 @@ namespace {
 // small. The parts are the same for any number of threads, so results do not depend on it.
 constexpr int64_t kRowsPerPart = 256;
 constexpr int64_t kSerialElements = 1 << 14;
+
+// bfloat16 values that are widened at a time, of each tensor: they stay in the first-level cache.
+constexpr int64_t kBlockValues = 2048;
 
 int threads_for(int64_t elements) { return elements < kSerialElements ? 1 : team_size(); }
 
@@ -54,6 +60,64 @@ bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> ot
   return all;
 }
 
+namespace {
+
+PixelRows rows_in(const at::Tensor& t, int64_t stride, int64_t rows) {
+  if (t.scalar_type() != at::kBFloat16) return {t.const_data_ptr<float>(), stride, rows, t.size(1), t};
+  return {nullptr,   stride, rows,
+          t.size(1), t,      reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>())};
+}
+
+struct FloatRows {
+  const float* data;
+  int64_t stride;
+};
+
+// Rows [first, first + count), widened into `scratch` where they are bfloat16.
+FloatRows float_rows(const PixelRows& x, int64_t first, int64_t count, float* scratch) {
+  if (!x.narrow) return {x.data ? x.data + first * x.stride : nullptr, x.stride};
+  bf16_kernels().widen({x.narrow + first * x.stride, x.stride}, {scratch, x.channels}, count, x.channels);
+  return {scratch, x.channels};
+}
+
+// Rows of channels_last memory that are written: float32, or bfloat16 by way of scratch memory.
+struct OutputRows {
+  explicit OutputRows(const at::Tensor& t) : channels(t.size(1)) {
+    if (t.scalar_type() == at::kBFloat16)
+      narrow = reinterpret_cast<uint16_t*>(t.data_ptr<at::BFloat16>());
+    else
+      data = t.data_ptr<float>();
+  }
+  OutputRows() = default;
+  explicit OutputRows(float* rows) : data(rows) {}
+
+  bool wanted() const { return data || narrow; }
+  float* at(int64_t first, float* scratch) const {
+    return narrow ? scratch : data ? data + first * channels : nullptr;
+  }
+  void finish(int64_t first, int64_t count, const float* scratch) const {
+    if (narrow)
+      bf16_kernels().narrow({scratch, channels}, {narrow + first * channels, channels}, count, channels);
+  }
+
+  float* data = nullptr;
+  uint16_t* narrow = nullptr;
+  int64_t channels = 0;
+};
+
+// body(first, count, scratch) for blocks of the rows [begin, end): all at once without bfloat16 among them,
+// else with memory for `tensors` blocks.
+template <class Body>
+void for_blocks(bool narrow, int64_t channels, int64_t tensors, int64_t begin, int64_t end, Body&& body) {
+  const int64_t step =
+      narrow ? std::max<int64_t>(1, kBlockValues / channels) : std::max<int64_t>(1, end - begin);
+  float* scratch = narrow ? thread_scratch(ScratchSlot::kWidened, tensors * step * channels) : nullptr;
+  for (int64_t first = begin; first < end; first += step)
+    body(first, std::min(step, end - first), scratch, step * channels);
+}
+
+}  // namespace
+
 PixelRows pixel_rows(const at::Tensor& t) {
   const int64_t channels = t.size(1), height = t.size(2), width = t.size(3);
   const int64_t stride = width > 1       ? t.stride(3)
@@ -63,9 +127,8 @@ PixelRows pixel_rows(const at::Tensor& t) {
   const bool even = channels_adjacent(t) && (height == 1 || t.stride(2) == width * stride) &&
                     (t.size(0) == 1 || t.stride(0) == height * width * stride);
   const int64_t rows = t.size(0) * height * width;
-  if (even) return {t.const_data_ptr<float>(), stride, rows, channels, t};
-  const at::Tensor copy = t.contiguous(at::MemoryFormat::ChannelsLast);
-  return {copy.const_data_ptr<float>(), channels, rows, channels, copy};
+  return even ? rows_in(t, stride, rows)
+              : rows_in(t.contiguous(at::MemoryFormat::ChannelsLast), channels, rows);
 }
 
 // One pass over memory: every part's own mean, and the squares around it while the part is in cache; then
@@ -77,12 +140,14 @@ Statistics batch_statistics(const PixelRows& x) {
   parallel_team(threads_for(x.rows * channels), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(parts, 1, thread, team);
     for (int64_t part = begin; part < end; ++part) {
-      const float* rows = x.data + part * kRowsPerPart * x.stride;
+      const auto [rows, stride] =
+          float_rows(x, part * kRowsPerPart, rows_of(part),
+                     x.narrow ? thread_scratch(ScratchSlot::kWidened, kRowsPerPart * channels) : nullptr);
       float* mean = means.data() + part * channels;
-      kernels().column_sum(rows, x.stride, rows_of(part), channels, nullptr, mean);
+      kernels().column_sum(rows, stride, rows_of(part), channels, nullptr, mean);
       const float scale = 1.0f / static_cast<float>(rows_of(part));
       for (int64_t c = 0; c < channels; ++c) mean[c] *= scale;
-      kernels().column_sum(rows, x.stride, rows_of(part), channels, mean, squares.data() + part * channels);
+      kernels().column_sum(rows, stride, rows_of(part), channels, mean, squares.data() + part * channels);
     }
   });
   const auto count = static_cast<double>(x.rows);
@@ -97,7 +162,8 @@ Statistics batch_statistics(const PixelRows& x) {
       var[c] += squares[part * channels + c] + static_cast<double>(rows_of(part)) * distance * distance;
     }
   for (double& v : var) v /= count;
-  return {channel_tensor(mean, x.storage.options()), channel_tensor(var, x.storage.options())};
+  const auto options = x.storage.options().dtype(at::kFloat);
+  return {channel_tensor(mean, options), channel_tensor(var, options)};
 }
 
 ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
@@ -114,23 +180,24 @@ ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTen
 }
 
 at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
-                     const OptionalTensor& residual, Activation activation) {
-  const at::Tensor output = output_empty(sizes, x.storage.options(), at::MemoryFormat::ChannelsLast);
+                     const OptionalTensor& residual, Activation activation, at::ScalarType type) {
+  const at::Tensor output =
+      output_empty(sizes, x.storage.options().dtype(type), at::MemoryFormat::ChannelsLast);
   if (output.numel() == 0) return output;
   const PixelRows r = present(residual) ? pixel_rows(*residual) : PixelRows{};
+  const OutputRows to(output);
   parallel_team(threads_for(output.numel()), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(x.rows, 1, thread, team);
-    const AffineCall call{x.data + begin * x.stride,
-                          r.data ? r.data + begin * r.stride : nullptr,
-                          output.data_ptr<float>() + begin * x.channels,
-                          s.scale.data(),
-                          s.shift.data(),
-                          x.stride,
-                          r.stride,
-                          x.channels,
-                          x.channels,
-                          activation};
-    kernels().affine(call, end - begin);
+    for_blocks(x.narrow || r.narrow || to.narrow, x.channels, 3, begin, end,
+               [&](int64_t first, int64_t count, float* scratch, int64_t block) {
+                 const FloatRows from = float_rows(x, first, count, scratch),
+                                 more = float_rows(r, first, count, scratch + block);
+                 float* rows = to.at(first, scratch + 2 * block);
+                 kernels().affine({from.data, more.data, rows, s.scale.data(), s.shift.data(), from.stride,
+                                   more.stride, x.channels, x.channels, activation},
+                                  count);
+                 to.finish(first, count, rows);
+               });
   });
   return output;
 }
@@ -139,15 +206,17 @@ View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation
                             at::Tensor& storage) {
   const ImageSize size = image_size(t);
   const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
-  storage = output_empty({size.images, height, width, size.channels}, t.options());
+  storage = output_empty({size.images, height, width, size.channels}, t.options().dtype(at::kFloat));
   View to{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
   to.data += b.top * to.row + b.left * to.pixel;
   const at::Tensor images = channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-  const View from = view_of(images);
+  const bool narrow = images.scalar_type() == at::kBFloat16;
+  const View from = narrow ? to : view_of(images);
   parallel_team(threads_for(storage.numel()), [&](int thread, int team, Barrier&) {
     const auto [row_begin, row_end] = share(size.images * size.height, 1, thread, team);
     for (int64_t row = row_begin; row < row_end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
+      if (narrow) widen_rows(images, size, to, row, row + 1);  // normalised where they are then
       kernels().affine(
           {from.data + n * from.image + y * from.row, nullptr, to.data + n * to.image + y * to.row,
            s.scale.data(), s.shift.data(), from.pixel, 0, to.pixel, size.channels, activation},
@@ -163,7 +232,7 @@ at::Tensor batch_norm_act_float(const at::Tensor& input, const at::Tensor& mean,
                                 const OptionalTensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& residual, double eps, std::string_view activation) {
   return normalise(pixel_rows(input), input.sizes(), fold(mean, var, weight, bias, eps), residual,
-                   parse_activation("batch_norm_act", activation));
+                   parse_activation("batch_norm_act", activation), input.scalar_type());
 }
 
 namespace {
@@ -174,45 +243,78 @@ struct ChannelSums {
   std::vector<double> grad, product;
 };
 
-ChannelSums backward_sums(const NormBackwardCall& call, int64_t rows) {
+// What the gradient is computed from.
+struct BackwardRows {
+  PixelRows grad, output, input;
+  static constexpr int64_t kTensors = 3;
+
+  bool narrow() const { return grad.narrow || output.narrow || input.narrow; }
+  NormBackwardCall block(NormBackwardCall call, int64_t first, int64_t count, float* scratch,
+                         int64_t block) const {
+    const FloatRows g = float_rows(grad, first, count, scratch),
+                    y = float_rows(output, first, count, scratch + block),
+                    x = float_rows(input, first, count, scratch + 2 * block);
+    call.grad = g.data;
+    call.grad_stride = g.stride;
+    call.output = y.data;
+    call.output_stride = y.stride;
+    call.input = x.data;
+    call.input_stride = x.stride;
+    return call;
+  }
+};
+
+ChannelSums backward_sums(const NormBackwardCall& call, const BackwardRows& from) {
   const int64_t channels = call.channels;
   const auto both =
-      sums_by_parts(rows, channels, 2 * channels, [&](int64_t first, int64_t n, float* partial) {
-        NormBackwardCall part = call;
-        part.grad += first * call.grad_stride;
-        part.output += first * call.output_stride;
-        part.input += first * call.input_stride;
-        kernels().norm_backward_sums(part, n, partial, partial + channels);
+      sums_by_parts(from.input.rows, channels, 2 * channels, [&](int64_t begin, int64_t n, float* partial) {
+        for_blocks(from.narrow(), channels, BackwardRows::kTensors, begin, begin + n,
+                   [&](int64_t first, int64_t count, float* scratch, int64_t block) {
+                     kernels().norm_backward_sums(from.block(call, first, count, scratch, block), count,
+                                                  partial, partial + channels);
+                   });
       });
   return {{both.begin(), both.begin() + channels}, {both.begin() + channels, both.end()}};
 }
 
-// Pixels from `first` on: results go to grad_input and, of all pixels, to grad_residual.
-void backward_rows(NormBackwardCall call, int64_t first, int64_t rows, float* grad_input) {
-  call.grad += first * call.grad_stride;
-  call.output += first * call.output_stride;
-  call.input += first * call.input_stride;
-  call.grad_input = grad_input;
-  if (call.grad_residual) call.grad_residual += first * call.channels;
-  kernels().norm_backward(call, rows);
+// Pixels [begin, end): the gradient of pixel `begin` goes to the first row of `grad_input`.
+void backward_rows(const NormBackwardCall& call, const BackwardRows& from, int64_t begin, int64_t end,
+                   const OutputRows& grad_input, const OutputRows& grad_residual) {
+  const bool narrow = from.narrow() || grad_input.narrow || grad_residual.narrow;
+  for_blocks(narrow, call.channels, BackwardRows::kTensors + 2, begin, end,
+             [&](int64_t first, int64_t count, float* scratch, int64_t block) {
+               NormBackwardCall part = from.block(call, first, count, scratch, block);
+               part.grad_input = grad_input.at(first - begin, scratch + 3 * block);
+               part.grad_residual = grad_residual.at(first, scratch + 4 * block);
+               kernels().norm_backward(part, count);
+               grad_input.finish(first - begin, count, part.grad_input);
+               grad_residual.finish(first, count, part.grad_residual);
+             });
 }
 
-void backward_values(const NormBackwardCall& call, int64_t rows, float* grad_input) {
-  parallel_team(threads_for(rows * call.channels), [&](int thread, int team, Barrier&) {
-    const auto [begin, end] = share(rows, 1, thread, team);
-    backward_rows(call, begin, end - begin, grad_input ? grad_input + begin * call.channels : nullptr);
+void backward_values(const NormBackwardCall& call, const BackwardRows& from, const OutputRows& grad_input,
+                     const OutputRows& grad_residual) {
+  const int64_t channels = call.channels;
+  parallel_team(threads_for(from.input.rows * channels), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(from.input.rows, 1, thread, team);
+    OutputRows own = grad_input;
+    if (own.data) own.data += begin * channels;
+    if (own.narrow) own.narrow += begin * channels;
+    backward_rows(call, from, begin, end, own, grad_residual);
   });
 }
 
-void backward_values(const NormBackwardCall& call, ImageSize size, const View& grad_input,
-                     const Border& border) {
+void backward_values(const NormBackwardCall& call, const BackwardRows& from, ImageSize size,
+                     const View& grad_input, const Border& border, const OutputRows& grad_residual) {
   parallel_team(threads_for(size.images * size.height * size.width * size.channels),
                 [&](int thread, int team, Barrier&) {
                   const auto [begin, end] = share(size.images * size.height, 1, thread, team);
-                  for (int64_t row = begin; row < end; ++row)
-                    backward_rows(call, row * size.width, size.width,
-                                  grad_input.data + row / size.height * grad_input.image +
-                                      row % size.height * grad_input.row);
+                  for (int64_t row = begin; row < end; ++row) {
+                    OutputRows own(grad_input.data + row / size.height * grad_input.image +
+                                   row % size.height * grad_input.row);
+                    own.channels = size.channels;
+                    backward_rows(call, from, row * size.width, (row + 1) * size.width, own, grad_residual);
+                  }
                   const auto [first, last] = share(size.images, 1, thread, team);
                   zero_border(grad_input, size, border, first, last);
                 });
@@ -256,10 +358,10 @@ namespace {
 
 // Where the gradient of the input goes: pixels side by side, or with a border around every image.
 struct InputTarget {
-  float* dense = nullptr;
+  OutputRows dense;
   const Bordered* bordered = nullptr;
   Border border{};
-  bool wanted() const { return dense || bordered; }
+  bool wanted() const { return dense.wanted() || bordered; }
 };
 
 BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& grad_output,
@@ -268,40 +370,35 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
                                  std::string_view activation, bool batch_statistics,
                                  std::array<bool, 6> output_mask) {
   const auto [need_input, need_mean, need_var, need_weight, need_bias, need_residual] = output_mask;
-  const PixelRows grad = pixel_rows(grad_output), x = pixel_rows(input), y = pixel_rows(output);
+  const BackwardRows from{pixel_rows(grad_output), pixel_rows(output), pixel_rows(input)};
+  const PixelRows& x = from.input;
   const at::Tensor center = mean.contiguous();
   const at::Tensor grad_residual =
       need_residual ? gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
                     : no_gradient(input);
+  const OutputRows of_residual = need_residual && x.rows > 0 ? OutputRows(grad_residual) : OutputRows();
   NormBackwardCall call{};
-  call.grad = grad.data;
-  call.output = y.data;
-  call.input = x.data;
   call.mean = center.const_data_ptr<float>();
-  call.grad_stride = grad.stride;
-  call.output_stride = y.stride;
-  call.input_stride = x.stride;
   call.channels = x.channels;
   call.activation = parse_activation("batch_norm2d_backward", activation);
   const bool through_statistics = batch_statistics && need_input;
   ChannelSums sums;
   if (through_statistics || need_mean || need_var || need_weight || need_bias)
-    sums = backward_sums(call, x.rows);
+    sums = backward_sums(call, from);
   const Slopes slopes(var, weight, eps, x.rows == 0);
   const Coefficients coefficients(slopes, sums, x.rows, through_statistics && x.rows > 0);
   call.slope = coefficients.slope.data();
   call.tilt = through_statistics ? coefficients.tilt.data() : nullptr;
   call.offset = coefficients.offset.data();
-  call.grad_residual = need_residual ? grad_residual.data_ptr<float>() : nullptr;
   if (x.rows > 0 && target.bordered)
-    backward_values(call, image_size(input), target.bordered->view, target.border);
+    backward_values(call, from, image_size(input), target.bordered->view, target.border, of_residual);
   else if (x.rows > 0 && (target.wanted() || need_residual))
-    backward_values(call, x.rows, target.dense);
+    backward_values(call, from, target.dense, of_residual);
   auto per_channel = [&](bool wanted, auto&& value) {
     if (!wanted) return no_gradient(input);
     std::vector<double> values(static_cast<size_t>(x.channels));
     for (size_t c = 0; c < values.size(); ++c) values[c] = value(c);
-    return channel_tensor(values, input.options());
+    return channel_tensor(values, input.options().dtype(at::kFloat));
   };
   return {no_gradient(input),
           per_channel(need_mean, [&](size_t c) { return -slopes.slope[c] * sums.grad[c]; }),
@@ -322,7 +419,7 @@ BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, co
       output_mask[0] ? gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast)
                      : no_gradient(input);
   InputTarget target;
-  if (output_mask[0]) target.dense = grad_input.data_ptr<float>();
+  if (output_mask[0]) target.dense = OutputRows(grad_input);
   auto found = norm_backward(target, grad_output, input, mean, var, weight, output, eps, activation,
                              batch_statistics, output_mask);
   std::get<0>(found) = grad_input;
@@ -338,7 +435,7 @@ BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, con
     return batch_norm2d_backward_float(grad_output, input, mean, var, weight, output, eps, activation,
                                        batch_statistics, output_mask);
   InputTarget target;
-  target.dense = grad_output.data_ptr<float>();  // every value is read before its place is written
+  target.dense = OutputRows(grad_output);  // every value is read before its place is written
   auto found = norm_backward(target, grad_output, input, mean, var, weight, output, eps, activation,
                              batch_statistics, output_mask);
   std::get<0>(found) = grad_output;

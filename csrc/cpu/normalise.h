@@ -1,4 +1,5 @@
-// Batch normalisation on float32 tensors, for the operators that contain one.
+// Batch normalisation on tensors, for the operators that contain one. Images may be bfloat16: their rows are
+// widened block by block, in cache; parameters and statistics are float32.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -11,9 +12,12 @@ namespace cnnfast::cpu {
 
 // Every pixel of an image batch as a row of adjacent channels, all rows at one distance.
 struct PixelRows {
-  const float* data;
+  const float* data;  // null where values are bfloat16
   int64_t stride, rows, channels;
   at::Tensor storage;  // keeps the memory
+  const uint16_t* narrow = nullptr;
+
+  bool given() const { return data || narrow; }
 };
 
 // Copies the tensor only where its pixels lie otherwise.
@@ -34,9 +38,9 @@ struct ScaleShift {
 ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
                 const OptionalTensor& bias, double eps);
 
-// act(x * scale + shift + residual) in channels_last memory of its own, of the sizes given.
+// act(x * scale + shift + residual) in channels_last memory of its own, of the sizes and the type given.
 at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
-                     const OptionalTensor& residual, Activation activation);
+                     const OptionalTensor& residual, Activation activation, at::ScalarType type = at::kFloat);
 
 // act(t * scale + shift) with `border` zeros around every image, as a view of the first pixel inside the
 // border; `storage` holds it. The prologue of a convolution: its input is copied for the border anyway.

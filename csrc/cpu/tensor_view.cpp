@@ -35,9 +35,6 @@ View view_of(const at::Tensor& t) {
   return v;
 }
 
-namespace {
-
-// Image rows [row_begin, row_end) over all images, of a tensor whose channels are adjacent.
 void widen_rows(const at::Tensor& t, ImageSize size, View to, int64_t row_begin, int64_t row_end) {
   const auto* from = reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>());
   for (int64_t row = row_begin; row < row_end; ++row) {
@@ -46,6 +43,8 @@ void widen_rows(const at::Tensor& t, ImageSize size, View to, int64_t row_begin,
                          {to.data + image * to.image + y * to.row, to.pixel}, size.width, size.channels);
   }
 }
+
+namespace {
 
 View copy_with_border(const at::Tensor& t, Border b, at::Tensor& storage, decltype(output_empty)& empty) {
   const bool narrow = t.scalar_type() == at::kBFloat16;

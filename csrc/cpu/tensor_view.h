@@ -23,6 +23,9 @@ TensorStrides tensor_strides(const at::Tensor& t);
 View view_of(const at::Tensor& t);
 bool channels_adjacent(const at::Tensor& t);
 
+// Image rows [row_begin, row_end) over all images, of a bfloat16 tensor whose channels are adjacent.
+void widen_rows(const at::Tensor& from, ImageSize size, View to, int64_t row_begin, int64_t row_end);
+
 // The tensor in memory with `border` zeros around every image, as a view of the first pixel inside the
 // border; a bfloat16 one widened. Keeps what it allocates in `storage`; returns the tensor's own memory where
 // nothing has to be copied.

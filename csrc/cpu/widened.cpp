@@ -121,6 +121,22 @@ at::Tensor rounded_to(at::ScalarType type, const at::Tensor& t) {
   return narrow;
 }
 
+void round_into(const at::Tensor& from, const at::Tensor& to) {
+  const int64_t stride = to.numel() > 0 ? pixel_stride(to) : 0;
+  if (stride == 0) {
+    to.copy_(from);
+    return;
+  }
+  const int64_t channels = to.size(1);
+  const float* source = from.const_data_ptr<float>();
+  auto* target = reinterpret_cast<uint16_t*>(to.data_ptr<at::BFloat16>());
+  parallel_team(threads_for(to.numel()), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(to.numel() / channels, 1, thread, team);
+    bf16_kernels().narrow({source + begin * channels, channels}, {target + begin * stride, stride},
+                          end - begin, channels);
+  });
+}
+
 std::vector<at::Tensor> rounded_to(at::ScalarType type, std::vector<at::Tensor> list) {
   for (at::Tensor& t : list) t = rounded_to(type, t);
   return list;

@@ -31,7 +31,10 @@ std::vector<at::Tensor> widened_kept(at::TensorList list);
 at::Tensor rounded_to(at::ScalarType type, const at::Tensor& t);
 std::vector<at::Tensor> rounded_to(at::ScalarType type, std::vector<at::Tensor> list);
 
-// The same for the results of an operator, each with its own type.
+// Rounds a float32 tensor in channels_last memory into a bfloat16 one of its sizes: a slice of channels, too.
+void round_into(const at::Tensor& from, const at::Tensor& to);
+
+// rounded_to for the results of an operator, each with its own type.
 template <class... T>
 std::tuple<T...> rounded_to(const std::array<at::ScalarType, sizeof...(T)>& types, std::tuple<T...> results) {
   size_t i = 0;
