@@ -128,9 +128,11 @@ def test_checkpoint_of_several_processes_does_not_resume_in_one(splits, tmp_path
 def test_command_takes_the_options(splits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "fashion_mnist", dict(zip(("train", "test"), splits, strict=True)).__getitem__)
     command = ["train", "--model", "lenet", "--batch-size", "32", "--augment", "--train-images", "64"]
+    command += ["--dtype", "bf16"]  # short for bfloat16
     assert main([*command, "--limit-minutes", "0", "--out", str(tmp_path)]) == 0
     log = json.loads((tmp_path / "log.json").read_text())
-    assert log["settings"]["augment"] and log["images"]["train"] == 64 and len(log["epochs"]) == 1
+    assert log["settings"]["augment"] and log["settings"]["dtype"] == "bfloat16"
+    assert log["images"]["train"] == 64 and len(log["epochs"]) == 1
     assert main(["train", "--out", str(tmp_path), "--resume", "--epochs", "2"]) == 0
     assert "epoch 2, loss" in capsys.readouterr().out
     assert main(["train", "--out", str(tmp_path), "--resume", "--no-augment"]) == 2

@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cnnfast.cli.dtypes import dtype_name
+
 from .case import DTYPES, MODES
 from .contenders import registry
 from .plain import BUILDERS
@@ -55,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--batch", type=integers, default=[1, 16], help="batch sizes (default 1,16)")
     words.add_argument("--mode", choices=MODES, default="inference")
-    words.add_argument("--dtype", choices=DTYPES, default="float32")
+    words.add_argument("--dtype", type=dtype_name, choices=DTYPES, default="float32", help="bf16: bfloat16")
     group = words.add_mutually_exclusive_group()
     group.add_argument("--contenders", type=names, help="names from --list, or package.module:Class")
     group.add_argument("--peers", action="store_true", help="also compile, OpenVINO, ONNX Runtime, ...")

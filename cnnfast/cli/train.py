@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from cnnfast import models
+from cnnfast.cli.dtypes import dtype_name
 from cnnfast.training.settings import DTYPES, OPTIMIZERS, SCHEDULES, Settings, TrainingError, settings_for
 
 
@@ -70,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "--augment", action=argparse.BooleanOptionalAction, help="random flips, crops and colours"
     )
     parser.add_argument("--train-images", type=int, metavar="N", help="train on N images, drawn by --seed")
-    parser.add_argument("--dtype", choices=DTYPES, help="bfloat16: autocast (default float32)")
+    parser.add_argument(
+        "--dtype", type=dtype_name, choices=DTYPES, help="bfloat16 (or bf16): autocast (default float32)"
+    )
     parser.add_argument("--seed", type=int, help="of weights, order, dropout, … (default 0)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, … (default: GPU where there is one)"

@@ -8,6 +8,7 @@
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
 #include "cpu/parallel.h"
+#include "cpu/widened.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -43,8 +44,9 @@ Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const
 
 Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
                              const Border& border, std::vector<double>* sums) {
-  const PixelRows grad = pixel_rows(grad_output);
-  if (activation.kind == Activation::kNone) {
+  const bool masks = activation.kind != Activation::kNone;
+  const PixelRows grad = pixel_rows(masks ? grad_output : widened_kept(grad_output));
+  if (!masks) {
     if (sums) *sums = channel_sums(grad.data, grad.stride, grad.rows, grad.channels, nullptr);
     Bordered t{grad.storage, grad.storage, {}};
     t.view = with_border_kept(grad.storage, border, t.storage);
@@ -52,21 +54,27 @@ Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& ou
   }
   const PixelRows y = pixel_rows(output);
   const ImageSize size = image_size(grad_output);
-  Bordered to = bordered(grad_output.sizes(), grad_output.options(), border);
+  Bordered to = bordered(grad_output.sizes(), grad_output.options().dtype(at::kFloat), border);
   const int64_t image_rows = size.images * size.height,
                 part_rows = std::max<int64_t>(1, kRowsPerPart / size.width),
                 parts = (image_rows + part_rows - 1) / part_rows;
   std::vector<float> partial(sums ? static_cast<size_t>(parts * size.channels) : 0, 0.0f);
   // A mask does not ask for the channel: a row of pixels is one long one, whose vectors are full.
-  const bool dense = grad.stride == size.channels && y.stride == size.channels;
+  const auto is_dense = [&](const PixelRows& rows) { return rows.narrow || rows.stride == size.channels; };
+  const bool dense = is_dense(grad) && is_dense(y);
+  const int64_t row_values = size.width * size.channels;
   const auto rows_of_part = [&](int64_t part) {
     for (int64_t row = part * part_rows; row < std::min(image_rows, (part + 1) * part_rows); ++row) {
+      float* scratch =
+          grad.narrow || y.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * row_values) : nullptr;
+      const FloatRows g = float_rows(grad, row * size.width, size.width, scratch),
+                      own = float_rows(y, row * size.width, size.width, scratch + row_values);
       NormBackwardCall call{};
-      call.grad = grad.data + row * size.width * grad.stride;
-      call.output = y.data + row * size.width * y.stride;
+      call.grad = g.data;
+      call.output = own.data;
       call.grad_residual = to.view.data + row / size.height * to.view.image + row % size.height * to.view.row;
-      call.grad_stride = grad.stride;
-      call.output_stride = y.stride;
+      call.grad_stride = g.stride;
+      call.output_stride = own.stride;
       call.channels = dense ? size.width * size.channels : size.channels;
       call.activation = activation;
       kernels().norm_backward(call, dense ? 1 : size.width);

@@ -16,8 +16,8 @@ struct Bordered {
 // Memory of its own, of which nothing is set yet.
 Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const Border& border);
 
-// The gradient before an activation, from its output; where `sums` is given also its sums over pixels. May
-// be grad_output's own memory where nothing has to be done.
+// The gradient before an activation, from its output, in float32; both may be bfloat16. Where `sums` is given
+// also its sums over pixels. May be grad_output's own memory where nothing has to be done.
 Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
                              const Border& border, std::vector<double>* sums);
 

@@ -50,38 +50,21 @@ at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOpt
   return t;
 }
 
-Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                                    const at::Tensor& weight, const OptionalTensor& scale,
-                                    const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
-                                    at::IntArrayRef dilation, int64_t groups, std::string_view activation,
-                                    std::array<bool, 5> output_mask) {
-  if (takes_widened(grad_output, {input, weight, output}) && !multiplies_bfloat16()) {
-    const at::Tensor grad = widened_kept(grad_output);
-    const auto type = input.scalar_type();
-    return rounded_to(
-        {type, type, type, type, type},
-        conv2d_backward_cpu(grad, widened_kept(input), widened_kept(weight), widened_kept(scale),
-                            output.is_same(grad_output) ? grad : widened_kept(output), stride, padding,
-                            dilation, groups, activation, output_mask));
-  }
-  const bool ours = all_float(input, {grad_output, weight, output}) && is_plain_float(grad_output) &&
-                    !present(scale) && grad_output.numel() > 0;
-  if (!ours)
-    return conv2d_backward(grad_output, input, weight, scale, output, stride, padding, dilation, groups,
-                           activation, output_mask);
+// grad_output and output may be bfloat16: they are widened in cache.
+Conv2dGradients conv2d_backward_by_tensors(const at::Tensor& grad_output, const at::Tensor& input,
+                                           const at::Tensor& weight, const at::Tensor& output,
+                                           const Conv2dParams& params, const Activation& act,
+                                           std::array<bool, 5> output_mask) {
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
-  const Activation act = parse_activation("conv2d_backward", activation);
   const auto none = [&] { return no_gradient(input); };
-  check_conv2d_gradient("conv2d_backward", grad_output, input, weight, {stride, padding, dilation, groups});
-  if (!need_residual && is_plain_float(weight) && is_plain_float(output)) {
-    const auto found = strip_backward(grad_output, input, weight, output, {stride, padding, dilation, groups},
-                                      act, {need_input, need_weight, need_bias});
+  if (!need_residual) {
+    const auto found =
+        strip_backward(grad_output, input, weight, output, params, act, {need_input, need_weight, need_bias});
     if (found)
       return {need_input ? found->input : none(), need_weight ? found->weight : none(),
               need_bias ? channel_tensor(found->bias, input.options()) : none(), none(), none()};
   }
-  const ConvBackward conv(input, weight, {stride, padding, dilation, groups}, grad_output.sizes(), need_input,
-                          need_weight);
+  const ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> sums;
   at::Tensor residual;
   // The residual's gradient is a tensor of its own, from which the convolution's is copied.
@@ -97,6 +80,38 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           need_bias ? channel_tensor(sums, input.options()) : none(), none(),
           need_residual ? residual : none()};
+}
+
+Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                    const at::Tensor& weight, const OptionalTensor& scale,
+                                    const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
+                                    at::IntArrayRef dilation, int64_t groups, std::string_view activation,
+                                    std::array<bool, 5> output_mask) {
+  const Activation act = parse_activation("conv2d_backward", activation);
+  const Conv2dParams params{stride, padding, dilation, groups};
+  const auto type = input.scalar_type();
+  const bool narrow = takes_widened(grad_output, {input, weight, output}) && !multiplies_bfloat16();
+  if (narrow && !present(scale)) {
+    check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
+    return rounded_to({type, type, type, type, type},
+                      conv2d_backward_by_tensors(grad_output, widened_kept(input), widened_kept(weight),
+                                                 output, params, act, output_mask));
+  }
+  if (narrow) {
+    const at::Tensor grad = widened_kept(grad_output);
+    return rounded_to({type, type, type, type, type},
+                      conv2d_backward(grad, widened_kept(input), widened_kept(weight), widened_kept(scale),
+                                      output.is_same(grad_output) ? grad : widened_kept(output), stride,
+                                      padding, dilation, groups, activation, output_mask));
+  }
+  const bool ours = all_float(input, {grad_output, weight, output}) && is_plain_float(grad_output) &&
+                    is_plain_float(weight) && is_plain_float(output) && !present(scale) &&
+                    grad_output.numel() > 0;
+  if (!ours)
+    return conv2d_backward(grad_output, input, weight, scale, output, stride, padding, dilation, groups,
+                           activation, output_mask);
+  check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
+  return conv2d_backward_by_tensors(grad_output, input, weight, output, params, act, output_mask);
 }
 
 // Normalisation on widened values; the gradient of the convolution's output is rounded for the products.

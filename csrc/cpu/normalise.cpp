@@ -68,18 +68,6 @@ PixelRows rows_in(const at::Tensor& t, int64_t stride, int64_t rows) {
           t.size(1), t,      reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>())};
 }
 
-struct FloatRows {
-  const float* data;
-  int64_t stride;
-};
-
-// Rows [first, first + count), widened into `scratch` where they are bfloat16.
-FloatRows float_rows(const PixelRows& x, int64_t first, int64_t count, float* scratch) {
-  if (!x.narrow) return {x.data ? x.data + first * x.stride : nullptr, x.stride};
-  bf16_kernels().widen({x.narrow + first * x.stride, x.stride}, {scratch, x.channels}, count, x.channels);
-  return {scratch, x.channels};
-}
-
 // Rows of channels_last memory that are written: float32, or bfloat16 by way of scratch memory.
 struct OutputRows {
   explicit OutputRows(const at::Tensor& t) : channels(t.size(1)) {
@@ -117,6 +105,12 @@ void for_blocks(bool narrow, int64_t channels, int64_t tensors, int64_t begin, i
 }
 
 }  // namespace
+
+FloatRows float_rows(const PixelRows& x, int64_t first, int64_t count, float* scratch) {
+  if (!x.narrow) return {x.data ? x.data + first * x.stride : nullptr, x.stride};
+  bf16_kernels().widen({x.narrow + first * x.stride, x.stride}, {scratch, x.channels}, count, x.channels);
+  return {scratch, x.channels};
+}
 
 PixelRows pixel_rows(const at::Tensor& t) {
   const int64_t channels = t.size(1), height = t.size(2), width = t.size(3);

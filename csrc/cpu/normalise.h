@@ -23,6 +23,14 @@ struct PixelRows {
 // Copies the tensor only where its pixels lie otherwise.
 PixelRows pixel_rows(const at::Tensor& t);
 
+struct FloatRows {
+  const float* data;
+  int64_t stride;
+};
+
+// Rows [first, first + count), widened into `scratch` where they are bfloat16.
+FloatRows float_rows(const PixelRows& x, int64_t first, int64_t count, float* scratch);
+
 struct Statistics {
   at::Tensor mean, var;  // var is biased
 };

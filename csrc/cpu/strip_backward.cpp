@@ -96,19 +96,23 @@ class StripBackward {
 
  private:
   bool masks() const { return activation_.kind != Activation::kNone; }
-  int64_t strip_stride() const { return masks() ? out_ : grad_.stride; }
+  bool copies() const { return masks() || grad_.narrow; }
+  int64_t strip_stride() const { return copies() ? out_ : grad_.stride; }
   int64_t part_floats() const { return to_weight_.packed_bytes() / static_cast<int64_t>(sizeof(float)); }
 
   void run_part(int64_t part, float* bias) const {
     const int64_t begin = grad_.rows * part / parts_, end = grad_.rows * (part + 1) / parts_;
     const int64_t strips = (end - begin + strip_ - 1) / strip_;
     float* masked = masks() ? thread_scratch(ScratchSlot::kStrip, strip_ * out_) : nullptr;
+    float* wide =
+        grad_.narrow || output_.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * strip_ * out_) : nullptr;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t first = begin + (end - begin) * s / strips,
                     pixels = begin + (end - begin) * (s + 1) / strips - first;
-      const float* grad = grad_.data + first * grad_.stride;
+      const FloatRows rows = float_rows(grad_, first, pixels, wide);
+      const float* grad = rows.data;
       if (masked) {
-        mask(first, pixels, masked);
+        mask(rows, float_rows(output_, first, pixels, wide + strip_ * out_), pixels, masked);
         grad = masked;
       }
       if (bias) kernels().column_sum(grad, strip_stride(), pixels, out_, nullptr, bias);
@@ -120,16 +124,16 @@ class StripBackward {
     }
   }
 
-  void mask(int64_t first, int64_t pixels, float* to) const {
+  void mask(const FloatRows& grad, const FloatRows& output, int64_t pixels, float* to) const {
     NormBackwardCall call{};
-    call.grad = grad_.data + first * grad_.stride;
-    call.output = output_.data + first * output_.stride;
+    call.grad = grad.data;
+    call.output = output.data;
     call.grad_residual = to;
-    call.grad_stride = grad_.stride;
-    call.output_stride = output_.stride;
+    call.grad_stride = grad.stride;
+    call.output_stride = output.stride;
     call.channels = out_;
     call.activation = activation_;
-    const bool dense = grad_.stride == out_ && output_.stride == out_;
+    const bool dense = grad.stride == out_ && output.stride == out_;
     if (dense) call.channels *= pixels;  // one long row, whose vectors are full
     kernels().norm_backward(call, dense ? 1 : pixels);
   }
@@ -178,8 +182,8 @@ class StripBackward {
       *ahead++ = {data + first * stride, pixels * stride};
     };
     if (wanted_.input || in_ > kMostFirstChannels) rows(input_.data, input_.pixel);
-    if (grad_.stride < 2 * out_) rows(grad_.data, grad_.stride);
-    if (masks() && output_.stride < 2 * out_) rows(output_.data, output_.stride);
+    if (grad_.data && grad_.stride < 2 * out_) rows(grad_.data, grad_.stride);
+    if (output_.data && output_.stride < 2 * out_) rows(output_.data, output_.stride);
     if (wanted_.input) rows(grad_input_, in_);
   }
 
