@@ -1,6 +1,7 @@
 #include "info.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast {
@@ -16,5 +17,7 @@ int openmp_threads() {
   });
   return threads;
 }
+
+bool cpu_multiplies_bfloat16() { return cpu::multiplies_bfloat16(); }
 
 }  // namespace cnnfast

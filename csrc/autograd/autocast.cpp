@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "autograd/common.h"
+#include "info.h"
 #include "ops/batch_norm.h"
 #include "ops/bn_act_conv2d.h"
 #include "ops/dense_block.h"
@@ -48,10 +49,19 @@ struct Autocast {
                    dilation, groups, eps, activation);
   }
 
+  // Where products are float32 anyway, weights keep their type: those of linear layers are many, and rounding
+  // and widening them, and their gradients, takes longer than the products.
+  static bool multiplies_wide(const at::Tensor& parameter) {
+    return device == c10::DeviceType::CPU && at::autocast::get_autocast_dtype(device) == at::kBFloat16 &&
+           parameter.scalar_type() == at::kFloat && !cpu_multiplies_bfloat16();
+  }
+
   static at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                            std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(linear_composite)>("cnnfast::linear");
+    if (multiplies_wide(weight) && (!present(bias) || multiplies_wide(*bias)))
+      return op.call(cast(input).to(at::kFloat), weight, bias, activation).to(at::kBFloat16);
     return op.call(cast(input), cast(weight), cast(bias), activation);
   }
 

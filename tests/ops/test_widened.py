@@ -151,6 +151,21 @@ def test_nan_stays_where_it_is(name):
     assert output[0, :, :2, :2].isnan().all() and not output[0, :, 2:, 2:].isnan().any()
 
 
+def test_linear_under_autocast():
+    """Its weights need not be rounded; images, results and the types of gradients are eager autocast's."""
+    torch.manual_seed(0)
+    input, weight, bias = (torch.randn(size, requires_grad=True) for size in ((6, 40), (24, 40), (24,)))
+    cotangent = torch.randn(6, 24).bfloat16()
+    results = []
+    for run in (ops.linear, torch.nn.functional.linear):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = run(input, weight, bias)
+        results.append((output, *torch.autograd.grad(output, (input, weight, bias), cotangent)))
+    for own, eager in zip(*results, strict=True):
+        assert own.dtype == eager.dtype
+        assert (own.float() - eager.float()).abs().max() <= 2 * ROUNDING * eager.float().abs().max()
+
+
 @pytest.mark.skipif(PAIRS, reason="these are such products already")
 def test_products_of_pairs():
     """The same tests with the work done as on CPUs that multiply bfloat16."""
