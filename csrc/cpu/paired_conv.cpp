@@ -1,5 +1,7 @@
 #include "cpu/paired_conv.h"
 
+#include <ATen/Functions.h>
+
 #include <cstdlib>
 
 #include "cpu/conv16_job.h"
@@ -127,7 +129,9 @@ at::Tensor paired_input_grad(const at::Tensor& grad_output, const at::Tensor& in
   const AlignedFloats turned = pack_pairs(g, last, {s.in, s.out, -s.row, -s.column});
   const at::Tensor result = gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
   run(g, bring_in16(grad_output, {top, left, top, left}), turned, AlignedFloats(0), at::Tensor(), result);
-  return result;
+  // In the layout of the input, as eager PyTorch gives it and compiled graphs expect.
+  const bool as_input = channels_adjacent(input) && input.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return as_input ? result : at::empty_like(input).copy_(result);
 }
 
 }  // namespace cnnfast::cpu

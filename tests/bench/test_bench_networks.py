@@ -8,7 +8,7 @@ from test_bench_cli import run_pytest
 
 from cnnfast import models
 from cnnfast.benchmarking import ModelSpec, cli, parity
-from cnnfast.benchmarking.case import Case
+from cnnfast.benchmarking.case import DTYPES, Case
 from cnnfast.benchmarking.plain import BUILDERS
 
 WANTED = {
@@ -24,7 +24,7 @@ LARGE = {"alexnet", "alexnet_paper", "vgg11", "nin", "nin_single_1x1"}
 
 
 def groups(file):
-    """Contenders by (network, batch), from the names of the collected tests."""
+    """Contenders (with the dtype, where tests have one) by (network, batch), from the names of the tests."""
     done = run_pytest("--collect-only", file)
     assert done.returncode == 0, done.stdout + done.stderr
     found = defaultdict(set)
@@ -47,7 +47,8 @@ def test_inference_of_every_network_at_both_batches():
 def test_training_of_every_network():
     found = groups("bench/bench_training.py")
     assert sorted(name for name, _ in found) == models.list_models()
-    assert all(contenders >= WANTED["training"] for contenders in found.values())
+    wanted = {f"{contender}-{dtype}" for contender in WANTED["training"] for dtype in DTYPES}
+    assert all(contenders >= wanted for contenders in found.values())
 
 
 def test_every_network_has_a_plain_twin():

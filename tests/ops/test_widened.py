@@ -142,6 +142,14 @@ def test_large_convolutions_by_tiles(size, kernel, stride):
         assert (own.double() - other).abs().max() <= 2 * ROUNDING * other.abs().max()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradient_has_the_layout_of_the_input(memory_format):
+    input = torch.randn(2, 8, 9, 7).bfloat16().contiguous(memory_format=memory_format).requires_grad_()
+    output = ops.conv2d(input, torch.randn(16, 8, 3, 3).bfloat16(), padding=(1, 1))
+    (gradient,) = torch.autograd.grad(output, input, torch.randn_like(output))
+    assert gradient.stride() == input.stride()
+
+
 @pytest.mark.parametrize("name", ["relu", "none"])
 def test_nan_stays_where_it_is(name):
     input = torch.randn(1, 4, 9, 9).bfloat16()
