@@ -17,7 +17,8 @@ BATCHES = 4
 # Images whose statistics the batch norms of other packages' networks are given.
 _STATISTICS = 8
 # Of a step's loss and of its gradients' norms. Rounding turns single ReLUs of deep networks on or off: eager
-# channels_last itself is up to 2e-3 off.
+# channels_last itself is up to 2e-3 off. Under autocast it is up to 0.1 off at the least norms, fused nin at
+# batch 4 0.23 (at 16 both below 0.04).
 _LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 _GRADIENT_TOLERANCE = {"float32": 5e-3, "bfloat16": 2.5e-1}
 

@@ -51,10 +51,10 @@ at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOpt
 }
 
 // grad_output and output may be bfloat16: they are widened in cache.
-Conv2dGradients conv2d_backward_by_tensors(const at::Tensor& grad_output, const at::Tensor& input,
-                                           const at::Tensor& weight, const at::Tensor& output,
-                                           const Conv2dParams& params, const Activation& act,
-                                           std::array<bool, 5> output_mask) {
+Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
+                                      const at::Tensor& weight, const at::Tensor& output,
+                                      const Conv2dParams& params, const Activation& act,
+                                      std::array<bool, 5> output_mask) {
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   if (!need_residual) {
@@ -94,8 +94,8 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   if (narrow && !present(scale)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
     return rounded_to({type, type, type, type, type},
-                      conv2d_backward_by_tensors(grad_output, widened_kept(input), widened_kept(weight),
-                                                 output, params, act, output_mask));
+                      conv2d_backward_float(grad_output, widened_kept(input), widened_kept(weight), output,
+                                            params, act, output_mask));
   }
   if (narrow) {
     const at::Tensor grad = widened_kept(grad_output);
@@ -111,7 +111,7 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
     return conv2d_backward(grad_output, input, weight, scale, output, stride, padding, dilation, groups,
                            activation, output_mask);
   check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
-  return conv2d_backward_by_tensors(grad_output, input, weight, output, params, act, output_mask);
+  return conv2d_backward_float(grad_output, input, weight, output, params, act, output_mask);
 }
 
 // Normalisation on widened values; the gradient of the convolution's output is rounded for the products.
@@ -138,11 +138,13 @@ BatchNormGradients conv2d_batch_norm_backward_by_pairs(
 }
 
 // grad_output, conv_output and output may be bfloat16: they are widened in cache.
-BatchNormGradients conv2d_batch_norm_backward_by_tensors(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-    const OptionalTensor& bn_weight, const at::Tensor& conv_output, const at::Tensor& conv_mean,
-    const at::Tensor& var, const at::Tensor& output, const Conv2dParams& params, double eps,
-    std::string_view activation, std::array<bool, 6> output_mask) {
+BatchNormGradients conv2d_batch_norm_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
+                                                    const at::Tensor& weight, const OptionalTensor& bn_weight,
+                                                    const at::Tensor& conv_output,
+                                                    const at::Tensor& conv_mean, const at::Tensor& var,
+                                                    const at::Tensor& output, const Conv2dParams& params,
+                                                    double eps, std::string_view activation,
+                                                    std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const bool need_conv = need_input || need_weight;
   const ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
@@ -176,7 +178,7 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                  conv_mean, var, output, {stride, padding, dilation, groups},
                                                  eps, activation, output_mask);
     return rounded_to({type, type, type, parameters, parameters, type},
-                      conv2d_batch_norm_backward_by_tensors(
+                      conv2d_batch_norm_backward_float(
                           grad_output, widened_kept(input), widened_kept(weight), widened(bn_weight),
                           conv_output, widened(conv_mean), widened(var), output,
                           {stride, padding, dilation, groups}, eps, activation, output_mask));
@@ -187,9 +189,9 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,
                                                 var, output, stride, padding, dilation, groups, eps,
                                                 activation, output_mask);
-  return conv2d_batch_norm_backward_by_tensors(grad_output, input, weight, bn_weight, conv_output, conv_mean,
-                                               var, output, {stride, padding, dilation, groups}, eps,
-                                               activation, output_mask);
+  return conv2d_batch_norm_backward_float(grad_output, input, weight, bn_weight, conv_output, conv_mean, var,
+                                          output, {stride, padding, dilation, groups}, eps, activation,
+                                          output_mask);
 }
 
 }  // namespace

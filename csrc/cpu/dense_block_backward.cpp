@@ -178,14 +178,6 @@ std::vector<at::Tensor> rounded_like(const OptionalTensors& parameters, std::vec
   return gradients;
 }
 
-DenseBlockGradients widened_dense_block_backward(const at::Tensor& grad_output, const at::Tensor& output,
-                                                 at::TensorList weights, const OptionalTensors& bn_weights,
-                                                 const OptionalTensors& bn_biases,
-                                                 const OptionalTensors& means, const OptionalTensors& vars,
-                                                 const at::Tensor& mean, const at::Tensor& var, double eps,
-                                                 std::string_view activation,
-                                                 const c10::List<bool>& output_mask);
-
 template <bool kUsesUpGradient>
 DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, const at::Tensor& given_output,
                                              at::TensorList weights, const OptionalTensors& bn_weights,
@@ -193,9 +185,17 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
                                              const OptionalTensors& vars, const at::Tensor& mean,
                                              const at::Tensor& var, double eps, std::string_view activation,
                                              const c10::List<bool>& output_mask) {
-  if (takes_widened(grad_output, {given_output}) && !multiplies_bfloat16())
-    return widened_dense_block_backward(grad_output, given_output, weights, bn_weights, bn_biases, means,
-                                        vars, mean, var, eps, activation, output_mask);
+  if (takes_widened(grad_output, {given_output}) && !multiplies_bfloat16()) {
+    // The widened gradient belongs to nobody else: its memory is used up.
+    auto [of_input, of_weights, of_biases, of_bn_weights, of_bn_biases] = dense_block_backward_cpu<true>(
+        widened_kept(grad_output), widened_kept(given_output), widened_kept(weights), widened(bn_weights),
+        widened(bn_biases), widened(means), widened(vars), widened(mean), widened(var), eps, activation,
+        output_mask);
+    const auto type = given_output.scalar_type();
+    return {rounded_to(type, of_input), rounded_to(type, std::move(of_weights)),
+            rounded_to(type, std::move(of_biases)), rounded_like(bn_weights, std::move(of_bn_weights)),
+            rounded_like(bn_biases, std::move(of_bn_biases))};
+  }
   const bool served = is_plain_float(given_output) && is_plain_float(grad_output) && given_output.numel() &&
                       all_float(bn_weights) && all_float(bn_biases) && all_float(means) && all_float(vars);
   if (!served)
@@ -235,24 +235,6 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
   if (!mask.input()) return found.with_input(no_gradient(output));
   backward.finish_channels(0, layers[0].inputs);
   return found.with_input(fresh_channels_last(layers[0].read(backward.grad())));
-}
-
-// The widened gradient belongs to nobody else: its memory is used up.
-DenseBlockGradients widened_dense_block_backward(const at::Tensor& grad_output, const at::Tensor& output,
-                                                 at::TensorList weights, const OptionalTensors& bn_weights,
-                                                 const OptionalTensors& bn_biases,
-                                                 const OptionalTensors& means, const OptionalTensors& vars,
-                                                 const at::Tensor& mean, const at::Tensor& var, double eps,
-                                                 std::string_view activation,
-                                                 const c10::List<bool>& output_mask) {
-  auto [of_input, of_weights, of_biases, of_bn_weights, of_bn_biases] =
-      dense_block_backward_cpu<true>(widened_kept(grad_output), widened_kept(output), widened_kept(weights),
-                                     widened(bn_weights), widened(bn_biases), widened(means), widened(vars),
-                                     widened(mean), widened(var), eps, activation, output_mask);
-  const auto type = output.scalar_type();
-  return {rounded_to(type, of_input), rounded_to(type, std::move(of_weights)),
-          rounded_to(type, std::move(of_biases)), rounded_like(bn_weights, std::move(of_bn_weights)),
-          rounded_like(bn_biases, std::move(of_bn_biases))};
 }
 
 }  // namespace
