@@ -18,6 +18,12 @@ struct Isa {
   bool by_default = true;    // false: runs, but only where it is asked for
 };
 
+// Sets that an emulator executes though the CPU does not announce them (tests/kernels/amx_emulator.c).
+bool emulated(const char* name) {
+  const char* named = std::getenv("CNNFAST_EMULATED_ISA");
+  return named && std::string(named) == name;
+}
+
 // Best first. The compiler's run-time test asks the operating system too (XCR0), not just the CPU.
 std::vector<Isa> compiled() {
   std::vector<Isa> isas;
@@ -28,7 +34,8 @@ std::vector<Isa> compiled() {
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #if defined(CNNFAST_ISA_AMX)
   const std::string& refusal = bf16 ? amx_refusal() : kNoAmx;
-  isas.push_back({&kAvx512Kernels, &kAmxBf16Kernels, bf16 && refusal.empty(), refusal});
+  const bool amx = bf16 && refusal.empty();
+  isas.push_back({&kAvx512Kernels, &kAmxBf16Kernels, amx || emulated("amx"), refusal});
 #endif
   // Intel's vdpbf16ps takes four times as long as vfmadd231ps (docs/performance.md): half the products a
   // second.

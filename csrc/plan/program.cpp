@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <sstream>
 
 #include "cpu/bf16_table.h"
@@ -82,7 +83,12 @@ std::unique_ptr<cpu::AlignedFloats> Program::take_arena() {
       return arena;
     }
   }
-  return std::make_unique<cpu::AlignedFloats>(arena_floats_);
+  try {
+    return std::make_unique<cpu::AlignedFloats>(arena_floats_);
+  } catch (const std::bad_alloc&) {
+    TORCH_CHECK(false, "cnnfast: activations of ", arena_floats_ * static_cast<int64_t>(sizeof(float)),
+                " bytes: there is no memory for them");
+  }
 }
 
 std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std::vector<double>* seconds) {

@@ -24,6 +24,11 @@ from .test_plan_operations import CASES, Woven, made
 pytestmark = needs_extension
 
 
+def multiplies_pairs() -> bool:
+    """Whether this process computes bfloat16 convolutions by products of pairs."""
+    return "CNNFAST_BF16_PAIRS" in os.environ or cnnfast._ext.active_isa() in ("amx", "avx512_bf16")
+
+
 def autocast(model, x):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         return copy.deepcopy(model).eval()(x)
@@ -290,8 +295,7 @@ for name in sys.argv[2].split(","):
     error, allowed = ((y.float() - wanted).square().mean().sqrt() for y in (got, eager))
     assert error <= 2 * allowed + 2**-11 * wanted.abs().max(), (name, error, allowed)
     steps = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
-    pairs = "CNNFAST_BF16_PAIRS" in os.environ or cnnfast._ext.active_isa() in ("amx", "avx512_bf16")
-    assert ("widened" not in steps) == pairs, steps
+    assert ("widened" not in steps) == multiplies_pairs(), steps
 print("ok")
 """
 
@@ -336,12 +340,14 @@ def test_bfloat16_plan_reads_as_the_same_graph():
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({f"pad_{side}": 1 << 20 for side in ("top", "left")}, "more than any memory holds"),
+        ({f"pad_{side}": 1 << 20 for side in ("top", "left")}, "more than any memory holds|no memory for them"),
         ({"pad_left": 1 << 20, "pad_right": 1 << 20}, "values at once: too many"),
     ],
 )
 def test_bfloat16_padding_beyond_memory(attributes, words):
     """As a file made by hand may have it: an error before any thread asks for memory."""
+    if multiplies_pairs() and "pad_right" in attributes:
+        pytest.skip("17 GB of activations that a machine may have")
     x = torch.randn(1, 512, 8, 8)
     frozen = frozen_in_bfloat16(nn.Conv2d(512, 4, 3, stride=2), x)
     huge = frozen.with_conv_attributes(stride_h=1 << 20, stride_w=1 << 20, **attributes)
