@@ -32,6 +32,27 @@ struct Conv16Call {
   Activation activation;
 };
 
+// Channels of a tile of a weight's gradient.
+constexpr int64_t kGradientTile = 16;
+
+// sums[c][t][o] += sum over pixels p of rows[c][p + tap[t]] * gradient[p][o], or begins there. `rows`: input
+// channels, `row_step` values apart, pixels side by side. `pairs`: tile of output channels, pair of pixels,
+// channel, pixel of the pair. sums: tile of output channels, tile of input channels, tap, input channel,
+// output channel.
+struct PairGradientCall {
+  const uint16_t* rows;
+  int64_t row_step;
+  const uint16_t* pairs;
+  int64_t pixels;       // a multiple of 32
+  int64_t near_pixels;  // of one pass over all taps, a multiple of 32
+  int64_t in_tiles, out_tiles;
+  const int64_t* tap;
+  int64_t taps;
+  float* sums;
+  int64_t out_step;  // from one tile of output channels to the next
+  bool first;        // sums begin at zero
+};
+
 // `pixels` pixels of `channels` adjacent values, `step` apart.
 template <class T>
 struct PixelRun {
@@ -49,6 +70,12 @@ struct Bf16Kernels {
   void (*conv)(const Conv16Call&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
                int64_t panel_end);
   int64_t (*conv_scratch)(const Conv16Call&);
+  // Of kPairBlock pixels, for gradients of weights; null where products of pairs are no instructions.
+  // Channels up to a whole tile are zero.
+  void (*transpose_pixels)(const uint16_t* const* pixels, int64_t channels, uint16_t* rows, int64_t row_step);
+  void (*interleave_pixels)(const uint16_t* const* pixels, int64_t channels, uint16_t* pairs,
+                            int64_t tile_step);
+  void (*pair_gradient)(const PairGradientCall&);
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();

@@ -9,6 +9,7 @@
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
+#include "cpu/paired_weight_grad.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/weight_sums.h"
@@ -137,7 +138,16 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
-  if (takes_widened(grad_output, {input, weight}) && !multiplies_bfloat16())
+  const bool narrow = takes_widened(grad_output, {input, weight});
+  if (narrow && multiplies_bfloat16()) {
+    check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight,
+                          {stride, padding, dilation, groups});
+    const at::Tensor found =
+        paired_weight_grad(grad_output, input, weight, {stride, padding, dilation, groups});
+    if (found.defined()) return found;
+  }
+  // With few channels in a group products of widened values are as good.
+  if (narrow)
     return rounded_to(weight.scalar_type(),
                       conv2d_weight_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                              widened_kept(weight), stride, padding, dilation, groups));

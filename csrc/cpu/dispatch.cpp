@@ -39,7 +39,11 @@ std::vector<Isa> compiled() {
 #endif
   // Intel's vdpbf16ps takes four times as long as vfmadd231ps (docs/performance.md): half the products a
   // second.
-  isas.push_back({&kAvx512Kernels, &kAvx512WithBf16Kernels, bf16, {}, !__builtin_cpu_is("intel")});
+  isas.push_back({&kAvx512Kernels,
+                  &kAvx512WithBf16Kernels,
+                  bf16 || emulated("avx512_bf16"),
+                  {},
+                  !__builtin_cpu_is("intel") || emulated("avx512_bf16")});
 #endif
   isas.push_back({&kAvx512Kernels, &kAvx512Bf16Kernels, avx512});
 #endif

@@ -142,6 +142,53 @@ def test_large_convolutions_by_tiles(size, kernel, stride):
         assert (own.double() - other).abs().max() <= 2 * ROUNDING * other.abs().max()
 
 
+# images, input channels, height, width, output channels, kernel, stride, padding, dilation, groups
+GRADIENT_SHAPES = [
+    (2, 64, 30, 30, 64, 3, 1, 1, 1, 1),
+    (1, 16, 9, 7, 32, 3, 1, 1, 1, 1),
+    (3, 40, 7, 7, 24, 3, 1, 1, 1, 1),
+    (2, 33, 12, 10, 50, 5, 1, 2, 1, 1),
+    (2, 64, 14, 15, 48, 3, 2, 1, 1, 1),
+    (2, 64, 14, 15, 128, 1, 2, 0, 1, 1),
+    (2, 96, 20, 20, 96, 1, 1, 0, 1, 1),
+    (2, 16, 13, 11, 20, 3, 3, 2, 1, 1),
+    (2, 16, 13, 11, 20, 3, 1, 2, 2, 1),
+    (2, 64, 8, 8, 64, 3, 1, 1, 1, 4),
+    (2, 8, 23, 23, 16, 7, 2, 3, 1, 1),
+    (2, 16, 10, 10, 16, 3, 2, 0, 2, 1),
+    (2, 20, 10, 12, 16, 2, 1, 0, 1, 1),
+    (2, 20, 10, 12, 16, 4, 3, 3, 1, 1),
+    (9, 272, 3, 3, 272, 3, 1, 1, 1, 1),
+    (1, 16, 1, 1, 16, 1, 1, 0, 1, 1),
+    (2, 16, 9, 9, 16, 3, 1, 3, 1, 1),
+    (12, 16, 40, 40, 16, 1, 1, 0, 1, 1),
+]
+
+
+@pytest.mark.parametrize("shape", GRADIENT_SHAPES, ids=str)
+def test_gradients_of_convolutions(shape):
+    """Against float64, each rounded once; the same with any number of threads."""
+    images, channels, height, width, out, kernel, stride, padding, dilation, groups = shape
+    torch.manual_seed(0)
+    input = torch.randn(images, channels, height, width).bfloat16().requires_grad_()
+    weight = torch.randn(out, channels // groups, kernel, kernel).bfloat16().requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (input, weight)]
+    truth = torch.nn.functional.conv2d(*exact, None, stride, padding, dilation, groups)
+    cotangent = torch.randn_like(truth).bfloat16()
+    expected = torch.autograd.grad(truth, exact, cotangent.double())
+    arguments = ((stride,) * 2, (padding,) * 2, (dilation,) * 2, groups)
+    gradients = (torch.ops.cnnfast.conv2d_input_grad, torch.ops.cnnfast.conv2d_weight_grad)
+    for gradient, other in zip(gradients, expected, strict=True):
+        with_threads = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with_threads.append(gradient(cotangent, input.detach(), weight.detach(), *arguments))
+        torch.set_num_threads(2)
+        assert all(torch.equal(own, with_threads[0]) for own in with_threads)
+        beyond = (with_threads[0].double() - other).abs() - ROUNDING * other.abs()
+        assert beyond.max() <= 2e-5 * other.abs().max()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_has_the_layout_of_the_input(memory_format):
     input = torch.randn(2, 8, 9, 7).bfloat16().contiguous(memory_format=memory_format).requires_grad_()

@@ -2,9 +2,19 @@
 
 #include "cpu/kernels/bf16_table.inl"
 #include "cpu/kernels/conv_amx.inl"
+#include "cpu/kernels/weight_gradient16.inl"
+#include "cpu/kernels/weight_gradient_amx.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kAmxBf16Kernels = {
-    "amx",         true, widen, narrow, amx_conv<NativeDot>, amx_scratch<NativeDot>, Tiles::configure,
-    Tiles::release};
+extern const Bf16Kernels kAmxBf16Kernels = {"amx",
+                                            true,
+                                            widen,
+                                            narrow,
+                                            amx_conv<NativeDot>,
+                                            amx_scratch<NativeDot>,
+                                            transpose_pixels,
+                                            interleave_pixels,
+                                            amx_pair_gradient,
+                                            Tiles::configure,
+                                            Tiles::release};
 }  // namespace cnnfast::cpu

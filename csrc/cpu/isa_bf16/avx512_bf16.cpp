@@ -1,9 +1,18 @@
 #include "cpu/vec16/avx512_bf16.h"
 
 #include "cpu/kernels/bf16_table.inl"
+#include "cpu/kernels/weight_gradient16.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kAvx512WithBf16Kernels = {
-    "avx512_bf16", true,   widen, narrow, gathered_conv<NativeDot>, gather_scratch<NativeDot>,
-    nullptr,       nullptr};
+extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
+                                                   true,
+                                                   widen,
+                                                   narrow,
+                                                   gathered_conv<NativeDot>,
+                                                   gather_scratch<NativeDot>,
+                                                   transpose_pixels,
+                                                   interleave_pixels,
+                                                   vector_pair_gradient<NativeDot>,
+                                                   nullptr,
+                                                   nullptr};
 }  // namespace cnnfast::cpu

@@ -16,5 +16,6 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
 
-#define CNNFAST_WIDENED_KERNELS(name) \
-  {name, false, widen, narrow, gathered_conv<WidenedDot>, gather_scratch<WidenedDot>, nullptr, nullptr}
+#define CNNFAST_WIDENED_KERNELS(name)                                                                 \
+  {name,    false,   widen,   narrow, gathered_conv<WidenedDot>, gather_scratch<WidenedDot>, nullptr, \
+   nullptr, nullptr, nullptr, nullptr}

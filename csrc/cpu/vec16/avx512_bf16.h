@@ -19,4 +19,52 @@ struct NativeDot {
   }
 };
 
+// Values of pixels that lie anywhere, sixteen channels of them from `c` on, `count` of which there are.
+struct Pairs {
+  // 32 pixels: to[32 * j + 2 * i + k] is channel c + i of pixel 2 * j + k.
+  static void interleave(const uint16_t* const* pixels, int64_t c, int64_t count, uint16_t* to) {
+    for (int j = 0; j < 16; ++j)
+      _mm512_storeu_si512(to + 32 * j, pair(pixels[2 * j] + c, pixels[2 * j + 1] + c, first(count)));
+  }
+  // 32 pixels: to[i * step + p] is channel c + i of pixel p. Pairs of pixels are the lanes of a 16 x 16
+  // matrix.
+  static void transpose(const uint16_t* const* pixels, int64_t c, int64_t count, uint16_t* to, int64_t step) {
+    __m512i x[16], y[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = pair(pixels[2 * j] + c, pixels[2 * j + 1] + c, first(count));
+#pragma GCC unroll 8
+    for (int j = 0; j < 16; j += 2) {
+      y[j] = _mm512_unpacklo_epi32(x[j], x[j + 1]);
+      y[j + 1] = _mm512_unpackhi_epi32(x[j], x[j + 1]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 16; j += 4)
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        x[j + 2 * k] = _mm512_unpacklo_epi64(y[j + k], y[j + k + 2]);
+        x[j + 2 * k + 1] = _mm512_unpackhi_epi64(y[j + k], y[j + k + 2]);
+      }
+    // x[4 * q + i]: pixels of quarter q; channels i, 4 + i, 8 + i, 12 + i in its four parts
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i low = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88);
+      const __m512i high = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xdd);
+      const __m512i low2 = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x88);
+      const __m512i high2 = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xdd);
+      _mm512_storeu_si512(to + i * step, _mm512_shuffle_i32x4(low, low2, 0x88));
+      _mm512_storeu_si512(to + (4 + i) * step, _mm512_shuffle_i32x4(high, high2, 0x88));
+      _mm512_storeu_si512(to + (8 + i) * step, _mm512_shuffle_i32x4(low, low2, 0xdd));
+      _mm512_storeu_si512(to + (12 + i) * step, _mm512_shuffle_i32x4(high, high2, 0xdd));
+    }
+  }
+
+ private:
+  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static __m512i pair(const uint16_t* a, const uint16_t* b, __mmask16 lanes) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, a));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  }
+};
+
 }  // namespace

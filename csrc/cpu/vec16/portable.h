@@ -37,6 +37,18 @@ struct Bf16 {
   }
 };
 
+// As in avx512_bf16.h.
+struct Pairs {
+  static void interleave(const uint16_t* const* pixels, int64_t c, int64_t count, uint16_t* to) {
+    for (int p = 0; p < 32; ++p)
+      for (int64_t i = 0; i < 16; ++i) to[p / 2 * 32 + 2 * i + p % 2] = i < count ? pixels[p][c + i] : 0;
+  }
+  static void transpose(const uint16_t* const* pixels, int64_t c, int64_t count, uint16_t* to, int64_t step) {
+    for (int p = 0; p < 32; ++p)
+      for (int64_t i = 0; i < 16; ++i) to[i * step + p] = i < count ? pixels[p][c + i] : 0;
+  }
+};
+
 // Register block of dot products: pixels, and halves of a panel of output channels.
 constexpr int kDotPixels = 2, kDotHalves = 1;
 
