@@ -56,6 +56,8 @@ void run_narrow_stage(const Stage& stage, const at::Tensor& input, const at::Ten
                                   plain_activation_name(stage.activation.kind)},
                                  target))
     return;
+  if (!conv && stage.activation.kind == Activation::kNone)
+    return run_stage(stage, input, weight, bias, target);
   const at::Tensor output =
       output_empty(target.sizes(), target.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
   run_stage(stage, conv ? input : widened(input), weight, bias, output);

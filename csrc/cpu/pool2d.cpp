@@ -1,10 +1,12 @@
-// Pooling on the CPU: float32 images through the kernel table, all else through ATen.
+// Pooling on the CPU: float32 and bfloat16 images through the kernel table, all else through ATen.
 #include "cpu/pool2d.h"
 
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/images16.h"
 #include "cpu/memory_pool.h"
+#include "cpu/narrow_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -15,17 +17,16 @@ namespace {
 constexpr int64_t kNoDilation[2] = {1, 1};
 constexpr int64_t kSerialElements = 1 << 15;
 
-using PoolKernel = void (*)(const PoolCall&, int64_t, int64_t);
-
 at::Tensor images_of(const at::Tensor& t) {
   return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-// Without an output; `sizes` are those that it has.
+bool is_narrow(const at::Tensor& t) { return t.scalar_type() == at::kBFloat16; }
+
+// Without views; `sizes` are the output's.
 PoolCall call_of(const at::Tensor& images, const Pool2dParams& p, at::IntArrayRef sizes) {
   const auto steps = p.steps();
   PoolCall call{};
-  call.input = view_of(images);
   call.channels = images.size(1);
   call.in_height = images.size(2);
   call.in_width = images.size(3);
@@ -57,11 +58,31 @@ void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_includ
   if (output.numel() == 0) return;
   const at::Tensor images = images_of(input);
   PoolCall call = call_of(images, p, output.sizes());
-  call.output = view_of(output);
   call.count_include_pad = count_include_pad;
   call.divisor_override = divisor_override;
-  for_shares_of(output.size(0) * output.size(2), input,
-                [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+  const int64_t rows = output.size(0) * output.size(2);
+  if (is_narrow(input)) {
+    const NarrowPool pool{call, view16_of(images), view16_of(output)};
+    return for_shares_of(rows, input, [&](int64_t begin, int64_t end) { pool.run(kernel, begin, end); });
+  }
+  call.input = view_of(images);
+  call.output = view_of(output);
+  for_shares_of(rows, input, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+}
+
+// `input`: null where the kernel does not read it.
+void pool_backward_into(const at::Tensor& grad_output, const at::Tensor* input, const PoolCall& call,
+                        PoolBackwardKernel kernel, const at::Tensor& grad_input) {
+  const at::Tensor grad = images_of(grad_output), images = input ? images_of(*input) : at::Tensor();
+  const int64_t rows = grad_input.size(0) * grad_input.size(2);
+  if (is_narrow(grad_input)) {
+    const NarrowPoolBackward pool{call, input ? view16_of(images) : View16{}, view16_of(grad),
+                                  view16_of(grad_input)};
+    return for_shares_of(rows, grad_input, [&](int64_t begin, int64_t end) { pool.run(kernel, begin, end); });
+  }
+  PoolBackwardCall plain{call, view_of(grad), view_of(grad_input)};
+  if (input) plain.pool.input = view_of(images);
+  for_shares_of(rows, grad_input, [&](int64_t begin, int64_t end) { kernel(plain, begin, end); });
 }
 
 at::Tensor output_of(const at::Tensor& input, const std::vector<c10::SymInt>& sizes) {
@@ -81,13 +102,16 @@ void avg_pool2d_into(const at::Tensor& input, const Pool2dParams& params, bool c
 
 namespace {
 
-bool served(const at::Tensor& input) { return is_plain_float(input) && input.dim() == 4; }
+bool served(const at::Tensor& input) {
+  return input.dim() == 4 && (is_plain_float(input) || takes_widened(input));
+}
+bool served(const at::Tensor& grad_output, const at::Tensor& input) {
+  return input.dim() == 4 && (is_narrow(input) ? takes_widened(grad_output, {input})
+                                               : is_plain_float(input) && is_plain_float(grad_output));
+}
 
 at::Tensor max_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
-  if (takes_widened(input))
-    return rounded_to(input.scalar_type(),
-                      max_pool2d_cpu(widened(input), kernel_size, stride, padding, dilation, ceil_mode));
   if (!served(input)) return max_pool2d_composite(input, kernel_size, stride, padding, dilation, ceil_mode);
   const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
   const at::Tensor output = output_of(input, check_pool2d("max_pool2d", input, params));
@@ -98,9 +122,6 @@ at::Tensor max_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, 
 at::Tensor avg_pool2d_cpu(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
                           at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                           std::optional<int64_t> divisor_override) {
-  if (takes_widened(input))
-    return rounded_to(input.scalar_type(), avg_pool2d_cpu(widened(input), kernel_size, stride, padding,
-                                                          ceil_mode, count_include_pad, divisor_override));
   if (!served(input))
     return avg_pool2d_composite(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
                                 divisor_override);
@@ -132,19 +153,13 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
     return max_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, dilation,
                                          ceil_mode);
   };
-  if (takes_widened(grad_output, {input}))
-    return rounded_to(input.scalar_type(),
-                      max_pool2d_backward_cpu(widened_kept(grad_output), widened_kept(input), kernel_size,
-                                              stride, padding, dilation, ceil_mode));
-  if (!served(input) || !is_plain_float(grad_output)) return composite();
+  if (!served(grad_output, input)) return composite();
   const Pool2dParams params{kernel_size, stride, padding, dilation, ceil_mode};
   const auto sizes = gradient_sizes("max_pool2d_backward", grad_output, input, params);
   const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
-  const at::Tensor images = images_of(input), grad = images_of(grad_output);
-  const PoolBackwardCall call{call_of(images, params, sizes), view_of(grad), view_of(grad_input)};
-  for_shares_of(input.size(0) * input.size(2), input,
-                [&](int64_t begin, int64_t end) { kernels().max_pool_backward(call, begin, end); });
+  pool_backward_into(grad_output, &input, call_of(input, params, sizes), kernels().max_pool_backward,
+                     grad_input);
   return grad_input;
 }
 
@@ -156,24 +171,17 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
     return avg_pool2d_backward_composite(grad_output, input, kernel_size, stride, padding, ceil_mode,
                                          count_include_pad, divisor_override);
   };
-  if (takes_widened(grad_output, {input}))
-    return rounded_to(
-        input.scalar_type(),
-        avg_pool2d_backward_cpu(widened_kept(grad_output), widened_kept(input), kernel_size, stride, padding,
-                                ceil_mode, count_include_pad, divisor_override));
-  if (!served(input) || !is_plain_float(grad_output)) return composite();
+  if (!served(grad_output, input)) return composite();
   TORCH_CHECK(!divisor_override || *divisor_override != 0,
               "cnnfast::avg_pool2d_backward: divisor_override must not be 0");
   const Pool2dParams params{kernel_size, stride, padding, kNoDilation, ceil_mode};
   const auto sizes = gradient_sizes("avg_pool2d_backward", grad_output, input, params);
   const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
-  const at::Tensor grad = images_of(grad_output);
-  PoolBackwardCall call{call_of(grad_input, params, sizes), view_of(grad), view_of(grad_input)};
-  call.pool.count_include_pad = count_include_pad;
-  call.pool.divisor_override = divisor_override.value_or(0);
-  for_shares_of(input.size(0) * input.size(2), input,
-                [&](int64_t begin, int64_t end) { kernels().avg_pool_backward(call, begin, end); });
+  PoolCall call = call_of(grad_input, params, sizes);
+  call.count_include_pad = count_include_pad;
+  call.divisor_override = divisor_override.value_or(0);
+  pool_backward_into(grad_output, nullptr, call, kernels().avg_pool_backward, grad_input);
   return grad_input;
 }
 

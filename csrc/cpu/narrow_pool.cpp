@@ -1,0 +1,111 @@
+#include "cpu/narrow_pool.h"
+
+#include <algorithm>
+
+#include "cpu/aligned_floats.h"
+#include "cpu/bf16_table.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Of a strip, in and out: they stay in the second-level cache.
+constexpr int64_t kStripFloats = 96 * 1024;
+
+// Rows [begin, end) of an image, widened: a view of the image of which only these rows exist.
+class Rows {
+ public:
+  Rows(int64_t begin, int64_t end, int64_t width, int64_t channels, float*& scratch)
+      : begin_(begin), end_(std::max(begin, end)), width_(width), channels_(channels), data_(scratch) {
+    scratch += (end_ - begin_) * width * channels;
+  }
+  View view() const {
+    const int64_t row = width_ * channels_;
+    return {data_ - begin_ * row, 0, row, channels_};
+  }
+  void widen(const View16& from, int64_t image) const {
+    for (int64_t y = begin_; y < end_; ++y)
+      bf16_kernels().widen({at(from, image, y), from.pixel}, {row(y), channels_}, width_, channels_);
+  }
+  void round_to(const View16& to, int64_t image) const {
+    for (int64_t y = begin_; y < end_; ++y)
+      bf16_kernels().narrow({row(y), channels_}, {at(to, image, y), to.pixel}, width_, channels_);
+  }
+
+ private:
+  static uint16_t* at(const View16& v, int64_t image, int64_t y) {
+    return v.data + image * v.image + y * v.row;
+  }
+  float* row(int64_t y) const { return data_ + (y - begin_) * width_ * channels_; }
+
+  int64_t begin_, end_, width_, channels_;
+  float* data_;
+};
+
+// Input rows that windows [first, last) read.
+std::pair<int64_t, int64_t> rows_read(const PoolCall& p, int64_t first, int64_t last) {
+  const int64_t begin = first * p.stride_h - p.pad_h,
+                end = (last - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1;
+  return {std::clamp<int64_t>(begin, 0, p.in_height), std::clamp<int64_t>(end, 0, p.in_height)};
+}
+
+// Windows that reach into input rows [begin, end).
+std::pair<int64_t, int64_t> windows_of(const PoolCall& p, int64_t begin, int64_t end) {
+  const int64_t reach = std::max<int64_t>(0, begin + p.pad_h - (p.kernel_h - 1) * p.dilation_h);
+  const int64_t first = (reach + p.stride_h - 1) / p.stride_h,
+                last = std::min(p.height, (end - 1 + p.pad_h) / p.stride_h + 1);
+  return {first, std::max(first, last)};
+}
+
+// body(image, begin, end) for parts of the rows [begin, end) of images of `height` rows, `step` at most.
+template <class Body>
+void for_strips(int64_t begin, int64_t end, int64_t height, int64_t step, Body&& body) {
+  for (int64_t row = begin; row < end;) {
+    const int64_t y = row % height, count = std::min({step, height - y, end - row});
+    body(row / height, y, y + count);
+    row += count;
+  }
+}
+
+}  // namespace
+
+void NarrowPool::run(PoolKernel kernel, int64_t row_begin, int64_t row_end) const {
+  const int64_t in_row = call.in_width * call.channels, out_row = call.width * call.channels;
+  const int64_t step = std::max<int64_t>(1, kStripFloats / (call.stride_h * in_row + out_row));
+  for_strips(row_begin, row_end, call.height, step, [&](int64_t image, int64_t begin, int64_t end) {
+    const auto [first, last] = rows_read(call, begin, end);
+    float* scratch = thread_scratch(ScratchSlot::kWidened,
+                                    std::max<int64_t>(0, last - first) * in_row + (end - begin) * out_row);
+    const Rows from(first, last, call.in_width, call.channels, scratch),
+        to(begin, end, call.width, call.channels, scratch);
+    from.widen(input, image);
+    PoolCall part = call;
+    part.input = from.view();
+    part.output = to.view();
+    kernel(part, begin, end);
+    to.round_to(output, image);
+  });
+}
+
+void NarrowPoolBackward::run(PoolBackwardKernel kernel, int64_t row_begin, int64_t row_end) const {
+  const int64_t in_row = call.in_width * call.channels, out_row = call.width * call.channels;
+  const int64_t fitting = kStripFloats / (2 * in_row + out_row / call.stride_h);
+  const int64_t step = std::max(call.stride_h, fitting / call.stride_h * call.stride_h);
+  for_strips(row_begin, row_end, call.in_height, step, [&](int64_t image, int64_t begin, int64_t end) {
+    const auto [first, last] = windows_of(call, begin, end);
+    const auto [top, bottom] = input.data ? rows_read(call, first, last) : std::pair<int64_t, int64_t>{};
+    float* scratch =
+        thread_scratch(ScratchSlot::kWidened, (std::max<int64_t>(0, bottom - top) + end - begin) * in_row +
+                                                  std::max<int64_t>(0, last - first) * out_row);
+    const Rows from(top, bottom, call.in_width, call.channels, scratch),
+        grads(first, last, call.width, call.channels, scratch),
+        to(begin, end, call.in_width, call.channels, scratch);
+    if (input.data) from.widen(input, image);
+    grads.widen(grad, image);
+    PoolBackwardCall part{call, grads.view(), to.view()};
+    part.pool.input = from.view();
+    kernel(part, begin, end);
+    to.round_to(grad_input, image);
+  });
+}
+
+}  // namespace cnnfast::cpu
