@@ -10,6 +10,7 @@
 #include "cpu/conv_input_grad.h"
 #include "cpu/normalise.h"
 #include "cpu/paired_conv.h"
+#include "cpu/paired_input_grad.h"
 #include "cpu/strip_backward.h"
 #include "cpu/widened.h"
 #include "ops/batch_norm.h"
@@ -42,6 +43,32 @@ class ConvBackward {
   Conv2dParams params_;
   bool need_input_, need_weight_;
   std::optional<InputGradient> input_gradient_;
+};
+
+// The same by products of pairs: the gradient of the output is bfloat16 then.
+class PairedConvBackward {
+ public:
+  PairedConvBackward(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
+                     at::IntArrayRef output_sizes, bool need_input, bool need_weight)
+      : input_(input), weight_(weight), params_(params), need_input_(need_input), need_weight_(need_weight) {
+    if (need_input && PairedInputGradient::serves(weight, params))
+      input_gradient_.emplace(input, weight, params, output_sizes);
+  }
+  Border border() const { return input_gradient_ ? input_gradient_->border() : Border{}; }
+  ConvGradients run(const Bordered& grad) const {
+    const bool ours = input_gradient_.has_value();
+    ConvGradients g =
+        conv_gradients(grad.tensor, input_, weight_, params_, {need_input_ && !ours, need_weight_, false});
+    if (ours) g.input = input_gradient_->run(with_border16(grad, border()));
+    return g;
+  }
+
+ private:
+  const at::Tensor& input_;
+  const at::Tensor& weight_;
+  Conv2dParams params_;
+  bool need_input_, need_weight_;
+  std::optional<PairedInputGradient> input_gradient_;
 };
 
 at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
@@ -82,6 +109,31 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
           need_residual ? residual : none()};
 }
 
+// All tensors are bfloat16.
+Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at::Tensor& input,
+                                         const at::Tensor& weight, const at::Tensor& output,
+                                         const Conv2dParams& params, const Activation& act,
+                                         std::array<bool, 5> output_mask) {
+  const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
+  const PairedConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  std::vector<double> sums;
+  Bordered grad = activation_gradient(grad_output, output, act, conv.border(), need_bias ? &sums : nullptr,
+                                      at::kBFloat16);
+  ConvGradients found;
+  if (need_input || need_weight) found = conv.run(grad);
+  const auto none = [&] { return no_gradient(input); };
+  return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+          need_bias ? channel_tensor(sums, input.options().dtype(at::kFloat)).to(at::kBFloat16) : none(),
+          none(), need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
+}
+
+// First layers have few channels, and of their input no gradient is wanted: products of widened values, in
+// one pass over memory, are better there.
+bool pairs_serve(const at::Tensor& weight, std::array<bool, 5> output_mask) {
+  constexpr int64_t kFewChannels = 8;
+  return multiplies_bfloat16() && (weight.size(1) >= kFewChannels || output_mask[0]);
+}
+
 Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                     const at::Tensor& weight, const OptionalTensor& scale,
                                     const at::Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -90,7 +142,11 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   const Activation act = parse_activation("conv2d_backward", activation);
   const Conv2dParams params{stride, padding, dilation, groups};
   const auto type = input.scalar_type();
-  const bool narrow = takes_widened(grad_output, {input, weight, output}) && !multiplies_bfloat16();
+  const bool narrow = takes_widened(grad_output, {input, weight, output});
+  if (narrow && !present(scale) && pairs_serve(weight, output_mask)) {
+    check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
+    return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
+  }
   if (narrow && !present(scale)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
     return rounded_to({type, type, type, type, type},
@@ -114,40 +170,19 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   return conv2d_backward_float(grad_output, input, weight, output, params, act, output_mask);
 }
 
-// Normalisation on widened values; the gradient of the convolution's output is rounded for the products.
-BatchNormGradients conv2d_batch_norm_backward_by_pairs(
-    const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-    const OptionalTensor& bn_weight, const at::Tensor& conv_output, const at::Tensor& conv_mean,
-    const at::Tensor& var, const at::Tensor& output, const Conv2dParams& params, double eps,
-    std::string_view activation, std::array<bool, 6> output_mask) {
-  const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
-  const bool need_conv = need_input || need_weight;
-  const auto norm = batch_norm2d_backward_widened(
-      grad_output, conv_output, conv_mean, var, bn_weight, output, eps, activation, true,
-      {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
-  ConvGradients found;
-  if (need_conv)
-    found = conv_gradients(std::get<0>(norm), input, weight, params, {need_input, need_weight, false});
-  const auto none = [&] { return no_gradient(input); };
-  return {need_input ? found.input : none(),
-          need_weight ? found.weight : none(),
-          need_bias ? at::zeros_like(conv_mean, input.options()) : none(),
-          std::get<3>(norm),
-          std::get<4>(norm),
-          std::get<5>(norm)};
-}
-
 // grad_output, conv_output and output may be bfloat16: they are widened in cache.
-BatchNormGradients conv2d_batch_norm_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
-                                                    const at::Tensor& weight, const OptionalTensor& bn_weight,
-                                                    const at::Tensor& conv_output,
-                                                    const at::Tensor& conv_mean, const at::Tensor& var,
-                                                    const at::Tensor& output, const Conv2dParams& params,
-                                                    double eps, std::string_view activation,
-                                                    std::array<bool, 6> output_mask) {
+// With ConvBackward, or with PairedConvBackward where all images are bfloat16.
+template <class Backward>
+BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, const at::Tensor& input,
+                                                 const at::Tensor& weight, const OptionalTensor& bn_weight,
+                                                 const at::Tensor& conv_output, const at::Tensor& conv_mean,
+                                                 const at::Tensor& var, const at::Tensor& output,
+                                                 const Conv2dParams& params, double eps,
+                                                 std::string_view activation,
+                                                 std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const bool need_conv = need_input || need_weight;
-  const ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  const Backward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::optional<Bordered> grad_conv;
   if (need_conv) grad_conv = bordered(grad_output.sizes(), input.options(), conv.border());
   const auto norm = batch_norm2d_backward_into(
@@ -174,11 +209,13 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     const auto type = input.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
     if (multiplies_bfloat16())
-      return conv2d_batch_norm_backward_by_pairs(grad_output, input, weight, bn_weight, conv_output,
-                                                 conv_mean, var, output, {stride, padding, dilation, groups},
-                                                 eps, activation, output_mask);
+      return rounded_to(
+          {type, type, type, parameters, parameters, type},
+          conv2d_batch_norm_backward_by<PairedConvBackward>(
+              grad_output, input, weight, widened(bn_weight), conv_output, widened(conv_mean), widened(var),
+              output, {stride, padding, dilation, groups}, eps, activation, output_mask));
     return rounded_to({type, type, type, parameters, parameters, type},
-                      conv2d_batch_norm_backward_float(
+                      conv2d_batch_norm_backward_by<ConvBackward>(
                           grad_output, widened_kept(input), widened_kept(weight), widened(bn_weight),
                           conv_output, widened(conv_mean), widened(var), output,
                           {stride, padding, dilation, groups}, eps, activation, output_mask));
@@ -189,9 +226,9 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,
                                                 var, output, stride, padding, dilation, groups, eps,
                                                 activation, output_mask);
-  return conv2d_batch_norm_backward_float(grad_output, input, weight, bn_weight, conv_output, conv_mean, var,
-                                          output, {stride, padding, dilation, groups}, eps, activation,
-                                          output_mask);
+  return conv2d_batch_norm_backward_by<ConvBackward>(
+      grad_output, input, weight, bn_weight, conv_output, conv_mean, var, output,
+      {stride, padding, dilation, groups}, eps, activation, output_mask);
 }
 
 }  // namespace

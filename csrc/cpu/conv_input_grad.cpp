@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "cpu/memory_pool.h"
-#include "cpu/paired_conv.h"
+#include "cpu/paired_input_grad.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
@@ -15,100 +15,35 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Below this much work the transform of the weights is no small part of the whole.
-constexpr double kWinogradFlops = 2e7;
 // Below this much work a second thread costs more than it saves.
 constexpr double kSerialFlops = 4e5;
 // Groups of fewer channels would leave most lanes of a vector empty.
 constexpr int64_t kLeastGroup = 8;
 
-int64_t divide_up(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-
 bool is_depthwise(const at::Tensor& weight, int64_t groups) {
   return groups > 1 && weight.size(0) == groups && weight.size(1) == 1;
-}
-
-// In the order of a convolution from outputs to inputs: I x (O / groups) x height x width.
-at::Tensor swapped_groups(const at::Tensor& weight, int64_t groups) {
-  const int64_t out = weight.size(0) / groups, in = weight.size(1);
-  return weight.reshape({groups, out, in, weight.size(2), weight.size(3)})
-      .transpose(1, 2)
-      .reshape({groups * in, out, weight.size(2), weight.size(3)});
 }
 
 }  // namespace
 
 bool InputGradient::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p) {
   if (!is_plain_float(input) || !is_plain_float(weight)) return false;
-  for (int i = 0; i < 2; ++i)
-    if (p.stride[i] > 1 && p.dilation[i] > 1) return false;
+  if (!has_phases(p)) return false;
   return p.groups == 1 || is_depthwise(weight, p.groups) ||
          std::min(weight.size(1), weight.size(0) / p.groups) >= kLeastGroup;
 }
 
-// Input place i and kernel place k belong to output place (i + padding - k * dilation) / stride. With stride
-// 1 there is one phase; else, with dilation 1, a phase per remainder of i + padding.
-std::vector<InputGradient::Phase> InputGradient::phases(int64_t size, int64_t kernel, int64_t stride,
-                                                        int64_t padding, int64_t dilation) {
-  std::vector<Phase> found;
-  for (int64_t remainder = 0; remainder < stride; ++remainder) {
-    const int64_t start = divide_up(padding - remainder, stride);  // output place of the phase's first input
-    Phase phase;
-    phase.first = start * stride + remainder - padding;
-    phase.places = phase.first < size ? (size - phase.first + stride - 1) / stride : 0;
-    phase.count = remainder < kernel ? (kernel - remainder + stride - 1) / stride : 0;
-    phase.last = remainder + (phase.count - 1) * stride;
-    phase.lowest = start - (phase.count - 1) * dilation;
-    found.push_back(phase);
-  }
-  return found;
-}
-
 InputGradient::InputGradient(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
                              at::IntArrayRef output_sizes)
-    : input_(input), weight_(weight), params_(params), output_sizes_(output_sizes) {
-  const auto side = [&](int i) {
-    return phases(input.size(2 + i), weight.size(2 + i), params.stride[i], params.padding[i],
-                  params.dilation[i]);
-  };
-  const auto all_columns = side(1);
-  for (const Phase& rows : side(0))
-    for (const Phase& columns : all_columns) add_part(rows, columns);
-}
-
-void InputGradient::add_part(const Phase& rows, const Phase& columns) {
-  if (rows.places == 0 || columns.places == 0) return;
-  if (rows.count == 0 || columns.count == 0) {
-    covers_all_ = false;
-    return;
+    : input_(input),
+      weight_(weight),
+      params_(params),
+      parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/true) {
+  for (const InputGradientPart& part : parts_.parts) {
+    const bool raw = takes_raw_weights(part.geometry);
+    packing_.push_back({packed_floats_, raw});
+    if (!raw) packed_floats_ += round_up(packed_floats(part.geometry), 16);
   }
-  ConvGeometry g{output_sizes_[0],
-                 output_sizes_[1],
-                 input_.size(1),
-                 params_.groups,
-                 rows.count,
-                 columns.count,
-                 1,
-                 1,
-                 params_.dilation[0],
-                 params_.dilation[1],
-                 rows.places,
-                 columns.places,
-                 {}};
-  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, largest_trained_tile(g));
-  const Overreach beyond = overreach(g);
-  const auto last_read = [](const Phase& phase, int64_t dilation) {
-    return phase.lowest + phase.places - 1 + (phase.count - 1) * dilation;
-  };
-  border_.top = std::max(border_.top, -rows.lowest);
-  border_.left = std::max(border_.left, -columns.lowest);
-  border_.bottom =
-      std::max(border_.bottom, last_read(rows, params_.dilation[0]) + beyond.bottom - (output_sizes_[2] - 1));
-  border_.right = std::max(border_.right,
-                           last_read(columns, params_.dilation[1]) + beyond.right - (output_sizes_[3] - 1));
-  const bool raw = takes_raw_weights(g);
-  parts_.push_back({rows, columns, g, packed_floats_, raw});
-  if (!raw) packed_floats_ += divide_up(packed_floats(g), 16) * 16;
 }
 
 // The weights of every part, packed into memory of packed_floats_ or as they lie in `held`.
@@ -120,16 +55,17 @@ std::vector<PackedConv> InputGradient::weights(float* to, at::Tensor& held) cons
   const at::Tensor& w = held;
   const bool swapped = groups == 1;  // read with the channels in each other's place
   std::vector<PackedConv> all;
-  for (const Part& part : parts_) {
+  for (size_t i = 0; i < packing_.size(); ++i) {
+    const InputGradientPart& part = parts_.parts[i];
     const WeightStrides strides{swapped ? w.stride(1) : w.stride(0), swapped ? w.stride(0) : w.stride(1),
                                 -params_.stride[0] * w.stride(2), -params_.stride[1] * w.stride(3)};
     const float* last =
         w.const_data_ptr<float>() + part.rows.last * w.stride(2) + part.columns.last * w.stride(3);
-    if (part.raw) {
+    if (packing_[i].raw) {
       all.emplace_back(last, strides, none, none);
     } else {
-      pack_weight_into(part.geometry, last, strides, to + part.packed_at, true);
-      all.emplace_back(to + part.packed_at, none, none);
+      pack_weight_into(part.geometry, last, strides, to + packing_[i].at, true);
+      all.emplace_back(to + packing_[i].at, none, none);
     }
   }
   return all;
@@ -146,7 +82,7 @@ at::Tensor InputGradient::run(const View& grad) const {
   const View to = view_of(result);
   std::vector<ConvJob> jobs;
   double flops = 0;
-  for (const Part& part : parts_) {
+  for (const InputGradientPart& part : parts_.parts) {
     View from = grad, target = to;
     from.data += part.rows.lowest * grad.row + part.columns.lowest * grad.pixel;
     target.data += part.rows.first * to.row + part.columns.first * to.pixel;
@@ -156,7 +92,7 @@ at::Tensor InputGradient::run(const View& grad) const {
     flops += part.geometry.flops();
   }
   parallel_team(flops < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier& barrier) {
-    if (!covers_all_) {
+    if (!parts_.covers_all) {
       const auto [begin, end] = share(result.numel(), 1024, thread, team);
       std::memset(result.data_ptr<float>() + begin, 0, sizeof(float) * static_cast<size_t>(end - begin));
       barrier.wait();
@@ -171,20 +107,16 @@ namespace {
 at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
-  if (takes_widened(grad_output, {input, weight}) && multiplies_bfloat16()) {
-    check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight,
-                          {stride, padding, dilation, groups});
-    const at::Tensor found =
-        paired_input_grad(grad_output, input, weight, {stride, padding, dilation, groups});
-    return found.defined()
-               ? found
-               : conv2d_input_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
+  const Conv2dParams p{stride, padding, dilation, groups};
+  if (takes_widened(grad_output, {input, weight}) && PairedInputGradient::serves(weight, p)) {
+    check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
+    const PairedInputGradient gradient(input, weight, p, grad_output.sizes());
+    return gradient.run(bring_in16(grad_output, gradient.border()));
   }
   if (takes_widened(grad_output, {input, weight}))
     return rounded_to(input.scalar_type(),
                       conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                             widened_kept(weight), stride, padding, dilation, groups));
-  const Conv2dParams p{stride, padding, dilation, groups};
   if (!is_plain_float(grad_output) || !InputGradient::serves(input, weight, p))
     return conv2d_input_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);

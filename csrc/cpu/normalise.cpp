@@ -299,19 +299,22 @@ void backward_values(const NormBackwardCall& call, const BackwardRows& from, con
 }
 
 void backward_values(const NormBackwardCall& call, const BackwardRows& from, ImageSize size,
-                     const View& grad_input, const Border& border, const OutputRows& grad_residual) {
-  parallel_team(threads_for(size.images * size.height * size.width * size.channels),
-                [&](int thread, int team, Barrier&) {
-                  const auto [begin, end] = share(size.images * size.height, 1, thread, team);
-                  for (int64_t row = begin; row < end; ++row) {
-                    OutputRows own(grad_input.data + row / size.height * grad_input.image +
-                                   row % size.height * grad_input.row);
-                    own.channels = size.channels;
-                    backward_rows(call, from, row * size.width, (row + 1) * size.width, own, grad_residual);
-                  }
-                  const auto [first, last] = share(size.images, 1, thread, team);
-                  zero_border(grad_input, size, border, first, last);
-                });
+                     const Bordered& grad_input, const Border& border, const OutputRows& grad_residual) {
+  const View& v = grad_input.view;
+  const View16& v16 = grad_input.view16;
+  parallel_team(threads_for(size.images * size.height * size.width * size.channels), [&](int thread, int team,
+                                                                                         Barrier&) {
+    const auto [begin, end] = share(size.images * size.height, 1, thread, team);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t image = row / size.height, y = row % size.height;
+      OutputRows own(v.data ? v.data + image * v.image + y * v.row : nullptr);
+      if (v16.data) own.narrow = v16.data + image * v16.image + y * v16.row;
+      own.channels = size.channels;
+      backward_rows(call, from, row * size.width, (row + 1) * size.width, own, grad_residual);
+    }
+    const auto [first, last] = share(size.images, 1, thread, team);
+    v16.data ? zero_border(v16, size, border, first, last) : zero_border(v, size, border, first, last);
+  });
 }
 
 // The normalisation's derivatives per channel, in float64.
@@ -385,7 +388,7 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
   call.tilt = through_statistics ? coefficients.tilt.data() : nullptr;
   call.offset = coefficients.offset.data();
   if (x.rows > 0 && target.bordered)
-    backward_values(call, from, image_size(input), target.bordered->view, target.border, of_residual);
+    backward_values(call, from, image_size(input), *target.bordered, target.border, of_residual);
   else if (x.rows > 0 && (target.wanted() || need_residual))
     backward_values(call, from, target.dense, of_residual);
   auto per_channel = [&](bool wanted, auto&& value) {

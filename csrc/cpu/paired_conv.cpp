@@ -72,24 +72,4 @@ at::Tensor paired_conv2d(const Conv2dArgs& a, const std::vector<c10::SymInt>& si
   return paired_conv2d_into(a, output) ? output : at::Tensor();
 }
 
-at::Tensor paired_input_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                             const Conv2dParams& p) {
-  if (!multiplies_bfloat16() || p.groups != 1 || p.stride[0] != 1 || p.stride[1] != 1) return {};
-  const int64_t top = p.dilation[0] * (weight.size(2) - 1) - p.padding[0],
-                left = p.dilation[1] * (weight.size(3) - 1) - p.padding[1];
-  if (top < 0 || left < 0) return {};
-  const ConvGeometry g{
-      input.size(0), weight.size(0), weight.size(1), 1, weight.size(2), weight.size(3), 1, 1, p.dilation[0],
-      p.dilation[1], input.size(2),  input.size(3),  {}};
-  const at::Tensor wide = widened(weight);
-  const WeightStrides s = weight_strides(wide);
-  const float* last = wide.const_data_ptr<float>() + (g.kernel_h - 1) * s.row + (g.kernel_w - 1) * s.column;
-  const AlignedFloats turned = pack_pairs(g, last, {s.in, s.out, -s.row, -s.column});
-  const at::Tensor result = gradient_empty(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
-  run(g, bring_in16(grad_output, {top, left, top, left}), turned, AlignedFloats(0), at::Tensor(), result);
-  // In the layout of the input, as eager PyTorch gives it and compiled graphs expect.
-  const bool as_input = channels_adjacent(input) && input.is_contiguous(at::MemoryFormat::ChannelsLast);
-  return as_input ? result : at::empty_like(input).copy_(result);
-}
-
 }  // namespace cnnfast::cpu

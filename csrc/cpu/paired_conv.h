@@ -16,9 +16,4 @@ bool paired_conv2d_into(const Conv2dArgs& args, const at::Tensor& output);
 // The same into a tensor of its own; undefined where pairs do not serve.
 at::Tensor paired_conv2d(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
 
-// The gradient of the input: a convolution of the output's with turned weights. Undefined where pairs do not
-// serve, and with strides, groups or padding wider than the kernel.
-at::Tensor paired_input_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                             const Conv2dParams& params);
-
 }  // namespace cnnfast::cpu

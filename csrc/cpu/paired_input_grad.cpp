@@ -1,0 +1,77 @@
+#include "cpu/paired_input_grad.h"
+
+#include <ATen/Functions.h>
+
+#include <cstring>
+
+#include "cpu/conv16_job.h"
+#include "cpu/memory_pool.h"
+#include "cpu/pack_cache.h"
+#include "cpu/paired_conv.h"
+#include "cpu/parallel.h"
+#include "cpu/tensor_view.h"
+#include "cpu/widened.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Below this much work a second thread costs more than it saves.
+constexpr double kSerialFlops = 2e6;
+// Groups of fewer channels leave most of a panel of pairs empty.
+constexpr int64_t kLeastGroup = 8;
+
+}  // namespace
+
+bool PairedInputGradient::serves(const at::Tensor& weight, const Conv2dParams& p) {
+  return multiplies_bfloat16() && has_phases(p) &&
+         (p.groups == 1 || std::min(weight.size(1), weight.size(0) / p.groups) >= kLeastGroup);
+}
+
+PairedInputGradient::PairedInputGradient(const at::Tensor& input, const at::Tensor& weight,
+                                         const Conv2dParams& params, at::IntArrayRef output_sizes)
+    : input_(input),
+      weight_(params.groups == 1 ? widened(weight) : swapped_groups(widened(weight), params.groups)),
+      params_(params),
+      parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/false) {}
+
+at::Tensor PairedInputGradient::run(const Images16& grad) const {
+  const bool direct_write = channels_adjacent(input_) && input_.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor result = gradient_empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast);
+  const View16 to = view16_of(result);
+  const WeightStrides s = weight_strides(weight_);
+  const bool swapped = params_.groups == 1;  // read with the channels in each other's place
+  const WeightStrides turned{swapped ? s.in : s.out, swapped ? s.out : s.in, -params_.stride[0] * s.row,
+                             -params_.stride[1] * s.column};
+  const AlignedFloats no_shift(0);
+  std::vector<AlignedFloats> weights;
+  std::vector<Conv16Job> jobs;
+  std::vector<Conv16Memory> memory;
+  double flops = 0;
+  for (const InputGradientPart& part : parts_.parts) {
+    View16 target = to;
+    target.data += part.rows.first * to.row + part.columns.first * to.pixel;
+    target.row *= params_.stride[0];
+    target.pixel *= params_.stride[1];
+    const uint16_t* from = grad.view.data + (parts_.border.top + part.rows.lowest) * grad.view.row +
+                           (parts_.border.left + part.columns.lowest) * grad.view.pixel;
+    weights.push_back(pack_pairs(
+        part.geometry,
+        weight_.const_data_ptr<float>() + part.rows.last * s.row + part.columns.last * s.column, turned));
+    jobs.emplace_back(part.geometry, grad.view, target, View16{});
+    memory.push_back({from, grad.readable, grad.beyond, target.data, nullptr});
+    flops += part.geometry.flops();
+  }
+  parallel_team(flops < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier& barrier) {
+    if (!parts_.covers_all) {
+      const auto [begin, end] = share(result.numel(), 1024, thread, team);
+      std::memset(to.data + begin, 0, sizeof(uint16_t) * static_cast<size_t>(end - begin));
+      barrier.wait();
+    }
+    const TileUse tiles(true);
+    for (size_t i = 0; i < jobs.size(); ++i) jobs[i].run(weights[i], no_shift, memory[i], thread, team);
+  });
+  // In the layout of the input, as eager PyTorch gives it and compiled graphs expect.
+  return direct_write ? result : at::empty_like(input_).copy_(result);
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,29 @@
+// Gradients of inputs on bfloat16 tensors where instructions multiply pairs of bfloat16 values.
+#pragma once
+#include "cpu/images16.h"
+#include "cpu/input_grad_parts.h"
+
+namespace cnnfast::cpu {
+
+class PairedInputGradient {
+ public:
+  PairedInputGradient(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
+                      at::IntArrayRef output_sizes);
+
+  // Groups of few channels, and strides with dilations, are left to others.
+  static bool serves(const at::Tensor& weight, const Conv2dParams& params);
+
+  // Zeros that must lie around the output's gradient.
+  const Border& border() const { return parts_.border; }
+
+  // `grad`: its view is that of the first pixel of the border. The result has the input's strides.
+  at::Tensor run(const Images16& grad) const;
+
+ private:
+  const at::Tensor& input_;
+  at::Tensor weight_;  // in float32
+  Conv2dParams params_;
+  InputGradientParts parts_;
+};
+
+}  // namespace cnnfast::cpu
