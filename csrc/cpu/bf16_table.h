@@ -60,12 +60,23 @@ struct PixelRun {
   int64_t step;
 };
 
+// The gradient in front of an activation, from its output: rows of pixels, rounded (nothing is lost where the
+// activation is ReLU).
+struct ActivationBackward16 {
+  PixelRun<const uint16_t> grad, output;  // output.data: null without an activation
+  PixelRun<uint16_t> to;
+  int64_t channels;
+  Activation activation;
+  float* sums;  // += the gradient of every channel, before it is rounded; or null
+};
+
 struct Bf16Kernels {
   const char* name;
   bool multiplies;  // has instructions that multiply bfloat16: faster than float32 wherever there is a choice
   void (*widen)(PixelRun<const uint16_t> from, PixelRun<float> to, int64_t pixels, int64_t channels);
   // To nearest, ties to even; NaN stays NaN.
   void (*narrow)(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, int64_t channels);
+  void (*activation_backward)(const ActivationBackward16&, int64_t pixels);
   // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
   void (*conv)(const Conv16Call&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
                int64_t panel_end);

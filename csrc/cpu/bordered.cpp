@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/bf16_table.h"
+#include "cpu/activation_rows16.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
@@ -54,40 +54,36 @@ Images16 with_border16(const Bordered& t, const Border& border) {
 }
 
 Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
-                             const Border& border, std::vector<double>* sums, at::ScalarType type) {
-  const bool masks = activation.kind != Activation::kNone, rounds = type == at::kBFloat16;
-  const PixelRows grad = pixel_rows(masks || rounds ? grad_output : widened_kept(grad_output));
-  if (!masks && !rounds) {
+                             const Border& border, std::vector<double>* sums) {
+  const bool masks = activation.kind != Activation::kNone;
+  const PixelRows grad = pixel_rows(masks ? grad_output : widened_kept(grad_output));
+  if (!masks) {
     if (sums) *sums = channel_sums(grad.data, grad.stride, grad.rows, grad.channels, nullptr);
     Bordered t{grad.storage, grad.storage, {}};
     t.view = with_border_kept(grad.storage, border, t.storage);
     return t;
   }
-  const PixelRows y = masks ? pixel_rows(output) : PixelRows{};
+  const PixelRows y = pixel_rows(output);
   const ImageSize size = image_size(grad_output);
-  Bordered to = bordered(grad_output.sizes(), grad_output.options().dtype(type), border);
+  Bordered to = bordered(grad_output.sizes(), grad_output.options().dtype(at::kFloat), border);
   const int64_t image_rows = size.images * size.height,
                 part_rows = std::max<int64_t>(1, kRowsPerPart / size.width),
                 parts = (image_rows + part_rows - 1) / part_rows;
   std::vector<float> partial(sums ? static_cast<size_t>(parts * size.channels) : 0, 0.0f);
   // A mask does not ask for the channel: a row of pixels is one long one, whose vectors are full.
-  const auto is_dense = [&](const PixelRows& rows) {
-    return !rows.given() || rows.narrow || rows.stride == size.channels;
-  };
+  const auto is_dense = [&](const PixelRows& rows) { return rows.narrow || rows.stride == size.channels; };
   const bool dense = is_dense(grad) && is_dense(y);
   const int64_t row_values = size.width * size.channels;
   const auto rows_of_part = [&](int64_t part) {
     for (int64_t row = part * part_rows; row < std::min(image_rows, (part + 1) * part_rows); ++row) {
       float* scratch =
-          grad.narrow || y.narrow || rounds ? thread_scratch(ScratchSlot::kWidened, 3 * row_values) : nullptr;
+          grad.narrow || y.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * row_values) : nullptr;
       const FloatRows g = float_rows(grad, row * size.width, size.width, scratch),
                       own = float_rows(y, row * size.width, size.width, scratch + row_values);
       NormBackwardCall call{};
       call.grad = g.data;
       call.output = own.data;
-      const int64_t image = row / size.height, y_of_image = row % size.height;
-      call.grad_residual =
-          rounds ? scratch + 2 * row_values : to.view.data + image * to.view.image + y_of_image * to.view.row;
+      call.grad_residual = to.view.data + row / size.height * to.view.image + row % size.height * to.view.row;
       call.grad_stride = g.stride;
       call.output_stride = own.stride;
       call.channels = dense ? size.width * size.channels : size.channels;
@@ -95,11 +91,6 @@ Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& ou
       kernels().norm_backward(call, dense ? 1 : size.width);
       if (sums)
         add_row_sums(call.grad_residual, size.width, size.channels, partial.data() + part * size.channels);
-      if (rounds)
-        bf16_kernels().narrow(
-            {call.grad_residual, size.channels},
-            {to.view16.data + image * to.view16.image + y_of_image * to.view16.row, to.view16.pixel},
-            size.width, size.channels);
     }
   };
   parallel_team(grad_output.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
@@ -107,8 +98,28 @@ Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& ou
     for (int64_t part = begin; part < end; ++part) rows_of_part(part);
     if (none(border)) return;
     const auto [first, last] = share(size.images, 1, thread, team);
-    rounds ? zero_border(to.view16, size, border, first, last)
-           : zero_border(to.view, size, border, first, last);
+    zero_border(to.view, size, border, first, last);
+  });
+  if (sums) *sums = sum_of_parts(partial, size.channels);
+  return to;
+}
+
+Bordered activation_gradient16(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
+                               const Border& border, std::vector<double>* sums) {
+  const ActivationRows16 rows(grad_output, output, activation);
+  const ImageSize size = image_size(grad_output);
+  Bordered to = bordered(grad_output.sizes(), grad_output.options(), border);
+  const int64_t image_rows = size.images * size.height,
+                part_rows = std::max<int64_t>(1, kRowsPerPart / size.width),
+                parts = (image_rows + part_rows - 1) / part_rows;
+  std::vector<float> partial(sums ? static_cast<size_t>(parts * size.channels) : 0, 0.0f);
+  parallel_team(grad_output.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(parts, 1, thread, team);
+    for (int64_t part = begin; part < end; ++part)
+      rows.run(part * part_rows, std::min(image_rows, (part + 1) * part_rows), 0, to.view16,
+               sums ? partial.data() + part * size.channels : nullptr);
+    const auto [first, last] = share(size.images, 1, thread, team);
+    zero_border(to.view16, size, border, first, last);
   });
   if (sums) *sums = sum_of_parts(partial, size.channels);
   return to;

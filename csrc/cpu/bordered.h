@@ -21,11 +21,12 @@ Bordered bordered(at::IntArrayRef sizes, const at::TensorOptions& options, const
 // As the kernels that multiply pairs read it, from the first pixel of the border on.
 Images16 with_border16(const Bordered& t, const Border& border);
 
-// The gradient before an activation, from its output, in float32 or rounded to bfloat16; both may be
-// bfloat16. Where `sums` is given also its sums over pixels. May be grad_output's own memory where nothing
-// has to be done.
+// The gradient before an activation, from its output, in float32; both may be bfloat16. Where `sums` is given
+// also its sums over pixels. May be grad_output's own memory where nothing has to be done.
 Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
-                             const Border& border, std::vector<double>* sums,
-                             at::ScalarType type = at::kFloat);
+                             const Border& border, std::vector<double>* sums);
+// The same in bfloat16, as both must be then; always a copy.
+Bordered activation_gradient16(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
+                               const Border& border, std::vector<double>* sums);
 
 }  // namespace cnnfast::cpu

@@ -9,6 +9,7 @@
 #include "cpu/bordered.h"
 #include "cpu/conv_input_grad.h"
 #include "cpu/normalise.h"
+#include "cpu/paired_backward.h"
 #include "cpu/paired_conv.h"
 #include "cpu/paired_input_grad.h"
 #include "cpu/strip_backward.h"
@@ -55,7 +56,7 @@ class PairedConvBackward {
       input_gradient_.emplace(input, weight, params, output_sizes);
   }
   Border border() const { return input_gradient_ ? input_gradient_->border() : Border{}; }
-  ConvGradients run(const Bordered& grad) const {
+  ConvGradients run(const Bordered& grad) {
     const bool ours = input_gradient_.has_value();
     ConvGradients g =
         conv_gradients(grad.tensor, input_, weight_, params_, {need_input_ && !ours, need_weight_, false});
@@ -115,16 +116,26 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
                                          const Conv2dParams& params, const Activation& act,
                                          std::array<bool, 5> output_mask) {
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
-  const PairedConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  const auto none = [&] { return no_gradient(input); };
+  const auto rounded = [&](const std::vector<double>& sums) {
+    return channel_tensor(sums, input.options().dtype(at::kFloat)).to(at::kBFloat16);
+  };
+  if (!need_residual) {
+    const auto found = paired_backward(grad_output, input, weight, output, params, act,
+                                       {need_input, need_weight, need_bias});
+    if (found)
+      return {need_input ? found->input : none(), need_weight ? found->weight : none(),
+              need_bias ? rounded(found->bias) : none(), none(), none()};
+  }
+  PairedConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> sums;
-  Bordered grad = activation_gradient(grad_output, output, act, conv.border(), need_bias ? &sums : nullptr,
-                                      at::kBFloat16);
+  const Bordered grad =
+      activation_gradient16(grad_output, output, act, conv.border(), need_bias ? &sums : nullptr);
   ConvGradients found;
   if (need_input || need_weight) found = conv.run(grad);
-  const auto none = [&] { return no_gradient(input); };
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
-          need_bias ? channel_tensor(sums, input.options().dtype(at::kFloat)).to(at::kBFloat16) : none(),
-          none(), need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
+          need_bias ? rounded(sums) : none(), none(),
+          need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
 }
 
 // First layers have few channels, and of their input no gradient is wanted: products of widened values, in
@@ -182,7 +193,7 @@ BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, 
                                                  std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const bool need_conv = need_input || need_weight;
-  const Backward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  Backward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::optional<Bordered> grad_conv;
   if (need_conv) grad_conv = bordered(grad_output.sizes(), input.options(), conv.border());
   const auto norm = batch_norm2d_backward_into(

@@ -110,7 +110,7 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
   const Conv2dParams p{stride, padding, dilation, groups};
   if (takes_widened(grad_output, {input, weight}) && PairedInputGradient::serves(weight, p)) {
     check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
-    const PairedInputGradient gradient(input, weight, p, grad_output.sizes());
+    PairedInputGradient gradient(input, weight, p, grad_output.sizes());
     return gradient.run(bring_in16(grad_output, gradient.border()));
   }
   if (takes_widened(grad_output, {input, weight}))

@@ -34,44 +34,56 @@ PairedInputGradient::PairedInputGradient(const at::Tensor& input, const at::Tens
       params_(params),
       parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/false) {}
 
-at::Tensor PairedInputGradient::run(const Images16& grad) const {
-  const bool direct_write = channels_adjacent(input_) && input_.is_contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor result = gradient_empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast);
-  const View16 to = view16_of(result);
+void PairedInputGradient::pack() {
   const WeightStrides s = weight_strides(weight_);
   const bool swapped = params_.groups == 1;  // read with the channels in each other's place
   const WeightStrides turned{swapped ? s.in : s.out, swapped ? s.out : s.in, -params_.stride[0] * s.row,
                              -params_.stride[1] * s.column};
+  for (const InputGradientPart& part : parts_.parts)
+    packed_.push_back(pack_pairs(
+        part.geometry,
+        weight_.const_data_ptr<float>() + part.rows.last * s.row + part.columns.last * s.column, turned));
+}
+
+void PairedInputGradient::run_images(const Images16& grad, int64_t images, const View16& to, int thread,
+                                     int team) const {
   const AlignedFloats no_shift(0);
-  std::vector<AlignedFloats> weights;
-  std::vector<Conv16Job> jobs;
-  std::vector<Conv16Memory> memory;
-  double flops = 0;
-  for (const InputGradientPart& part : parts_.parts) {
+  for (size_t i = 0; i < packed_.size(); ++i) {
+    const InputGradientPart& part = parts_.parts[i];
     View16 target = to;
     target.data += part.rows.first * to.row + part.columns.first * to.pixel;
     target.row *= params_.stride[0];
     target.pixel *= params_.stride[1];
     const uint16_t* from = grad.view.data + (parts_.border.top + part.rows.lowest) * grad.view.row +
                            (parts_.border.left + part.columns.lowest) * grad.view.pixel;
-    weights.push_back(pack_pairs(
-        part.geometry,
-        weight_.const_data_ptr<float>() + part.rows.last * s.row + part.columns.last * s.column, turned));
-    jobs.emplace_back(part.geometry, grad.view, target, View16{});
-    memory.push_back({from, grad.readable, grad.beyond, target.data, nullptr});
-    flops += part.geometry.flops();
+    ConvGeometry g = part.geometry;
+    g.images = images;
+    Conv16Job(g, grad.view, target, View16{})
+        .run(packed_[i], no_shift, {from, grad.readable, grad.beyond, target.data, nullptr}, thread, team);
   }
+}
+
+at::Tensor PairedInputGradient::in_layout(const at::Tensor& result) const {
+  const bool same = channels_adjacent(input_) && input_.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return same ? result : at::empty_like(input_).copy_(result);
+}
+
+at::Tensor PairedInputGradient::run(const Images16& grad) {
+  const at::Tensor result = gradient_empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast);
+  const View16 to = view16_of(result);
+  pack();
+  double flops = 0;
+  for (const InputGradientPart& part : parts_.parts) flops += part.geometry.flops();
   parallel_team(flops < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier& barrier) {
-    if (!parts_.covers_all) {
+    if (!covers_all()) {
       const auto [begin, end] = share(result.numel(), 1024, thread, team);
       std::memset(to.data + begin, 0, sizeof(uint16_t) * static_cast<size_t>(end - begin));
       barrier.wait();
     }
     const TileUse tiles(true);
-    for (size_t i = 0; i < jobs.size(); ++i) jobs[i].run(weights[i], no_shift, memory[i], thread, team);
+    run_images(grad, input_.size(0), to, thread, team);
   });
-  // In the layout of the input, as eager PyTorch gives it and compiled graphs expect.
-  return direct_write ? result : at::empty_like(input_).copy_(result);
+  return in_layout(result);
 }
 
 }  // namespace cnnfast::cpu

@@ -1,5 +1,6 @@
 // Gradients of inputs on bfloat16 tensors where instructions multiply pairs of bfloat16 values.
 #pragma once
+#include "cpu/aligned_floats.h"
 #include "cpu/images16.h"
 #include "cpu/input_grad_parts.h"
 
@@ -17,13 +18,22 @@ class PairedInputGradient {
   const Border& border() const { return parts_.border; }
 
   // `grad`: its view is that of the first pixel of the border. The result has the input's strides.
-  at::Tensor run(const Images16& grad) const;
+  at::Tensor run(const Images16& grad);
+
+  // The same in parts: pack the weights, then `images` images into `to`, share `thread` of `team`; every
+  // place of the input belongs to a phase.
+  bool covers_all() const { return parts_.covers_all; }
+  void pack();
+  void run_images(const Images16& grad, int64_t images, const View16& to, int thread, int team) const;
+  // In the layout of the input, as eager PyTorch gives it and compiled graphs expect.
+  at::Tensor in_layout(const at::Tensor& result) const;
 
  private:
   const at::Tensor& input_;
   at::Tensor weight_;  // in float32
   Conv2dParams params_;
   InputGradientParts parts_;
+  std::vector<AlignedFloats> packed_;
 };
 
 }  // namespace cnnfast::cpu

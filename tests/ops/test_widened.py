@@ -189,6 +189,47 @@ def test_gradients_of_convolutions(shape):
         assert beyond.max() <= 2e-5 * other.abs().max()
 
 
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "none"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (25, 32, 30, 30, 40, 3, 1, 1, 1, 1),
+        (17, 40, 66, 62, 48, 3, 2, 1, 1, 1),
+        (16, 48, 40, 40, 72, 1, 1, 0, 1, 1),
+    ],
+    ids=str,
+)
+def test_gradients_of_groups_of_images(shape, activation):
+    """All gradients of a convolution at sizes at which pairs take some images at a time."""
+    images, channels, height, width, out, kernel, stride, padding, dilation, groups = shape
+    torch.manual_seed(0)
+    values = [
+        torch.randn(images, channels, height, width).bfloat16(),
+        (torch.randn(out, channels, kernel, kernel) / (channels * kernel**2) ** 0.5).bfloat16(),
+        torch.randn(out).bfloat16(),
+    ]
+    own = [v.clone().requires_grad_() for v in values]
+    settings = {"stride": (stride,) * 2, "padding": (padding,) * 2}
+    output = ops.conv2d(*own, **settings, activation=activation)
+    cotangent = torch.randn_like(output)
+    found = torch.autograd.grad(output, own, cotangent, retain_graph=True)
+    # From the output as it was rounded: what is near zero must not count as another side of ReLU.
+    y, g = output.detach().double(), cotangent.double()
+    before = {"relu": g * (y > 0), "sigmoid": g * y * (1 - y), "none": g}[activation]
+    exact = [v.double().requires_grad_() for v in values]
+    truth = torch.nn.functional.conv2d(*exact, **settings)
+    expected = torch.autograd.grad(truth, exact, before.bfloat16().double())
+    for one, other in zip(found, expected, strict=True):
+        # Sigmoid's gradient is rounded in front of the products by pairs, and not by others.
+        inner = 2 * ROUNDING if activation == "sigmoid" else 2e-5
+        beyond = (one.double() - other).abs() - ROUNDING * other.abs()
+        assert beyond.max() <= inner * other.abs().max()
+    torch.set_num_threads(1)
+    once_more = torch.autograd.grad(output, own, cotangent)
+    torch.set_num_threads(2)
+    assert all(torch.equal(a, b) for a, b in zip(found, once_more, strict=True))
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_has_the_layout_of_the_input(memory_format):
     input = torch.randn(2, 8, 9, 7).bfloat16().contiguous(memory_format=memory_format).requires_grad_()

@@ -29,4 +29,23 @@ void narrow(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, i
   }
 }
 
+void activation_backward(const ActivationBackward16& c, int64_t pixels) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    const uint16_t* grad = c.grad.data + p * c.grad.step;
+    const uint16_t* output = c.output.data ? c.output.data + p * c.output.step : nullptr;
+    uint16_t* to = c.to.data + p * c.to.step;
+    for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
+      const int64_t lanes = c.channels - channel;
+      const bool whole = lanes >= Vec::kWidth;
+      auto load = [&](const uint16_t* x) { return whole ? Bf16::load(x) : Bf16::load_first(x, lanes); };
+      Vec g = load(grad + channel);
+      if (output) g = gradient_before(c.activation, load(output + channel), g);
+      whole ? Bf16::store(g, to + channel) : Bf16::store_first(g, to + channel, lanes);
+      if (!c.sums) continue;
+      float* sum = c.sums + channel;
+      whole ? (Vec::load(sum) + g).store(sum) : (Vec::load_first(sum, lanes) + g).store_first(sum, lanes);
+    }
+  }
+}
+
 }  // namespace

@@ -16,6 +16,16 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
 
-#define CNNFAST_WIDENED_KERNELS(name)                                                                 \
-  {name,    false,   widen,   narrow, gathered_conv<WidenedDot>, gather_scratch<WidenedDot>, nullptr, \
-   nullptr, nullptr, nullptr, nullptr}
+#define CNNFAST_WIDENED_KERNELS(name) \
+  {name,                              \
+   false,                             \
+   widen,                             \
+   narrow,                            \
+   activation_backward,               \
+   gathered_conv<WidenedDot>,         \
+   gather_scratch<WidenedDot>,        \
+   nullptr,                           \
+   nullptr,                           \
+   nullptr,                           \
+   nullptr,                           \
+   nullptr}
