@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
+from cnnfast.fuse.side_effects import Watched
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NUMBER_ATTRIBUTES = ("shape", "ndim", "training")
@@ -75,7 +76,7 @@ def trace(
         if given is not None:
             _take(probe, given)
         tracer = _Tracer(probe, is_leaf, closed, live_training)
-        before = _plain_state(probe, tracer)
+        watched = Watched(probe)
         try:
             graph = tracer.trace(probe)
         except Exception as error:
@@ -83,11 +84,13 @@ def trace(
                 raise NotTraceable(_first_line(error)) from error
             closed[tracer.resisting] = _first_line(error)
             continue
-        changed = _changed_state(before, probe, tracer)
-        if changed is None:
+        finally:
+            written = watched.take_back()
+        if not written:
             _drop_unused_attributes(graph)
             return Trace(graph, closed)
-        path, reason = changed
+        path, attribute = written[0]
+        path, reason = tracer.writer(path), f"its forward changes the module (attribute '{attribute}')"
         if path == "":
             raise NotTraceable(reason)
         closed[path] = reason
@@ -120,6 +123,12 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module, path):
         return path in self._closed or self._is_leaf(module) or has_hooks(module)
+
+    def writer(self, path: str) -> str:
+        """The innermost module that was stepped into and can have written to the module at `path`."""
+        while path and self.is_leaf_module(self.root.get_submodule(path), path):
+            path = path.rpartition(".")[0]
+        return path
 
     def call_module(self, module, forward, args, kwargs):
         path = self.path_of_module(module)
@@ -235,24 +244,6 @@ def _check_graphs(root: nn.Module) -> None:
         train, evaluation = (graph.python_code("self").src for graph in graphs)
         if train != evaluation:
             raise NotTraceable("it has a graph of its own for training and for evaluation, which differ")
-
-
-def _plain_state(probe: nn.Module, tracer: _Tracer) -> dict[str, dict[str, object]]:
-    """The attributes of the modules that will be stepped into."""
-    return {
-        path: {key: value for key, value in module.__dict__.items() if key != "training"}
-        for module, path in tracer.paths.items()
-        if path == "" or not tracer.is_leaf_module(module, path)
-    }
-
-
-def _changed_state(before, probe: nn.Module, tracer: _Tracer) -> tuple[str, str] | None:
-    for path, attributes in before.items():
-        after = probe.get_submodule(path).__dict__
-        for key in after.keys() | attributes.keys():
-            if key != "training" and after.get(key) is not attributes.get(key):
-                return path, f"its forward changes the module (attribute '{key}')"
-    return None
 
 
 def _drop_unused_attributes(graph: fx.Graph) -> None:

@@ -132,6 +132,58 @@ def test_fuse_forward_that_counts_stays():
     assert fused.report()["a.conv"].status == "fused"
 
 
+class Keeping(nn.Module):
+    """A forward that writes somewhere, by the name of what it writes."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.a, self.what, self.kept, self.named = Stack(), what, [[]], {"calls": 0}
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.what == "kept":
+            self.kept[0].append(y)
+        elif self.what == "named":
+            self.named["calls"] += 1
+        elif self.what == "mean":
+            self.mean = 0.9 * self.mean + y.detach().mean((0, 2, 3))
+        elif self.what == "last":
+            self.a.conv.last = y
+        return y * (1 + self.mean.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("what", ["kept", "named", "mean", "last"])
+def test_fuse_forward_that_writes_into_the_module_stays(what):
+    model, eager = Keeping(what).eval(), Keeping(what).eval()
+    eager.load_state_dict(model.state_dict())
+    fused = cnnfast.fuse(model)
+    assert model.kept == [[]] and model.named == {"calls": 0}, "tracing wrote into the user's module"
+    assert f"changes the module (attribute '{what}')" in str(fused.report())
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(fused(IMAGE), eager(IMAGE), rtol=0, atol=1e-5)
+    assert fused.named == eager.named and len(fused.kept[0]) == len(eager.kept[0])
+    torch.testing.assert_close(fused.mean, eager.mean)
+    assert hasattr(fused.a.conv, "last") == (what == "last")
+
+
+def test_fuse_buffer_written_in_place_is_written():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Stack()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.a(x) * self.calls
+
+    fused = cnnfast.fuse(Counting().eval())
+    assert fused.report().coverage.layers == 1 and not fused.report().notes
+    torch.testing.assert_close(fused(IMAGE) * 2, fused(IMAGE))
+
+
 def test_fuse_forward_that_draws_stays():
     class Noisy(nn.Module):
         def __init__(self):
