@@ -26,7 +26,13 @@ _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_b
 
 def shell_copy(module: nn.Module, class_of: Callable[[nn.Module], type] = type) -> nn.Module:
     """A copy of the module tree with the same Parameters and buffers; modules used twice stay shared."""
-    return _shell_copy(module, class_of, {})
+    shells: dict[int, nn.Module] = {}
+    copied = _shell_copy(module, class_of, shells)
+    for shell in shells.values():
+        for key, value in shell.__dict__.items():
+            if key not in _OWN_DICTS:
+                shell.__dict__[key] = _with_shells(value, shells)
+    return copied
 
 
 def _shell_copy(
@@ -42,8 +48,6 @@ def _shell_copy(
     memo[id(module)] = shell
     for key, value in module.__dict__.items():
         own = key in _OWN_DICTS or (key.startswith("_") and "hooks" in key and isinstance(value, dict))
-        if isinstance(value, types.MethodType) and value.__self__ is module:
-            value = types.MethodType(value.__func__, shell)  # self.forward = self.another_forward
         shell.__dict__[key] = _copied(value) if own else value
     for name, child in module._modules.items():
         if child is not None:
@@ -51,6 +55,29 @@ def _shell_copy(
     if type(shell) is not cls:
         shell.recompile()
     return shell
+
+
+def _with_shells(value: object, shells: dict[int, nn.Module]) -> object:
+    """What an attribute becomes: the shells of modules that it is, or holds in lists, tuples and dicts.
+
+    self.forward = self.another_forward; self.stages = [self.stem, self.body]
+    """
+    if isinstance(value, nn.Module):
+        return shells.get(id(value), value)
+    if isinstance(value, types.MethodType) and id(value.__self__) in shells:
+        return types.MethodType(value.__func__, shells[id(value.__self__)])
+    if not isinstance(value, (list, tuple, dict)):
+        return value
+    old = list(value.values()) if isinstance(value, dict) else list(value)
+    new = [_with_shells(part, shells) for part in old]
+    if all(a is b for a, b in zip(old, new, strict=True)):
+        return value
+    if isinstance(value, tuple):
+        return value._make(new) if hasattr(value, "_make") else type(value)(new)
+    made = copy.copy(value)
+    for key, part in zip(value if isinstance(value, dict) else range(len(new)), new, strict=True):
+        made[key] = part
+    return made
 
 
 def _class_of_its_own(cls: type) -> type:

@@ -124,6 +124,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, path):
         return path in self._closed or self._is_leaf(module) or has_hooks(module)
 
+    def path_of_module(self, module):
+        if module not in self.paths:
+            raise NotTraceable("its forward calls a module that is not registered in it: make it a child")
+        return super().path_of_module(module)
+
     def writer(self, path: str) -> str:
         """The innermost module that was stepped into and can have written to the module at `path`."""
         while path and self.is_leaf_module(self.root.get_submodule(path), path):

@@ -79,6 +79,42 @@ def test_fuse_branch_on_training_flag():
     assert "training" in str(fused.report())
 
 
+def test_fuse_children_in_plain_lists_and_dicts():
+    """They are called by the list or dict, which has to hold the fused ones."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Stack(), Stack()
+            self.steps, self.by_name, self.again = [[self.a]], {"b": self.b}, (self.a,)
+            self.first = self.a.forward
+
+        def forward(self, x):
+            x = self.by_name["b"](self.steps[0][0](x))
+            return self.again[0](x) if x.sum() > 0 else self.first(x)
+
+    model = Net().eval()
+    report = check(model)
+    assert report.coverage.layers == 1 and "values or sizes" in str(report)
+    fused = cnnfast.fuse(model)
+    assert fused.steps[0][0] is fused.a and fused.again[0] is fused.a and fused.by_name["b"] is fused.b
+    assert model.steps[0][0] is model.a and fused.unfuse().steps[0][0].__class__ is Stack
+    fused.a.register_forward_pre_hook(lambda module, args: (args[0] * 0,))
+    assert not torch.equal(fused(IMAGE), model(IMAGE))
+
+
+def test_fuse_module_that_is_no_child():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.hidden = Stack(), [Stack()]
+
+        def forward(self, x):
+            return self.a(self.hidden[0](x))
+
+    assert "not registered" in str(check(Net()))
+
+
 def test_fuse_optional_argument_stays():
     class Net(nn.Module):
         def __init__(self):
