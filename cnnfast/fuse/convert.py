@@ -15,7 +15,7 @@ from cnnfast.fuse.match import Match, find_groups
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
-from cnnfast.fuse.shells import Guarded, Inlined, become, mark_swallowed
+from cnnfast.fuse.shells import Guarded, Inlined, become, mark_read, mark_swallowed
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
 
@@ -79,6 +79,7 @@ class Converter:
                 self.convert(module.get_submodule(name), _join(path, name))
         if match.groups:
             self.generate(module, path, traced.graph, match.groups, opened, passed)
+            mark_read(module, traced.read)
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:
         """Fuse the children of a module whose forward stays as it is."""

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
+_READ = "_cnnfast_read"
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -125,10 +126,14 @@ class Generated:
 
 
 class Guarded(Generated):
-    """A module whose forward does the work of some children: replacing one would go unnoticed."""
+    """A module whose forward does the work of some children and holds the values of some attributes.
+
+    Replacing one would go unnoticed.
+    """
 
     def __setattr__(self, name, value):
         _refuse_replacement(self, name, value)
+        _refuse_other_value(self, name, value)
         super().__setattr__(name, value)
 
     def __delattr__(self, name):
@@ -269,6 +274,25 @@ def mark_swallowed(root: nn.Module, swallowed: set[nn.Module]) -> None:
         for key in _FORWARD_HOOKS:
             if key in child.__dict__ and not child.__dict__[key]:
                 child.__dict__[key] = WatchedHooks()
+
+
+def mark_read(root: nn.Module, read: dict[str, set[str]]) -> None:
+    """Remember in each module which attributes' values are part of a generated forward."""
+    for path, names in read.items():
+        root.get_submodule(path).__dict__[_READ] = frozenset(names)
+
+
+def _refuse_other_value(module: nn.Module, name: str, value: object) -> None:
+    if name not in module.__dict__.get(_READ, ()):
+        return
+    old = module.__dict__.get(name)
+    plain = type(value) is type(old) and isinstance(value, (bool, int, float, str, tuple))
+    if value is old or (plain and value == old):
+        return
+    raise RuntimeError(
+        f"'{name}' was read when the forward was fused, so that setting it would change nothing: take "
+        "network = fused.unfuse(), set it there, and call cnnfast.fuse(network) again; or make it a buffer"
+    )
 
 
 def _refuse_replacement(module: nn.Module, name: str, value: object) -> None:

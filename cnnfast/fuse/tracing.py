@@ -3,7 +3,8 @@
 import inspect
 import operator
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -24,10 +25,14 @@ class NotTraceable(Exception):
 
 @dataclass
 class Trace:
-    """The graph of one forward, and why some modules in it were not stepped into (by path)."""
+    """The graph of one forward, and why some modules in it were not stepped into (by path).
+
+    read: by path, attributes whose values stand in the graph as they were.
+    """
 
     graph: fx.Graph
     closed: dict[str, str] = field(default_factory=dict)
+    read: dict[str, set[str]] = field(default_factory=dict)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -78,7 +83,8 @@ def trace(
         tracer = _Tracer(probe, is_leaf, closed, live_training)
         watched = Watched(probe)
         try:
-            graph = tracer.trace(probe)
+            with tracer.noting_reads():
+                graph = tracer.trace(probe)
         except Exception as error:
             if tracer.resisting in ("", None):
                 raise NotTraceable(_first_line(error)) from error
@@ -88,7 +94,7 @@ def trace(
             written = watched.take_back()
         if not written:
             _drop_unused_attributes(graph)
-            return Trace(graph, closed)
+            return Trace(graph, closed, tracer.read)
         path, attribute = written[0]
         path, reason = tracer.writer(path), f"its forward changes the module (attribute '{attribute}')"
         if path == "":
@@ -108,6 +114,24 @@ class _Tracer(fx.Tracer):
         self._depth: list[str] = [""]
         self.resisting: str | None = None  # the innermost module whose forward raised
         self._modes = self._present_modes()
+        self.read: dict[str, set[str]] = {}
+
+    @contextmanager
+    def noting_reads(self) -> Iterator[None]:
+        """Note the attributes that forwards read: numbers and the like become part of the graph."""
+
+        def __getattribute__(module, name):
+            value = object.__getattribute__(module, name)
+            if name not in _INTERNAL and module in self.paths and name in module.__dict__:
+                if not isinstance(value, torch.Tensor):  # those are read again at every call
+                    self.read.setdefault(self.paths[module], set()).add(name)
+            return value
+
+        nn.Module.__getattribute__ = __getattribute__  # as fx exchanges __getattr__ and __call__
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
 
     def create_args_for_root(self, *args, **kwargs):
         result = super().create_args_for_root(*args, **kwargs)
@@ -212,6 +236,9 @@ def is_number(node: fx.Node) -> bool:
 
 def is_training_flag(node: fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target).split(".")[-1] == "training"
+
+
+_INTERNAL = frozenset((*nn.Module().__dict__, "__dict__", "__class__"))
 
 
 def _take(probe: nn.Module, given: int) -> None:
