@@ -325,7 +325,22 @@ class ViewingNorm(nn.InstanceNorm2d):
         return super().forward(x).view(-1) + x.view(-1)
 
 
-def test_fuse_view_with_write_in_place():
+def rows(y):
+    return y.view(y.size(0), -1)
+
+
+WRITES_INTO_VIEWS = {
+    "view": lambda y: y.view(-1).relu_(),
+    "reshape": lambda y: y.reshape(y.size(0), -1).mul_(2),
+    "flatten": lambda y: torch.flatten(y, 1)[:, :5].zero_(),
+    "contiguous": lambda y: y.contiguous().add_(1),
+    "view_of_a_view": lambda y: rows(y)[:, :10].zero_(),
+    "groups": lambda y: y.view(y.size(0), 3, 1, 8, 8)[:, 1].mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", WRITES_INTO_VIEWS)
+def test_fuse_view_with_write_in_place(name):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -333,10 +348,23 @@ def test_fuse_view_with_write_in_place():
 
         def forward(self, x):
             y = self.conv(x)
-            y.view(-1).relu_()
+            WRITES_INTO_VIEWS[name](y)
             return y * 2
 
-    check(Net())
+    assert check(Net())["conv"].status == "fused"
+
+
+def test_fuse_strides_in_a_forward():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return torch.as_strided(y, (2, 3, 4, 4), (192, 64, 8, 1)) * y.stride(1), rows(y)
+
+    assert check(Net())["conv"].status == "fused"
 
 
 def test_fuse_part_without_gradients_stays():
