@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
@@ -79,6 +80,16 @@ def _with_shells(value: object, shells: dict[int, nn.Module]) -> object:
     for key, part in zip(value if isinstance(value, dict) else range(len(new)), new, strict=True):
         made[key] = part
     return made
+
+
+def own_copy(module: nn.Module, memo: dict | None = None) -> nn.Module:
+    """A deep copy. Values that a training forward kept, which torch does not copy, are detached in it."""
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for leaf in tree_leaves(list(part.__dict__.values())):
+            if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def _class_of_its_own(cls: type) -> type:

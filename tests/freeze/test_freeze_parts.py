@@ -236,6 +236,36 @@ def test_module_whose_forward_cannot_be_traced_is_frozen_child_by_child():
     assert frozen.report()["inner"].status == "fused"
 
 
+@pytest.mark.parametrize("first", ["eager", "planned"])
+def test_forwards_that_stay_may_call_view(first):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.body = conv(3, 4), nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4))
+            self.head = nn.Sequential(nn.Linear(4 * 120, 5), nn.ReLU())
+
+        def forward(self, x):
+            y = self.conv(x) if first == "eager" else self.body(self.conv(x))
+            return x if y.sum() > 1e9 else self.head(y.view(y.size(0), -1))
+
+    frozen = check(Views(), kind=EagerNet)
+    assert frozen.report()["head.0"].status == "fused"
+
+
+def test_networks_that_kept_values_of_training_freeze():
+    class Keeps(Decides):
+        def forward(self, x):
+            self.kept = [x * 2]
+            return super().forward(x)
+
+    model = Keeps(nn.Sequential(conv(3, 4), nn.Softplus(), conv(4, 4)))
+    model(IMAGE.clone().requires_grad_())
+    assert model.kept[0].requires_grad
+    frozen = cnnfast.freeze(model, IMAGE)
+    with torch.no_grad():
+        assert_near(frozen(IMAGE), model(IMAGE).double())
+
+
 def test_children_whose_insides_are_read_stay_eager():
     class Peeks(Decides):
         def forward(self, x):
