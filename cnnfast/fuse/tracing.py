@@ -207,7 +207,33 @@ class _Tracer(fx.Tracer):
 
 
 class _Value(fx.Proxy):
-    """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`."""
+    """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`.
+
+    What else is done to a tensor's attributes, such as `x.data = y`, has no place in a graph.
+    """
+
+    def __getattr__(self, name):
+        return _Attribute(self, name)
+
+    def __setattr__(self, name, value):
+        _refuse_to_set(self, name)
+        super().__setattr__(name, value)
+
+
+class _Attribute(fx.proxy.Attribute):
+    """The same for an attribute of a proxy."""
+
+    def __setattr__(self, name, value):
+        _refuse_to_set(self, name)
+        super().__setattr__(name, value)
+
+
+_OF_PROXIES = ("tracer", "node", "_node", "root", "attr")
+
+
+def _refuse_to_set(proxy: fx.Proxy, name: str) -> None:
+    if name not in _OF_PROXIES:
+        raise NotTraceable(f"its forward sets an attribute of a tensor ('{name}')")
 
 
 def _in_place(name: str) -> Callable:
@@ -219,7 +245,8 @@ def _in_place(name: str) -> Callable:
 
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
-    setattr(_Value, f"__{_name}__", _in_place(_name))
+    for _class in (_Value, _Attribute):
+        setattr(_class, f"__{_name}__", _in_place(_name))
 
 
 def is_number(node: fx.Node) -> bool:

@@ -325,6 +325,44 @@ class ViewingNorm(nn.InstanceNorm2d):
         return super().forward(x).view(-1) + x.view(-1)
 
 
+SETS_ATTRIBUTES = {
+    "data": lambda net: net.conv.weight.data.__imul__(net.mask),
+    "assigned": lambda net: setattr(net.conv.weight, "data", net.conv.weight.data * net.mask),
+    "augmented": lambda net: mask_weight(net),
+}
+
+
+def mask_weight(net):
+    net.conv.weight.data *= net.mask
+
+
+@pytest.mark.parametrize("how", SETS_ATTRIBUTES)
+def test_fuse_weights_masked_in_the_forward(how):
+    """As autoregressive convolutions are often written."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.register_buffer("mask", torch.ones(3, 3, 3, 3).tril())
+
+        def forward(self, x):
+            SETS_ATTRIBUTES[how](self)
+            return F.relu(self.conv(x))
+
+    model = Net().eval()
+    fused = cnnfast.fuse(copy.deepcopy(model))
+    got = fused(IMAGE)
+    torch.testing.assert_close(got, model(IMAGE), rtol=0, atol=1e-5)
+    assert torch.equal(fused.conv.weight, model.conv.weight)
+    frozen_of = copy.deepcopy(model)
+    torch.nn.init.ones_(frozen_of.conv.weight)
+    wanted = copy.deepcopy(frozen_of)(IMAGE)
+    if cnnfast._ext.AVAILABLE:
+        frozen = cnnfast.freeze(frozen_of, IMAGE, allow_eager=True)
+        torch.testing.assert_close(frozen(IMAGE), wanted, rtol=0, atol=1e-5)
+
+
 def rows(y):
     return y.view(y.size(0), -1)
 
