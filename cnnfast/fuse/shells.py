@@ -9,6 +9,7 @@ import copy
 import importlib
 import itertools
 import linecache
+import re
 import types
 import warnings
 import weakref
@@ -176,6 +177,16 @@ def unfused(module: nn.Module) -> nn.Module:
         for key in [key for key in part.__dict__ if key.startswith("_cnnfast_")]:
             del part.__dict__[key]
     return copied
+
+
+def source_of(graph: fx.Graph) -> tuple[str, dict[str, object]]:
+    """A graph as Python, and what its names stand for.
+
+    Infinities and NaN are written as torch.jit reads them: it knows no global names for them.
+    """
+    code = graph.python_code("self")
+    source = re.sub(r"(?<![\w.'\"])(inf|nan)\b(?! *=)", r"float('\1')", code.src)
+    return source, {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", source)}
 
 
 def become(

@@ -2,13 +2,12 @@
 
 import copy
 import operator
-import re
 
 import torch
 from torch import fx, nn
 
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
-from cnnfast.fuse.shells import Generated, become, own_copy
+from cnnfast.fuse.shells import Generated, become, own_copy, source_of
 from cnnfast.plan.codec import encode
 from cnnfast.plan.network import JoinedNet, PlanCall, refuse_gradients
 from cnnfast.plan.parts.cut import Cut
@@ -125,6 +124,5 @@ def _owner(holder: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _generate(net: JoinedNet, graph: fx.Graph) -> None:
-    code = graph.python_code("self")
-    names = {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
-    become(net, (Generated,), code.src, names, prefix="")
+    source, names = source_of(graph)
+    become(net, (Generated,), source, names, prefix="")
