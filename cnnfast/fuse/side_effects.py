@@ -1,12 +1,15 @@
-"""What a forward that is being traced writes into its modules: found, and taken back.
+"""What a forward writes into its modules while it is traced or run for an example: found, and taken back.
 
-Tracing runs a forward on shells (see shells.py), whose own lists and dicts are those of the user's modules.
+Either runs a forward on shells (see shells.py), whose tensors, lists and dicts are those of the user's
+modules.
 """
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 _DEPTH = 3  # containers within containers
 _UNWATCHED = ("training",)  # written by tracing itself
@@ -27,18 +30,43 @@ class Watched:
         ]
 
     def take_back(self) -> list[tuple[str, str]]:
-        """Path and attribute of all that was written. Containers get back what they held."""
+        """Path and attribute of all that was written, which is as it was before from now on."""
         written = []
         for path, module in self._modules.items():
             before, after = self._attributes[path], _attributes(module)
             names = [*before, *(after.keys() - before.keys())]
-            written += [(path, key) for key in names if after.get(key) is not before.get(key)]
+            changed = [key for key in names if after.get(key) is not before.get(key)]
+            written += [(path, key) for key in changed]
+            for key in changed:
+                module.__dict__.pop(key, None)
+                if key in before:
+                    module.__dict__[key] = before[key]
         for path, key, container, content in self._held:
             if not _holds(container, content):
                 changed = _reassigned(container, content, path) if key in _REGISTERED else [key]
                 written += [(path, name) for name in changed]
                 _refill(container, content)
         return written
+
+
+@contextmanager
+def left_alone(root: nn.Module) -> Iterator[None]:
+    """Attributes and buffers of a tree of modules are at the end what they were, whatever was run."""
+    watched = Watched(root)
+    kept = [(buffer, write_count(buffer), buffer.detach().clone()) for buffer in root.buffers()]
+    try:
+        yield
+    finally:
+        watched.take_back()
+        with torch.no_grad():
+            for buffer, before, values in kept:
+                if write_count(buffer) != before:
+                    buffer.copy_(values)
+
+
+def write_count(tensor: Tensor) -> int:
+    """How often a tensor was written; those of inference mode do not count, and refuse writes outside."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
 from cnnfast.fuse.kinds import writes_in_place
+from cnnfast.fuse.side_effects import left_alone, write_count
 from cnnfast.fuse.tracing import NotTraceable
 
 Place = tuple[tuple[int, ...], tuple[int, ...], int]  # of a tensor in its memory: sizes, strides, offset
@@ -43,7 +44,7 @@ def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx
     not say so by its name.
     """
     recorder = _Recorder(network, graph, set(kept))
-    with torch.no_grad(), recorder.counter:
+    with torch.no_grad(), left_alone(network), recorder.counter:
         recorder.made.result = recorder.run(*(copied(value) for value in inputs))
     recorder.made.larger_places = functools.cache(lambda: _places_for_larger(graph, network, inputs))
     return recorder.made
@@ -82,11 +83,6 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written; those of inference mode do not count, and refuse writes outside."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 class _Recorder(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
         from torch.utils.flop_counter import FlopCounterMode  # imports triton
@@ -100,10 +96,10 @@ class _Recorder(fx.Interpreter):
     def run_node(self, node: fx.Node):
         before = self.counter.get_total_flops()
         given = [] if node.op in ("placeholder", "get_attr", "output") else self._given(node)
-        versions = [_version(tensor) for tensor in given]
+        versions = [write_count(tensor) for tensor in given]
         result = super().run_node(node)
         self.made.macs[node] = (self.counter.get_total_flops() - before) // 2
-        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        changed = [t for t, version in zip(given, versions, strict=True) if write_count(t) != version]
         if changed and not (writes_in_place(node, self.module) and all(t is given[0] for t in changed)):
             raise NotTraceable(f"'{node.target}' writes into its arguments")
         if isinstance(result, Tensor):

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from cnnfast.fuse.check import multiply_adds, relative_error
 from cnnfast.fuse.convert import nearest
 from cnnfast.fuse.shells import has_hooks, own_copy, shell_copy
+from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, trace
 from cnnfast.plan.owners import is_leaf
 from cnnfast.plan.parts.cut import cut
@@ -73,7 +74,8 @@ class Freezer:
         here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
         plain = own_copy(module).eval().requires_grad_(False)
         calls = _Calls(plain)
-        wanted = plain(*map(copied, args))
+        with left_alone(plain):
+            wanted = plain(*map(copied, args))
         calls.stop()
         macs = multiply_adds(module, tuple(map(copied, args)))
         replaced, before, noted = {}, len(self.rows), len(self.notes)
@@ -191,7 +193,8 @@ def _problem(
     can be asked of frozen children than of eager ones that are nudged.
     """
     try:
-        got = snapshot(*map(copied, args))
+        with left_alone(snapshot):
+            got = snapshot(*map(copied, args))
     except Exception as error:  # whatever a forward raises that misses something in its children
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     error = _difference(got, wanted)
@@ -218,4 +221,5 @@ def _nudged(module: nn.Module, children: list[str], args: tuple) -> object:
 
     for name in children:
         probe.get_submodule(name).register_forward_hook(lambda m, given, result: with_tensors(nudge, result))
-    return probe(*map(copied, args))
+    with left_alone(module):
+        return probe(*map(copied, args))
