@@ -1,5 +1,6 @@
 """torch.fx tracing of a network down to the layers that cnnfast knows by name."""
 
+import dis
 import inspect
 import operator
 from collections import OrderedDict
@@ -92,11 +93,16 @@ def trace(
             continue
         finally:
             written = watched.take_back()
-        if not written:
+        switched = _read_and_switched(probe, tracer.read) if live_training else None
+        if written:
+            path, attribute = written[0]
+            path, reason = tracer.writer(path), f"its forward changes the module (attribute '{attribute}')"
+        elif switched is not None:
+            path, attribute = switched
+            reason = f"its forward reads '{attribute}', which train() or eval() sets"
+        else:
             _drop_unused_attributes(graph)
             return Trace(graph, closed, tracer.read)
-        path, attribute = written[0]
-        path, reason = tracer.writer(path), f"its forward changes the module (attribute '{attribute}')"
         if path == "":
             raise NotTraceable(reason)
         closed[path] = reason
@@ -294,6 +300,16 @@ def _check_signature(root: nn.Module, given: int | None) -> None:
         optional = parameter.default is not parameter.empty and given is None
         if optional or parameter.kind is parameter.KEYWORD_ONLY:
             raise NotTraceable(f"its forward has an optional argument ({parameter.name})")
+
+
+def _read_and_switched(root: nn.Module, read: dict[str, set[str]]) -> tuple[str, str] | None:
+    """An attribute that a forward read and that train() or eval() of some module sets, and whose it is."""
+    functions = {getattr(type(module), name) for module in root.modules() for name in ("train", "eval")}
+    codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
+    stored = {
+        step.argval for code in codes for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"
+    }
+    return next(((path, name) for path, names in read.items() for name in sorted(names & stored)), None)
 
 
 def _check_graphs(root: nn.Module) -> None:

@@ -258,6 +258,26 @@ def test_fuse_refuses_values_that_the_forward_would_not_see():
     torch.testing.assert_close(cnnfast.fuse(again)(x), model(x))
 
 
+def test_fuse_attributes_that_the_mode_sets():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), 1.0
+
+        def train(self, mode=True):
+            self.scale = 0.5 if mode else 1.0
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.conv(x) * self.scale
+
+    model, x = nn.Sequential(Scaled(), nn.Conv2d(3, 2, 1)), torch.randn(2, 3, 4, 4)
+    fused = cnnfast.fuse(model)
+    assert fused.report()["0.conv.0"].status == fused.report()["1"].status == "fused"
+    for mode in (True, False, True):
+        torch.testing.assert_close(fused.train(mode)(x), model.train(mode)(x))
+
+
 def test_fuse_data_parallel_replicas():
     fused = cnnfast.fuse(make("resnet"))
     replica = fused._replicate_for_data_parallel()
