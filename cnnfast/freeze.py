@@ -1,6 +1,5 @@
 """Snapshots for inference: folded, packed, and run as one operator call."""
 
-import copy
 import os
 from collections.abc import Iterator
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from cnnfast import _ext
 from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
 from cnnfast.fuse.foreign import with_plain_norms
-from cnnfast.fuse.shells import unfused
+from cnnfast.fuse.shells import own_copy, unfused
+from cnnfast.fuse.side_effects import left_alone
 from cnnfast.plan import files, tuning
 from cnnfast.plan.arithmetic import faster_of
 from cnnfast.plan.budget import check_budget, first_within, in_double
@@ -102,7 +102,7 @@ def freeze(
     original, given = model, inputs
     with torch.inference_mode(False), torch.no_grad():
         if own == torch.bfloat16:
-            model, inputs = copy.deepcopy(unfused(model)).float(), with_tensors(_widened, inputs)
+            model, inputs = own_copy(unfused(model)).float(), with_tensors(_widened, inputs)
         if not _ext.AVAILABLE:
             if allow_eager:
                 reason = f"the extension is not there: {_ext.REASON}"
@@ -214,7 +214,8 @@ def _within_budget(
 
 def _compared(frozen: Frozen, model: nn.Module, inputs: tuple, verify: bool) -> Frozen:
     """Run the example through both."""
-    results = unfused(model).eval()(*map(copied, inputs)), frozen(*map(copied, inputs))
+    with left_alone(model), left_alone(frozen):
+        results = unfused(model).eval()(*map(copied, inputs)), frozen(*map(copied, inputs))
     wanted, got = map(tensors_in, results)
     if [(x.shape, x.dtype) for x in got] != [(x.shape, x.dtype) for x in wanted]:
         raise VerificationError(

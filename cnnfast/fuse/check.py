@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.convert import Unit
 from cnnfast.fuse.shells import shell_copy, unfused
+from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import is_layer, is_ours
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -39,7 +40,7 @@ def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
                 counts.watch_held(layer, name if owner is None else owner)  # a block of ours calls such hooks
         if is_layer(layer) and is_ours(layer):
             ours.append(name)
-    with torch.no_grad(), counts.counter:
+    with torch.no_grad(), left_alone(network), counts.counter:
         probe(*example_inputs)
     return {name: count for name, count in counts.by_name.items() if count}
 
@@ -104,9 +105,9 @@ def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple)
             _Recorder(module.get_submodule(unit.path), graph, {names[i] for names in unit.values.values()})
             for i, (module, graph) in enumerate(((eager, unit.eager), (probe, unit.fused)))
         )
-        with torch.no_grad():
-            wanted.run(*calls[unit.path])
-            got.run(*calls[unit.path])
+        for recorder in (wanted, got):  # which share their buffers
+            with torch.no_grad(), left_alone(fused):
+                recorder.run(*calls[unit.path])
         for layer, (before, after) in unit.values.items():
             if before in wanted.values and after in got.values:
                 errors[layer] = relative_error(got.values[after], wanted.values[before])
@@ -145,7 +146,7 @@ def _arguments(eager: nn.Module, paths: list[str], example_inputs: tuple) -> dic
     for path in paths:
         hook = lambda module, args, path=path: calls.__setitem__(path, args)  # noqa: E731
         eager.get_submodule(path).register_forward_pre_hook(hook)
-    with torch.no_grad():
+    with torch.no_grad(), left_alone(eager):
         eager(*example_inputs)
     return calls
 

@@ -1,6 +1,5 @@
 """Fusing a network unit by unit: what traces as a whole becomes one generated forward."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from cnnfast.fuse.match import Match, find_groups
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
-from cnnfast.fuse.shells import Guarded, Inlined, become, mark_swallowed
+from cnnfast.fuse.shells import Guarded, Inlined, become, mark_read, mark_swallowed, source_of
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
 
@@ -79,6 +78,7 @@ class Converter:
                 self.convert(module.get_submodule(name), _join(path, name))
         if match.groups:
             self.generate(module, path, traced.graph, match.groups, opened, passed)
+            mark_read(module, traced.read)
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:
         """Fuse the children of a module whose forward stays as it is."""
@@ -114,9 +114,8 @@ class Converter:
         views_as_reshapes(graph, module, calls)
         rows_for_kept_forwards(graph, module, calls, inner=bool(path))
         after = {name: made.get(node, node).name for name, node in values.items()}
-        code = graph.python_code("self")
-        names = {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
-        become(module, (Guarded if path else FusedModule,), code.src, names)
+        source, names = source_of(graph)
+        become(module, (Guarded if path else FusedModule,), source, names)
         for container in opened:
             become(container, (Inlined,))
         mark_swallowed(module, swallowed | opened | passed)

@@ -15,6 +15,11 @@ from cnnfast.fuse.kinds import activation_of, module_of, why_not_plain, writes_i
 from cnnfast.fuse.tracing import is_layer, is_number, is_ours
 
 _AS_RESHAPE = {"view": "reshape", "view_as": "reshape_as"}
+_VIEWS_OF_ROWS = (
+    *("view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "contiguous"),
+    *(torch.reshape, torch.flatten, torch.ravel),
+)
+_LOOK_AT_MEMORY = ("as_strided", "stride", "is_contiguous", torch.as_strided)
 _KEEP_LAYOUT = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.imul),
     *(torch.add, torch.mul, torch.cat, torch.clone, F.dropout, F.dropout2d, F.batch_norm, F.silu, F.gelu),
@@ -26,19 +31,32 @@ _LOSE_LAYOUT = (nn.Flatten, nn.Unflatten, nn.Linear, nn.RNNBase, nn.MultiheadAtt
 def views_as_reshapes(graph: fx.Graph, root: nn.Module, fused: set[fx.Node]) -> None:
     """Replace x.view(sizes) by x.reshape(sizes), which is the same where a view is possible.
 
-    Where a view is written into, the write has to reach x: then x is copied into the usual layout first.
+    Where a view is written into, the write has to reach x: then x is copied into the usual layout first. So
+    it is where strides are asked for.
     """
     images = _images(graph, root, fused)
     for node in list(graph.nodes):
-        if node.op != "call_method" or node.target not in _AS_RESHAPE or not _has_sizes(node):
+        if node.op not in ("call_method", "call_function") or not node.all_input_nodes:
             continue
-        source = node.args[0]
-        if not any(writes_in_place(user, root) and user.args[0] is node for user in node.users):
-            node.target = _AS_RESHAPE[node.target]
-        elif source in images:
+        source = node.all_input_nodes[0]
+        written = node.target in _VIEWS_OF_ROWS and _is_written(node, root)
+        if source in images and (written or node.target in _LOOK_AT_MEMORY):
             with graph.inserting_after(source):
                 rows = graph.call_function(runtime.in_rows, (source,))
             source.replace_all_uses_with(rows, delete_user_cb=lambda user, rows=rows: user is not rows)
+            images.remove(source)
+        elif node.op == "call_method" and node.target in _AS_RESHAPE and _has_sizes(node) and not written:
+            node.target = _AS_RESHAPE[node.target]
+
+
+def _is_written(view: fx.Node, root: nn.Module) -> bool:
+    """Whether something writes in place into a view, or into what may be a view of it."""
+    for user in view.users:
+        if user.args[:1] != (view,) or user.op not in ("call_function", "call_method", "call_module"):
+            continue
+        if writes_in_place(user, root) or (user.op != "call_module" and _is_written(user, root)):
+            return True
+    return False
 
 
 def _has_sizes(node: fx.Node) -> bool:

@@ -12,7 +12,8 @@ class FusedModule(Guarded):
     """Mixed into the class of a fused network: isinstance and attributes of the original class stay.
 
     Replacing a layer that is fused with others raises RuntimeError (another layer of the same type and
-    settings is taken); hooks added to such a layer do not run, and a RuntimeWarning says so.
+    settings is taken); so does giving another value to an attribute of the network that its forward read.
+    Hooks added to such a layer do not run, and a RuntimeWarning says so.
     """
 
     def report(self) -> Report:

@@ -9,6 +9,7 @@ import copy
 import importlib
 import itertools
 import linecache
+import re
 import types
 import warnings
 import weakref
@@ -18,15 +19,23 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
+_READ = "_cnnfast_read"
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def shell_copy(module: nn.Module, class_of: Callable[[nn.Module], type] = type) -> nn.Module:
     """A copy of the module tree with the same Parameters and buffers; modules used twice stay shared."""
-    return _shell_copy(module, class_of, {})
+    shells: dict[int, nn.Module] = {}
+    copied = _shell_copy(module, class_of, shells)
+    for shell in shells.values():
+        for key, value in shell.__dict__.items():
+            if key not in _OWN_DICTS:
+                shell.__dict__[key] = _with_shells(value, shells)
+    return copied
 
 
 def _shell_copy(
@@ -42,8 +51,6 @@ def _shell_copy(
     memo[id(module)] = shell
     for key, value in module.__dict__.items():
         own = key in _OWN_DICTS or (key.startswith("_") and "hooks" in key and isinstance(value, dict))
-        if isinstance(value, types.MethodType) and value.__self__ is module:
-            value = types.MethodType(value.__func__, shell)  # self.forward = self.another_forward
         shell.__dict__[key] = _copied(value) if own else value
     for name, child in module._modules.items():
         if child is not None:
@@ -51,6 +58,39 @@ def _shell_copy(
     if type(shell) is not cls:
         shell.recompile()
     return shell
+
+
+def _with_shells(value: object, shells: dict[int, nn.Module]) -> object:
+    """What an attribute becomes: the shells of modules that it is, or holds in lists, tuples and dicts.
+
+    self.forward = self.another_forward; self.stages = [self.stem, self.body]
+    """
+    if isinstance(value, nn.Module):
+        return shells.get(id(value), value)
+    if isinstance(value, types.MethodType) and id(value.__self__) in shells:
+        return types.MethodType(value.__func__, shells[id(value.__self__)])
+    if not isinstance(value, (list, tuple, dict)):
+        return value
+    old = list(value.values()) if isinstance(value, dict) else list(value)
+    new = [_with_shells(part, shells) for part in old]
+    if all(a is b for a, b in zip(old, new, strict=True)):
+        return value
+    if isinstance(value, tuple):
+        return value._make(new) if hasattr(value, "_make") else type(value)(new)
+    made = copy.copy(value)
+    for key, part in zip(value if isinstance(value, dict) else range(len(new)), new, strict=True):
+        made[key] = part
+    return made
+
+
+def own_copy(module: nn.Module, memo: dict | None = None) -> nn.Module:
+    """A deep copy. Values that a training forward kept, which torch does not copy, are detached in it."""
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for leaf in tree_leaves(list(part.__dict__.values())):
+            if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def _class_of_its_own(cls: type) -> type:
@@ -98,10 +138,14 @@ class Generated:
 
 
 class Guarded(Generated):
-    """A module whose forward does the work of some children: replacing one would go unnoticed."""
+    """A module whose forward does the work of some children and holds the values of some attributes.
+
+    Replacing one would go unnoticed.
+    """
 
     def __setattr__(self, name, value):
         _refuse_replacement(self, name, value)
+        _refuse_other_value(self, name, value)
         super().__setattr__(name, value)
 
     def __delattr__(self, name):
@@ -133,6 +177,16 @@ def unfused(module: nn.Module) -> nn.Module:
         for key in [key for key in part.__dict__ if key.startswith("_cnnfast_")]:
             del part.__dict__[key]
     return copied
+
+
+def source_of(graph: fx.Graph) -> tuple[str, dict[str, object]]:
+    """A graph as Python, and what its names stand for.
+
+    Infinities and NaN are written as torch.jit reads them: it knows no global names for them.
+    """
+    code = graph.python_code("self")
+    source = re.sub(r"(?<![\w.'\"])(inf|nan)\b(?! *=)", r"float('\1')", code.src)
+    return source, {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", source)}
 
 
 def become(
@@ -242,6 +296,25 @@ def mark_swallowed(root: nn.Module, swallowed: set[nn.Module]) -> None:
         for key in _FORWARD_HOOKS:
             if key in child.__dict__ and not child.__dict__[key]:
                 child.__dict__[key] = WatchedHooks()
+
+
+def mark_read(root: nn.Module, read: dict[str, set[str]]) -> None:
+    """Remember in each module which attributes' values are part of a generated forward."""
+    for path, names in read.items():
+        root.get_submodule(path).__dict__[_READ] = frozenset(names)
+
+
+def _refuse_other_value(module: nn.Module, name: str, value: object) -> None:
+    if name not in module.__dict__.get(_READ, ()):
+        return
+    old = module.__dict__.get(name)
+    plain = type(value) is type(old) and isinstance(value, (bool, int, float, str, tuple))
+    if value is old or (plain and value == old):
+        return
+    raise RuntimeError(
+        f"'{name}' was read when the forward was fused, so that setting it would change nothing: take "
+        "network = fused.unfuse(), set it there, and call cnnfast.fuse(network) again; or make it a buffer"
+    )
 
 
 def _refuse_replacement(module: nn.Module, name: str, value: object) -> None:

@@ -1,9 +1,11 @@
 """torch.fx tracing of a network down to the layers that cnnfast knows by name."""
 
+import dis
 import inspect
 import operator
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +13,7 @@ from torch import fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
+from cnnfast.fuse.side_effects import Watched
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NUMBER_ATTRIBUTES = ("shape", "ndim", "training")
@@ -23,10 +26,14 @@ class NotTraceable(Exception):
 
 @dataclass
 class Trace:
-    """The graph of one forward, and why some modules in it were not stepped into (by path)."""
+    """The graph of one forward, and why some modules in it were not stepped into (by path).
+
+    read: by path, attributes whose values stand in the graph as they were.
+    """
 
     graph: fx.Graph
     closed: dict[str, str] = field(default_factory=dict)
+    read: dict[str, set[str]] = field(default_factory=dict)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -75,19 +82,27 @@ def trace(
         if given is not None:
             _take(probe, given)
         tracer = _Tracer(probe, is_leaf, closed, live_training)
-        before = _plain_state(probe, tracer)
+        watched = Watched(probe)
         try:
-            graph = tracer.trace(probe)
+            with tracer.noting_reads():
+                graph = tracer.trace(probe)
         except Exception as error:
             if tracer.resisting in ("", None):
                 raise NotTraceable(_first_line(error)) from error
             closed[tracer.resisting] = _first_line(error)
             continue
-        changed = _changed_state(before, probe, tracer)
-        if changed is None:
+        finally:
+            written = watched.take_back()
+        switched = _read_and_switched(probe, tracer.read) if live_training else None
+        if written:
+            path, attribute = written[0]
+            path, reason = tracer.writer(path), f"its forward changes the module (attribute '{attribute}')"
+        elif switched is not None:
+            path, attribute = switched
+            reason = f"its forward reads '{attribute}', which train() or eval() sets"
+        else:
             _drop_unused_attributes(graph)
-            return Trace(graph, closed)
-        path, reason = changed
+            return Trace(graph, closed, tracer.read)
         if path == "":
             raise NotTraceable(reason)
         closed[path] = reason
@@ -105,6 +120,24 @@ class _Tracer(fx.Tracer):
         self._depth: list[str] = [""]
         self.resisting: str | None = None  # the innermost module whose forward raised
         self._modes = self._present_modes()
+        self.read: dict[str, set[str]] = {}
+
+    @contextmanager
+    def noting_reads(self) -> Iterator[None]:
+        """Note the attributes that forwards read: numbers and the like become part of the graph."""
+
+        def __getattribute__(module, name):
+            value = object.__getattribute__(module, name)
+            if name not in _INTERNAL and module in self.paths and name in module.__dict__:
+                if not isinstance(value, torch.Tensor):  # those are read again at every call
+                    self.read.setdefault(self.paths[module], set()).add(name)
+            return value
+
+        nn.Module.__getattribute__ = __getattribute__  # as fx exchanges __getattr__ and __call__
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
 
     def create_args_for_root(self, *args, **kwargs):
         result = super().create_args_for_root(*args, **kwargs)
@@ -120,6 +153,17 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module, path):
         return path in self._closed or self._is_leaf(module) or has_hooks(module)
+
+    def path_of_module(self, module):
+        if module not in self.paths:
+            raise NotTraceable("its forward calls a module that is not registered in it: make it a child")
+        return super().path_of_module(module)
+
+    def writer(self, path: str) -> str:
+        """The innermost module that was stepped into and can have written to the module at `path`."""
+        while path and self.is_leaf_module(self.root.get_submodule(path), path):
+            path = path.rpartition(".")[0]
+        return path
 
     def call_module(self, module, forward, args, kwargs):
         path = self.path_of_module(module)
@@ -169,7 +213,33 @@ class _Tracer(fx.Tracer):
 
 
 class _Value(fx.Proxy):
-    """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`."""
+    """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`.
+
+    What else is done to a tensor's attributes, such as `x.data = y`, has no place in a graph.
+    """
+
+    def __getattr__(self, name):
+        return _Attribute(self, name)
+
+    def __setattr__(self, name, value):
+        _refuse_to_set(self, name)
+        super().__setattr__(name, value)
+
+
+class _Attribute(fx.proxy.Attribute):
+    """The same for an attribute of a proxy."""
+
+    def __setattr__(self, name, value):
+        _refuse_to_set(self, name)
+        super().__setattr__(name, value)
+
+
+_OF_PROXIES = ("tracer", "node", "_node", "root", "attr")
+
+
+def _refuse_to_set(proxy: fx.Proxy, name: str) -> None:
+    if name not in _OF_PROXIES:
+        raise NotTraceable(f"its forward sets an attribute of a tensor ('{name}')")
 
 
 def _in_place(name: str) -> Callable:
@@ -181,7 +251,8 @@ def _in_place(name: str) -> Callable:
 
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
-    setattr(_Value, f"__{_name}__", _in_place(_name))
+    for _class in (_Value, _Attribute):
+        setattr(_class, f"__{_name}__", _in_place(_name))
 
 
 def is_number(node: fx.Node) -> bool:
@@ -198,6 +269,9 @@ def is_number(node: fx.Node) -> bool:
 
 def is_training_flag(node: fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target).split(".")[-1] == "training"
+
+
+_INTERNAL = frozenset((*nn.Module().__dict__, "__dict__", "__class__"))
 
 
 def _take(probe: nn.Module, given: int) -> None:
@@ -228,6 +302,16 @@ def _check_signature(root: nn.Module, given: int | None) -> None:
             raise NotTraceable(f"its forward has an optional argument ({parameter.name})")
 
 
+def _read_and_switched(root: nn.Module, read: dict[str, set[str]]) -> tuple[str, str] | None:
+    """An attribute that a forward read and that train() or eval() of some module sets, and whose it is."""
+    functions = {getattr(type(module), name) for module in root.modules() for name in ("train", "eval")}
+    codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
+    stored = {
+        step.argval for code in codes for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"
+    }
+    return next(((path, name) for path, names in read.items() for name in sorted(names & stored)), None)
+
+
 def _check_graphs(root: nn.Module) -> None:
     """What torchvision's feature extractors are: a graph for training and one for evaluation."""
     graphs = [getattr(root, name, None) for name in ("train_graph", "eval_graph")]
@@ -235,24 +319,6 @@ def _check_graphs(root: nn.Module) -> None:
         train, evaluation = (graph.python_code("self").src for graph in graphs)
         if train != evaluation:
             raise NotTraceable("it has a graph of its own for training and for evaluation, which differ")
-
-
-def _plain_state(probe: nn.Module, tracer: _Tracer) -> dict[str, dict[str, object]]:
-    """The attributes of the modules that will be stepped into."""
-    return {
-        path: {key: value for key, value in module.__dict__.items() if key != "training"}
-        for module, path in tracer.paths.items()
-        if path == "" or not tracer.is_leaf_module(module, path)
-    }
-
-
-def _changed_state(before, probe: nn.Module, tracer: _Tracer) -> tuple[str, str] | None:
-    for path, attributes in before.items():
-        after = probe.get_submodule(path).__dict__
-        for key in after.keys() | attributes.keys():
-            if key != "training" and after.get(key) is not attributes.get(key):
-                return path, f"its forward changes the module (attribute '{key}')"
-    return None
 
 
 def _drop_unused_attributes(graph: fx.Graph) -> None:

@@ -11,7 +11,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
 from cnnfast.fuse.kinds import writes_in_place
+from cnnfast.fuse.side_effects import left_alone, write_count
 from cnnfast.fuse.tracing import NotTraceable
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]  # of a tensor in its memory: sizes, strides, offset
 
 
 @dataclass
@@ -25,7 +28,13 @@ class Record:
     arguments: dict[fx.Node, tuple] = field(default_factory=dict)
     result: object = None  # of the network
     follows: dict[fx.Node, bool] = field(default_factory=dict)  # tensors: twice as long for twice the images
-    larger: Callable[[], dict[fx.Node, torch.Size]] = dict  # the shapes for larger images, where known
+    places: dict[fx.Node, Place] = field(default_factory=dict)
+    larger_places: Callable[[], dict[fx.Node, Place]] = dict  # for larger images, where known
+    more_places: dict[fx.Node, Place] = field(default_factory=dict)  # for more images, where known
+
+    def larger(self) -> dict[fx.Node, torch.Size]:
+        """The shapes for larger images, where known."""
+        return {node: torch.Size(sizes) for node, (sizes, _, _) in self.larger_places().items()}
 
 
 def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node] = ()) -> Record:
@@ -35,9 +44,9 @@ def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx
     not say so by its name.
     """
     recorder = _Recorder(network, graph, set(kept))
-    with torch.no_grad(), recorder.counter:
+    with torch.no_grad(), left_alone(network), recorder.counter:
         recorder.made.result = recorder.run(*(copied(value) for value in inputs))
-    recorder.made.larger = functools.cache(lambda: _shapes_for_larger(graph, network, inputs))
+    recorder.made.larger_places = functools.cache(lambda: _places_for_larger(graph, network, inputs))
     return recorder.made
 
 
@@ -53,6 +62,7 @@ def record_batch(graph: fx.Graph, network: nn.Module, inputs: tuple, made: Recor
         doubled = record(graph, network, with_tensors(lambda x: torch.cat([x, x]), inputs))
     except Exception:  # whatever a forward raises that is made for one batch
         return
+    made.more_places = doubled.places
     for node, shape in made.shapes.items():
         other = doubled.shapes.get(node, torch.Size())
         made.follows[node] = len(shape) > 0 and list(other) == [2 * shape[0], *shape[1:]]
@@ -73,11 +83,6 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written; those of inference mode do not count, and refuse writes outside."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 class _Recorder(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
         from torch.utils.flop_counter import FlopCounterMode  # imports triton
@@ -91,10 +96,10 @@ class _Recorder(fx.Interpreter):
     def run_node(self, node: fx.Node):
         before = self.counter.get_total_flops()
         given = [] if node.op in ("placeholder", "get_attr", "output") else self._given(node)
-        versions = [_version(tensor) for tensor in given]
+        versions = [write_count(tensor) for tensor in given]
         result = super().run_node(node)
         self.made.macs[node] = (self.counter.get_total_flops() - before) // 2
-        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        changed = [t for t, version in zip(given, versions, strict=True) if write_count(t) != version]
         if changed and not (writes_in_place(node, self.module) and all(t is given[0] for t in changed)):
             raise NotTraceable(f"'{node.target}' writes into its arguments")
         if isinstance(result, Tensor):
@@ -113,13 +118,18 @@ class _Recorder(fx.Interpreter):
             storage = StorageWeakRef(result.untyped_storage())
             self.storages.append(storage)
             self.made.memory[node] = storage.cdata
+            self.made.places[node] = _place(result)
+
+
+def _place(tensor: Tensor) -> Place:
+    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
 _LARGER = ((2, 4), (2, 2))  # times height and width; the second for networks of square images
 
 
-def _shapes_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> dict[fx.Node, torch.Size]:
-    """Shapes for larger images, without computing: what is equal for one size may be so by chance.
+def _places_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> dict[fx.Node, Place]:
+    """Shapes and strides for larger images, without computing: what is equal for one may be so by chance.
 
     Empty where the network does not take other sizes; a plan then knows those of its example alone.
     """
@@ -127,11 +137,11 @@ def _shapes_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> di
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
                 larger = with_tensors(lambda x: mode.from_tensor(_enlarged(x, factors)), inputs)  # noqa: B023
-                runner = _Shapes(network, graph=graph)
+                runner = _Places(network, graph=graph)
                 runner.run(*larger)
         except Exception:  # whatever a forward raises that is made for one size, or needs values
             continue
-        return runner.shapes
+        return runner.places
     return {}
 
 
@@ -142,13 +152,13 @@ def _enlarged(x: Tensor, factors: tuple[int, int]) -> Tensor:
     return x.new_empty(()).expand(*x.shape[:2], height, width)
 
 
-class _Shapes(fx.Interpreter):
+class _Places(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph):
         super().__init__(network, graph=graph)
-        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.places: dict[fx.Node, Place] = {}
 
     def run_node(self, node: fx.Node):
         result = super().run_node(node)
-        if isinstance(result, Tensor):
-            self.shapes[node] = result.shape
+        if isinstance(result, Tensor) and result.layout == torch.strided:
+            self.places[node] = _place(result)
         return result

@@ -14,38 +14,39 @@ namespace {
 // How an activation is written: its name, and how many numbers may stand in parentheses behind it.
 struct ActivationWord {
   const char* name;
-  Activation activation;  // with the numbers that hold where none are written
-  size_t numbers;
+  Activation::Kind kind;
+  size_t numbers = 0;
+  double a = 0, b = 0;  // the numbers that hold where none are written
 };
 
 constexpr double kUnbounded = 3.4028234663852886e38;
 const ActivationWord kWords[] = {
-    {"none", {Activation::kNone}, 0},
-    {"relu", {Activation::kReLU}, 0},
-    {"sigmoid", {Activation::kSigmoid}, 0},
-    {"relu6", {Activation::kClamp, 0.0f, 6.0f}, 0},
-    {"hardtanh", {Activation::kClamp, -1.0f, 1.0f}, 2},
-    {"leaky_relu", {Activation::kLeakyReLU, 0.01f}, 1},
-    {"hardsigmoid", {Activation::kHardsigmoid}, 0},
-    {"hardswish", {Activation::kHardswish}, 0},
-    {"silu", {Activation::kSiLU}, 0},
-    {"tanh", {Activation::kTanh}, 0},
-    {"gelu", {Activation::kGELU}, 0},
-    {"gelu_tanh", {Activation::kGELUTanh}, 0},
-    {"elu", {Activation::kELU, 1.0f}, 1},
-    {"mish", {Activation::kMish}, 0},
+    {"none", Activation::kNone},
+    {"relu", Activation::kReLU},
+    {"sigmoid", Activation::kSigmoid},
+    {"relu6", Activation::kClamp, 0, 0, 6},
+    {"hardtanh", Activation::kClamp, 2, -1, 1},
+    {"leaky_relu", Activation::kLeakyReLU, 1, 0.01},
+    {"hardsigmoid", Activation::kHardsigmoid},
+    {"hardswish", Activation::kHardswish},
+    {"silu", Activation::kSiLU},
+    {"tanh", Activation::kTanh},
+    {"gelu", Activation::kGELU},
+    {"gelu_tanh", Activation::kGELUTanh},
+    {"elu", Activation::kELU, 1, 1},
+    {"mish", Activation::kMish},
 };
 
 // The numbers of "name(1, 2.5)"; none where they cannot be read.
-std::optional<std::vector<float>> numbers_of(std::string_view text) {
-  std::vector<float> numbers;
+std::optional<std::vector<double>> numbers_of(std::string_view text) {
+  std::vector<double> numbers;
   const std::string list(text);
   const char* at = list.c_str();
   while (true) {
     char* end = nullptr;
     const double value = std::strtod(at, &end);
     if (end == at || !(std::fabs(value) <= kUnbounded)) return std::nullopt;
-    numbers.push_back(static_cast<float>(value));
+    numbers.push_back(value);
     while (*end == ' ') ++end;
     if (*end == 0) return numbers;
     if (*end != ',') return std::nullopt;
@@ -58,18 +59,16 @@ bool numbers_fit(const Activation& a) {
   return true;
 }
 
-std::optional<Activation> read_activation(std::string_view text) {
+std::optional<WrittenActivation> read_activation(std::string_view text) {
   const size_t open = text.find('(');
   const std::string_view name = text.substr(0, open);
   for (const ActivationWord& word : kWords) {
     if (name != word.name) continue;
-    Activation activation = word.activation;
-    if (open == std::string_view::npos) return activation;
+    if (open == std::string_view::npos) return WrittenActivation(word.kind, word.a, word.b);
     if (text.back() != ')') return std::nullopt;
     const auto numbers = numbers_of(text.substr(open + 1, text.size() - open - 2));
     if (!numbers || numbers->size() != word.numbers) return std::nullopt;
-    activation.a = (*numbers)[0];
-    if (word.numbers == 2) activation.b = (*numbers)[1];
+    const WrittenActivation activation(word.kind, (*numbers)[0], word.numbers == 2 ? (*numbers)[1] : word.b);
     return numbers_fit(activation) ? std::optional(activation) : std::nullopt;
   }
   return std::nullopt;
@@ -77,7 +76,7 @@ std::optional<Activation> read_activation(std::string_view text) {
 
 }  // namespace
 
-Activation parse_activation(const char* op, std::string_view text) {
+WrittenActivation parse_activation(const char* op, std::string_view text) {
   const auto activation = read_activation(text);
   if (activation) return *activation;
   std::string names;
@@ -144,16 +143,16 @@ c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
-at::Tensor activate(const at::Tensor& x, const Activation& activation) {
+at::Tensor activate(const at::Tensor& x, const WrittenActivation& activation) {
   switch (activation.kind) {
     case Activation::kReLU:
       return at::relu(x);
     case Activation::kSigmoid:
       return at::sigmoid(x);
     case Activation::kClamp:
-      return at::hardtanh(x, activation.a, activation.b);
+      return at::hardtanh(x, activation.exact_a, activation.exact_b);
     case Activation::kLeakyReLU:
-      return at::leaky_relu(x, activation.a);
+      return at::leaky_relu(x, activation.exact_a);
     case Activation::kHardsigmoid:
       return at::hardsigmoid(x);
     case Activation::kHardswish:
@@ -167,7 +166,7 @@ at::Tensor activate(const at::Tensor& x, const Activation& activation) {
     case Activation::kGELUTanh:
       return at::gelu(x, "tanh");
     case Activation::kELU:
-      return at::elu(x, activation.a);
+      return at::elu(x, activation.exact_a);
     case Activation::kMish:
       return at::mish(x);
     default:
@@ -176,22 +175,22 @@ at::Tensor activate(const at::Tensor& x, const Activation& activation) {
 }
 
 at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
-                               const Activation& activation) {
+                               const WrittenActivation& activation) {
   switch (activation.kind) {
     case Activation::kReLU:
       return at::threshold_backward(grad, output, 0);
     case Activation::kSigmoid:
       return at::sigmoid_backward(grad, output);
     case Activation::kClamp:
-      return at::hardtanh_backward(grad, output, activation.a, activation.b);
+      return at::hardtanh_backward(grad, output, activation.exact_a, activation.exact_b);
     case Activation::kLeakyReLU:
-      return at::leaky_relu_backward(grad, output, activation.a, /*self_is_result=*/true);
+      return at::leaky_relu_backward(grad, output, activation.exact_a, /*self_is_result=*/true);
     case Activation::kHardsigmoid:
       return at::hardtanh_backward(grad / 6, output, 0, 1);
     case Activation::kTanh:
       return at::tanh_backward(grad, output);
     case Activation::kELU:
-      return at::elu_backward(grad, activation.a, 1, 1, /*is_result=*/true, output);
+      return at::elu_backward(grad, activation.exact_a, 1, 1, /*is_result=*/true, output);
     default:
       TORCH_CHECK(output_determines(activation), "cnnfast: this activation's gradient needs its input");
       return grad;

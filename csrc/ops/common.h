@@ -12,8 +12,17 @@ namespace cnnfast {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// An activation with its numbers as they were written, for ATen's float64; kernels take them as floats.
+struct WrittenActivation : Activation {
+  WrittenActivation(Kind kind, double a, double b)
+      : Activation{kind, static_cast<float>(a), static_cast<float>(b)}, exact_a(a), exact_b(b) {}
+  WrittenActivation(const Activation& other) : Activation(other), exact_a(other.a), exact_b(other.b) {}
+
+  double exact_a, exact_b;
+};
+
 // From words such as "relu" or "leaky_relu(0.2)"; an error names the operator and what there is.
-Activation parse_activation(const char* op, std::string_view name);
+WrittenActivation parse_activation(const char* op, std::string_view name);
 // Whether the gradient follows from the activation's output; else it needs the input.
 bool output_determines(const Activation& activation);
 // An error unless it does.
@@ -38,9 +47,9 @@ c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
                              int64_t dilation);
 
 // The activation by ATen, and its gradient from the activation's output where that determines it.
-at::Tensor activate(const at::Tensor& x, const Activation& activation);
+at::Tensor activate(const at::Tensor& x, const WrittenActivation& activation);
 at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
-                               const Activation& activation);
+                               const WrittenActivation& activation);
 
 // Whether this thread is inside an operator whose gradient is recorded; set by autograd/.
 bool& records_gradient();

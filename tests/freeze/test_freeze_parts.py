@@ -166,6 +166,44 @@ def test_in_place_write_that_a_view_reads_is_left_to_eager():
     check(Net(function, a=conv(3, 4), b=conv(4, 4)), kind=EagerNet, plans=2)
 
 
+def turned(x):
+    return x.movedim(2, 3)
+
+
+WRITES_INTO_VIEWS = {
+    "transposed": lambda y: (turned(y).add_(torch.arange(y.shape[2])), y)[1],
+    "overlapping": lambda y: (y[:, :3].mul_(2), y[:, 1:])[1],
+    "sides_of_a_small_image": lambda y: (y[:, :, :12].mul_(2), y)[1],
+    "first_image": lambda y: (y[:1].mul_(2), y)[1],
+}
+
+
+@pytest.mark.parametrize("name", WRITES_INTO_VIEWS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_in_place_writes_into_views_of_equal_shape(name, batch):
+    """What has one shape for the example (square images, one image) need not be one view."""
+
+    def function(s, x):
+        y = torch.cumsum(s.a(x), 1)
+        y = WRITES_INTO_VIEWS[name](y)
+        return s.b(y[:, :3]) + y[:, -1:]
+
+    model, x = Net(function, a=conv(3, 4), b=conv(3, 4)).eval(), torch.randn(batch, 3, 12, 12)
+    frozen = cnnfast.freeze(model, x)
+    for images in (x, torch.randn(3, 3, 12, 12), torch.randn(1, 3, 14, 14)):
+        with torch.no_grad():
+            assert_near(frozen(images), copy.deepcopy(model).double()(images.double()))
+
+
+def test_in_place_write_beside_another_slice():
+    def function(s, x):
+        a, b = s.a(x).chunk(2, 1)
+        a += F.softplus(b)
+        return s.b(torch.cat([b, a], 1))
+
+    check(Net(function, a=conv(3, 4), b=conv(4, 4)), kind=JoinedNet)
+
+
 def test_views_behind_plans_and_sizes_of_inner_values():
     def function(s, x):
         y = s.a(x)
@@ -196,6 +234,36 @@ def test_module_whose_forward_cannot_be_traced_is_frozen_child_by_child():
     check(Decides(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 3))), kind=EagerNet, plans=1)
     frozen = check(Decides(conv(3, 3)), kind=EagerNet, plans=1)
     assert frozen.report()["inner"].status == "fused"
+
+
+@pytest.mark.parametrize("first", ["eager", "planned"])
+def test_forwards_that_stay_may_call_view(first):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.body = conv(3, 4), nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4))
+            self.head = nn.Sequential(nn.Linear(4 * 120, 5), nn.ReLU())
+
+        def forward(self, x):
+            y = self.conv(x) if first == "eager" else self.body(self.conv(x))
+            return x if y.sum() > 1e9 else self.head(y.view(y.size(0), -1))
+
+    frozen = check(Views(), kind=EagerNet)
+    assert frozen.report()["head.0"].status == "fused"
+
+
+def test_networks_that_kept_values_of_training_freeze():
+    class Keeps(Decides):
+        def forward(self, x):
+            self.kept = [x * 2]
+            return super().forward(x)
+
+    model = Keeps(nn.Sequential(conv(3, 4), nn.Softplus(), conv(4, 4)))
+    model(IMAGE.clone().requires_grad_())
+    assert model.kept[0].requires_grad
+    frozen = cnnfast.freeze(model, IMAGE)
+    with torch.no_grad():
+        assert_near(frozen(IMAGE), model(IMAGE).double())
 
 
 def test_children_whose_insides_are_read_stay_eager():

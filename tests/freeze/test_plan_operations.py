@@ -187,6 +187,9 @@ SIMPLE = {
     "instance_norm": lambda m, x: F.instance_norm(F.relu(x), weight=m.first.bias),
     "instance_like": lambda m, x: F.group_norm(x, 12),
     "group_norm": lambda m, x: F.relu(F.group_norm(x, 3, m.first.bias, m.first.bias)),
+    "groups_by_channels": lambda m, x: F.group_norm(
+        F.conv2d(x, m.first.weight[:, :1], padding=1, groups=x.size(1)), x.shape[1] // 4)
+    + F.conv_transpose2d(x, m.first.weight[:, :1], padding=1, groups=x.shape[1]),
     "channels_last_parts": lambda m, x: channels_last_parts(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "channels_last": lambda m, x: F.layer_norm(x.permute(0, 2, 3, 1), (12,)).permute(0, 3, 1, 2),
     "dropout": lambda m, x: F.dropout(F.dropout2d(x, training=m.training), 0.3, m.training),

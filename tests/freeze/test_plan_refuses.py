@@ -51,6 +51,8 @@ def test_refuses_unknown_layers_all_at_once():
         (lambda x: F.interpolate(x, scale_factor=1.1), "no multiple of a power of two"),
         (lambda x: F.interpolate(x, size=x.size(2) * 2), "computed in the forward"),
         (lambda x: F.layer_norm(x, (8, 8)), "it normalises [8, 8]"),
+        (lambda x: F.layer_norm(x, x.shape[1:]), "more than numbers of channels"),
+        (lambda x: F.group_norm(x, x.shape[2] // 8), "more than numbers of channels"),
         (lambda x: x.mean((2, 3)).squeeze(), "perhaps the batch"),
         (lambda x: x * x.mean(3, keepdim=True), "over dimensions (2, 3)"),
         (lambda x: x * x.sum(3, keepdim=True), "sums channels and paths only"),

@@ -50,6 +50,29 @@ def test_fuse_script_trains():
     assert_same(script(x), fused(x))
 
 
+class Infinite(nn.Module):
+    """Infinities and NaN among the arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x).clamp(-1e3, float("inf"))
+        y = y.masked_fill(y > 1, float("-inf"))
+        return torch.nan_to_num(y + torch.full_like(y, float("nan")), nan=0.5, neginf=2.0) + y.exp()
+
+
+def test_fuse_scripts_infinities():
+    fused, x = cnnfast.fuse(Infinite()).eval(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert_same(torch.jit.script(fused)(x), fused(x))
+        assert_same(fused(x), fused.unfuse()(x))
+    if cnnfast._ext.AVAILABLE:
+        frozen = cnnfast.freeze(fused, x)
+        assert_same(torch.jit.script(frozen)(x), frozen(x))
+
+
 def test_fuse_script_of_untraceable_network():
     class Net(nn.Module):
         def __init__(self):

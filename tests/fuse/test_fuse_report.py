@@ -87,6 +87,52 @@ def test_fuse_verify_raises_for_a_wrong_layer(monkeypatch):
         cnnfast.fuse(make("resnet"), images("resnet"), verify=True)
 
 
+class Remembers(nn.Module):
+    """A forward with a state of its own, in evaluation too."""
+
+    def __init__(self, decides):
+        super().__init__()
+        self.body, self.seen, self.decides = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), [], decides
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.body(x)
+        if self.decides and y.sum() < 1e9:
+            self.seen.append(y)
+        return y * self.calls
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_example_runs_leave_the_model_alone(decides):
+    model, x = Remembers(decides).eval(), torch.randn(2, 3, 6, 6)
+    fused = cnnfast.fuse(model, x, verify=True)
+    assert model.calls == 0 and model.seen == []
+    wanted = model.body(x)
+    torch.testing.assert_close(fused(x), wanted)
+    fused.calls.zero_()
+    if cnnfast._ext.AVAILABLE:
+        frozen = cnnfast.freeze(model, x, verify=True)
+        assert model.calls == 0 and len(model.seen) == int(decides)
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x), wanted)
+            torch.testing.assert_close(frozen(x), wanted * 2)
+
+
+@pytest.mark.parametrize("layer", [nn.LeakyReLU(0.3), nn.ELU(0.7), nn.Hardtanh(-0.3, 0.7)], ids=str)
+def test_fuse_verify_takes_numbers_of_activations_in_float64(layer):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), layer).double()
+    model, x = model.eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert max(row.error or 0.0 for row in cnnfast.fuse(model, x, verify=True).report().rows) < 1e-14
+    results = []
+    for network in (model, cnnfast.fuse(model)):
+        network.zero_grad()
+        network(x).square().sum().backward()
+        results.append([p.grad.clone() for p in model.parameters()])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_fuse_verify_reaches_parts_of_untraceable_networks():
     class Net(nn.Module):
         def __init__(self):

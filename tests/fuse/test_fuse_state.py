@@ -230,6 +230,54 @@ def test_fuse_settings_changed_later_are_followed():
     torch.testing.assert_close(fused(x), fused.unfuse()(x), rtol=0, atol=1e-6)
 
 
+class Tempered(nn.Module):
+    """Forwards with numbers, a function and a tensor as attributes."""
+
+    def __init__(self, inner=True):
+        super().__init__()
+        self.conv, self.scale, self.act, self.steps = nn.Conv2d(3, 3, 1), 0.5, torch.relu, 3
+        self.offset = torch.zeros(1)
+        self.inner = Tempered(inner=False) if inner else nn.Identity()
+
+    def forward(self, x):
+        return self.inner(self.act(self.conv(x)) * self.scale + self.offset)
+
+
+def test_fuse_refuses_values_that_the_forward_would_not_see():
+    model, x = Tempered(), torch.randn(2, 3, 4, 4)
+    fused = cnnfast.fuse(model)
+    fused.scale, fused.inner.act, fused.steps, fused.epoch = 0.5, torch.relu, 4, 1
+    for module, name, value in ((fused, "scale", 2.0), (fused.inner, "act", torch.sigmoid)):
+        with pytest.raises(RuntimeError, match=f"'{name}' was read"):
+            setattr(module, name, value)
+    fused.offset = torch.ones(1)  # read at every call
+    model.offset = torch.ones(1)
+    torch.testing.assert_close(fused(x), model(x))
+    again = fused.unfuse()
+    again.scale = model.scale = 2.0
+    torch.testing.assert_close(cnnfast.fuse(again)(x), model(x))
+
+
+def test_fuse_attributes_that_the_mode_sets():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), 1.0
+
+        def train(self, mode=True):
+            self.scale = 0.5 if mode else 1.0
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.conv(x) * self.scale
+
+    model, x = nn.Sequential(Scaled(), nn.Conv2d(3, 2, 1)), torch.randn(2, 3, 4, 4)
+    fused = cnnfast.fuse(model)
+    assert fused.report()["0.conv.0"].status == fused.report()["1"].status == "fused"
+    for mode in (True, False, True):
+        torch.testing.assert_close(fused.train(mode)(x), model.train(mode)(x))
+
+
 def test_fuse_data_parallel_replicas():
     fused = cnnfast.fuse(make("resnet"))
     replica = fused._replicate_for_data_parallel()

@@ -79,6 +79,42 @@ def test_fuse_branch_on_training_flag():
     assert "training" in str(fused.report())
 
 
+def test_fuse_children_in_plain_lists_and_dicts():
+    """They are called by the list or dict, which has to hold the fused ones."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Stack(), Stack()
+            self.steps, self.by_name, self.again = [[self.a]], {"b": self.b}, (self.a,)
+            self.first = self.a.forward
+
+        def forward(self, x):
+            x = self.by_name["b"](self.steps[0][0](x))
+            return self.again[0](x) if x.sum() > 0 else self.first(x)
+
+    model = Net().eval()
+    report = check(model)
+    assert report.coverage.layers == 1 and "values or sizes" in str(report)
+    fused = cnnfast.fuse(model)
+    assert fused.steps[0][0] is fused.a and fused.again[0] is fused.a and fused.by_name["b"] is fused.b
+    assert model.steps[0][0] is model.a and fused.unfuse().steps[0][0].__class__ is Stack
+    fused.a.register_forward_pre_hook(lambda module, args: (args[0] * 0,))
+    assert not torch.equal(fused(IMAGE), model(IMAGE))
+
+
+def test_fuse_module_that_is_no_child():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.hidden = Stack(), [Stack()]
+
+        def forward(self, x):
+            return self.a(self.hidden[0](x))
+
+    assert "not registered" in str(check(Net()))
+
+
 def test_fuse_optional_argument_stays():
     class Net(nn.Module):
         def __init__(self):
@@ -130,6 +166,58 @@ def test_fuse_forward_that_counts_stays():
     torch.testing.assert_close(fused(IMAGE) * 2, fused(IMAGE))
     assert "changes the module (attribute 'calls')" in str(fused.report())
     assert fused.report()["a.conv"].status == "fused"
+
+
+class Keeping(nn.Module):
+    """A forward that writes somewhere, by the name of what it writes."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.a, self.what, self.kept, self.named = Stack(), what, [[]], {"calls": 0}
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.what == "kept":
+            self.kept[0].append(y)
+        elif self.what == "named":
+            self.named["calls"] += 1
+        elif self.what == "mean":
+            self.mean = 0.9 * self.mean + y.detach().mean((0, 2, 3))
+        elif self.what == "last":
+            self.a.conv.last = y
+        return y * (1 + self.mean.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("what", ["kept", "named", "mean", "last"])
+def test_fuse_forward_that_writes_into_the_module_stays(what):
+    model, eager = Keeping(what).eval(), Keeping(what).eval()
+    eager.load_state_dict(model.state_dict())
+    fused = cnnfast.fuse(model)
+    assert model.kept == [[]] and model.named == {"calls": 0}, "tracing wrote into the user's module"
+    assert f"changes the module (attribute '{what}')" in str(fused.report())
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(fused(IMAGE), eager(IMAGE), rtol=0, atol=1e-5)
+    assert fused.named == eager.named and len(fused.kept[0]) == len(eager.kept[0])
+    torch.testing.assert_close(fused.mean, eager.mean)
+    assert hasattr(fused.a.conv, "last") == (what == "last")
+
+
+def test_fuse_buffer_written_in_place_is_written():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Stack()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.a(x) * self.calls
+
+    fused = cnnfast.fuse(Counting().eval())
+    assert fused.report().coverage.layers == 1 and not fused.report().notes
+    torch.testing.assert_close(fused(IMAGE) * 2, fused(IMAGE))
 
 
 def test_fuse_forward_that_draws_stays():
@@ -237,7 +325,60 @@ class ViewingNorm(nn.InstanceNorm2d):
         return super().forward(x).view(-1) + x.view(-1)
 
 
-def test_fuse_view_with_write_in_place():
+SETS_ATTRIBUTES = {
+    "data": lambda net: net.conv.weight.data.__imul__(net.mask),
+    "assigned": lambda net: setattr(net.conv.weight, "data", net.conv.weight.data * net.mask),
+    "augmented": lambda net: mask_weight(net),
+}
+
+
+def mask_weight(net):
+    net.conv.weight.data *= net.mask
+
+
+@pytest.mark.parametrize("how", SETS_ATTRIBUTES)
+def test_fuse_weights_masked_in_the_forward(how):
+    """As autoregressive convolutions are often written."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.register_buffer("mask", torch.ones(3, 3, 3, 3).tril())
+
+        def forward(self, x):
+            SETS_ATTRIBUTES[how](self)
+            return F.relu(self.conv(x))
+
+    model = Net().eval()
+    fused = cnnfast.fuse(copy.deepcopy(model))
+    got = fused(IMAGE)
+    torch.testing.assert_close(got, model(IMAGE), rtol=0, atol=1e-5)
+    assert torch.equal(fused.conv.weight, model.conv.weight)
+    frozen_of = copy.deepcopy(model)
+    torch.nn.init.ones_(frozen_of.conv.weight)
+    wanted = copy.deepcopy(frozen_of)(IMAGE)
+    if cnnfast._ext.AVAILABLE:
+        frozen = cnnfast.freeze(frozen_of, IMAGE, allow_eager=True)
+        torch.testing.assert_close(frozen(IMAGE), wanted, rtol=0, atol=1e-5)
+
+
+def rows(y):
+    return y.view(y.size(0), -1)
+
+
+WRITES_INTO_VIEWS = {
+    "view": lambda y: y.view(-1).relu_(),
+    "reshape": lambda y: y.reshape(y.size(0), -1).mul_(2),
+    "flatten": lambda y: torch.flatten(y, 1)[:, :5].zero_(),
+    "contiguous": lambda y: y.contiguous().add_(1),
+    "view_of_a_view": lambda y: rows(y)[:, :10].zero_(),
+    "groups": lambda y: y.view(y.size(0), 3, 1, 8, 8)[:, 1].mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", WRITES_INTO_VIEWS)
+def test_fuse_view_with_write_in_place(name):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -245,10 +386,23 @@ def test_fuse_view_with_write_in_place():
 
         def forward(self, x):
             y = self.conv(x)
-            y.view(-1).relu_()
+            WRITES_INTO_VIEWS[name](y)
             return y * 2
 
-    check(Net())
+    assert check(Net())["conv"].status == "fused"
+
+
+def test_fuse_strides_in_a_forward():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return torch.as_strided(y, (2, 3, 4, 4), (192, 64, 8, 1)) * y.stride(1), rows(y)
+
+    assert check(Net())["conv"].status == "fused"
 
 
 def test_fuse_part_without_gradients_stays():

@@ -30,6 +30,7 @@ _KINDS = {"dtype": torch.float32, "device": torch.device("cpu")}
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
 
 
+_COMPUTED = "a number in it is computed in the forward from more than numbers of channels"
 _BY_VALUE = ("nhwc", "grouped", "shuffled", "plane", "vector")  # what an activation works on as it lies
 
 
@@ -148,6 +149,8 @@ class Lowering:
             return
         value = self._input(node) if node.op == "placeholder" else self._step_for(node)
         for step in steps_of(value):
+            if any(isinstance(setting, fx.Node) for setting in step.settings.values()):
+                raise Unsupported(_COMPUTED)
             self.place(step)
         writes = writes_in_place(node, self.root)
         if writes:
@@ -322,11 +325,11 @@ class Lowering:
                 return self._channels_of(value.args[0])
             if value.target in _ARITHMETIC:
                 return value.target(*map(self.channel_number, value.args))
-        raise Unsupported("a number in it is computed in the forward from more than numbers of channels")
+        raise Unsupported(_COMPUTED)
 
     def _channels_of(self, value: fx.Node) -> int:
         if len(self.shapes[value]) not in (2, 4):
-            raise Unsupported("a number in it is computed in the forward from more than numbers of channels")
+            raise Unsupported(_COMPUTED)
         return self.shapes[value][1]
 
     def is_batch_size(self, value: object) -> bool:
@@ -369,7 +372,12 @@ def _called(handler: Handler, *args: object, **kwargs: object) -> Value:
         inspect.signature(handler).bind(*args, **kwargs)
     except TypeError as error:
         raise Unsupported(f"it is called with arguments that a plan does not know: {error}") from error
-    return handler(*args, **kwargs)
+    try:
+        return handler(*args, **kwargs)
+    except TypeError as error:  # of arithmetic with a size, where a handler knows numbers
+        if any(isinstance(arg, fx.Node) and is_number(arg) for arg in (*args, *kwargs.values())):
+            raise Unsupported(_COMPUTED) from error
+        raise
 
 
 def _draws(node: fx.Node) -> bool:

@@ -75,6 +75,7 @@ def _conv_function(
     if isinstance(padding, str):
         raise Unsupported("its padding is a word: use nn.Conv2d, or write the padding as numbers")
     source, pads = padded(low, low.image(input), [], "constant", padding)
+    groups = low.channel_number(groups)  # of a depthwise convolution, say: x.shape[1]
     return conv_step(low, source, weight, bias, pads, stride, dilation, groups)
 
 

@@ -111,7 +111,8 @@ def _group_norm_module(low: Lowering, norm: nn.GroupNorm, x: fx.Node) -> Step:
 @lowers(F.group_norm, torch.group_norm)
 def _group_norm(low: Lowering, input, num_groups, weight=None, bias=None, eps=1e-5, _=False) -> Step:
     source = low.image(input)
-    settings = {"channels": low.shape(input)[1], "groups": num_groups, "eps": fraction_word(eps)}
+    settings = {"channels": low.shape(input)[1], "groups": low.channel_number(num_groups)}
+    settings["eps"] = fraction_word(eps)
     constants = {"weight": low.tensor(weight), "bias": low.tensor(bias)}
     return Step(Op.GROUP_NORM, [source], settings, constants)
 

@@ -21,7 +21,7 @@ def _module(low: Lowering, conv: nn.ConvTranspose2d, x: fx.Node) -> Step:
 def _function(
     low: Lowering, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ) -> Step:
-    window = (stride, padding, output_padding, groups, dilation)
+    window = (stride, padding, output_padding, low.channel_number(groups), dilation)
     return _transposed(low, input, low.tensor(weight), low.tensor(bias), *window)
 
 

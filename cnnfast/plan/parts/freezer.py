@@ -1,6 +1,5 @@
 """Freezing a network part by part, module by module where a forward cannot be traced."""
 
-import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -8,11 +7,12 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.check import multiply_adds, relative_error
 from cnnfast.fuse.convert import nearest
-from cnnfast.fuse.shells import has_hooks, shell_copy
+from cnnfast.fuse.shells import has_hooks, own_copy, shell_copy
+from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, trace
 from cnnfast.plan.owners import is_leaf
 from cnnfast.plan.parts.cut import cut
-from cnnfast.plan.parts.joined import in_channels_last, join
+from cnnfast.plan.parts.joined import InRows, in_channels_last, join
 from cnnfast.plan.parts.rows import eager_rows, join_paths, rows_of
 from cnnfast.plan.parts.versions import read_latest
 from cnnfast.plan.record import Record, copied, record, record_batch, tensors_in, with_tensors
@@ -72,12 +72,13 @@ class Freezer:
     def _keep_forward(self, module: nn.Module, path: str, args: tuple, reason: str) -> nn.Module | None:
         """A copy whose forward stays and calls frozen children, as far as it works with them."""
         here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
-        snapshot = in_channels_last(copy.deepcopy(module)).eval().requires_grad_(False)
-        calls = _Calls(snapshot)
-        wanted = snapshot(*map(copied, args))
+        plain = own_copy(module).eval().requires_grad_(False)
+        calls = _Calls(plain)
+        with left_alone(plain):
+            wanted = plain(*map(copied, args))
         calls.stop()
         macs = multiply_adds(module, tuple(map(copied, args)))
-        replaced, before = {}, len(self.rows)
+        replaced, before, noted = {}, len(self.rows), len(self.notes)
         for name, child in calls.children.items():
             frozen = self._freeze_child(
                 child,
@@ -92,14 +93,18 @@ class Freezer:
             )
             if frozen is not None:
                 replaced[name] = frozen
-        for name, frozen in replaced.items():
-            _put(snapshot, name, frozen)
-        if replaced and (problem := _problem(snapshot, module, list(replaced), args, wanted)):
-            reason = f"{reason}; and it does not work with frozen children ({problem})"
-            del self.rows[before:]
-            self.rows += eager_rows(module, path, reason, macs)
-            replaced = {}
         if not replaced:
+            return None
+        snapshot = _with_children(in_channels_last(own_copy(plain)), replaced)
+        problem = _problem(snapshot, module, list(replaced), args, wanted)
+        if problem:  # the forward may be one that calls x.view
+            in_rows = {name: InRows(frozen) for name, frozen in replaced.items()}
+            snapshot = _with_children(plain, in_rows)
+            problem = _problem(snapshot, module, list(replaced), args, wanted)
+        if problem:
+            reason = f"{reason}; and it does not work with frozen children ({problem})"
+            del self.rows[before:], self.notes[noted:]
+            self.rows += eager_rows(module, path, reason, macs)
             return None
         self.notes.append(f"{here} keeps its own forward: {reason}. Its children were frozen one by one.")
         self.rows.insert(before, Row(path, type(module).__name__, EAGER, "its own forward", reason))
@@ -162,6 +167,13 @@ class _Calls:
             del self.arguments[name]
 
 
+def _with_children(module: nn.Module, children: dict[str, nn.Module]) -> nn.Module:
+    """The module with others in the place of some children."""
+    for name, child in children.items():
+        _put(module, name, child)
+    return module
+
+
 def _put(module: nn.Module, path: str, child: nn.Module) -> None:
     """In the place of a child, with the settings that a forward around it may ask for."""
     parent, _, name = path.rpartition(".")
@@ -181,7 +193,8 @@ def _problem(
     can be asked of frozen children than of eager ones that are nudged.
     """
     try:
-        got = snapshot(*map(copied, args))
+        with left_alone(snapshot):
+            got = snapshot(*map(copied, args))
     except Exception as error:  # whatever a forward raises that misses something in its children
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     error = _difference(got, wanted)
@@ -208,4 +221,5 @@ def _nudged(module: nn.Module, children: list[str], args: tuple) -> object:
 
     for name in children:
         probe.get_submodule(name).register_forward_hook(lambda m, given, result: with_tensors(nudge, result))
-    return probe(*map(copied, args))
+    with left_alone(module):
+        return probe(*map(copied, args))

@@ -2,17 +2,16 @@
 
 import copy
 import operator
-import re
 
 import torch
 from torch import fx, nn
 
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
-from cnnfast.fuse.shells import Generated, become
+from cnnfast.fuse.shells import Generated, become, own_copy, source_of
 from cnnfast.plan.codec import encode
 from cnnfast.plan.network import JoinedNet, PlanCall, refuse_gradients
 from cnnfast.plan.parts.cut import Cut
-from cnnfast.plan.record import Record
+from cnnfast.plan.record import Record, with_tensors
 
 EAGER = "eager"  # the child that holds what stays eager, under its old names
 
@@ -80,7 +79,7 @@ def _eager_parts(made: fx.Graph, root: nn.Module, replaced: dict[str, nn.Module]
         if node.op in ("call_module", "get_attr") and node.target.startswith(f"{EAGER}.")
     ]
     for _, path in sorted({target for target in targets if target[0] == "call_module"}):
-        module = replaced.get(path) or in_channels_last(copy.deepcopy(root.get_submodule(path), memo))
+        module = replaced.get(path) or in_channels_last(own_copy(root.get_submodule(path), memo))
         owner, name = _owner(holder, path)
         owner.add_module(name, module)
     for _, path in sorted({target for target in targets if target[0] == "get_attr"}):
@@ -92,6 +91,18 @@ def _eager_parts(made: fx.Graph, root: nn.Module, replaced: dict[str, nn.Module]
     for tensor in holder.parameters():
         tensor.requires_grad_(False)
     return holder.eval()
+
+
+class InRows(nn.Module):
+    """A frozen child whose images have the layout that separate layers would have given them."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.training = False
+
+    def forward(self, *inputs: object) -> object:
+        return with_tensors(torch.Tensor.contiguous, self.network(*inputs))
 
 
 def in_channels_last(module: nn.Module) -> nn.Module:
@@ -113,6 +124,5 @@ def _owner(holder: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _generate(net: JoinedNet, graph: fx.Graph) -> None:
-    code = graph.python_code("self")
-    names = {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
-    become(net, (Generated,), code.src, names, prefix="")
+    source, names = source_of(graph)
+    become(net, (Generated,), source, names, prefix="")

@@ -3,12 +3,15 @@
 Parts of a graph run in another order than the graph; that is right only if no value changes behind them.
 """
 
+import operator
+from collections.abc import Callable
+
 import torch
 from torch import fx, nn
 
 from cnnfast.fuse.kinds import writes_in_place
 from cnnfast.fuse.tracing import NotTraceable
-from cnnfast.plan.record import Record
+from cnnfast.plan.record import Place, Record
 
 
 def read_latest(graph: fx.Graph, root: nn.Module, record: Record) -> dict[fx.Node, list[fx.Node]]:
@@ -35,15 +38,29 @@ def read_latest(graph: fx.Graph, root: nn.Module, record: Record) -> dict[fx.Nod
 
 def _redirect(alias: fx.Node, write: fx.Node, order: dict[fx.Node, int], record: Record) -> None:
     later = [user for user in alias.users if order[user] > order[write]]
-    if not later:
+    if not later or _in_places(alias, write, record, _apart):
         return
-    whole = record.shapes[alias] == record.shapes[write] and alias.target not in _REORDERING
-    if not whole:
+    if not _in_places(alias, write, record, operator.eq):
         raise NotTraceable(
-            f"'{write.name}' writes in place into a tensor that is read in another shape later"
+            f"'{write.name}' writes in place into a tensor that is read in another shape or through "
+            "another view later"
         )
     for user in later:
         user.replace_input_with(alias, write)
 
 
-_REORDERING = ("transpose", "permute", "flip", torch.transpose, torch.permute, "t", torch.t, "mT", "T")
+def _in_places(alias: fx.Node, write: fx.Node, record: Record, holds: Callable[[Place, Place], bool]) -> bool:
+    """Whether something holds of two tensors' places for the example, for larger and for more images."""
+    runs = (record.places, record.larger_places(), record.more_places)
+    return all(holds(run[alias], run[write]) for run in runs if alias in run and write in run)
+
+
+def _apart(a: Place, b: Place) -> bool:
+    """Whether two views of one memory have no value in common."""
+    ends = [
+        offset + 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        for sizes, strides, offset in (a, b)
+    ]
+    touched = torch.zeros(max(0, *ends), dtype=torch.bool)
+    touched.as_strided(*a).fill_(True)
+    return not touched.as_strided(*b).any()
