@@ -30,9 +30,8 @@ class PoolConv : public Step {
   double flops() const override { return flops_; }
   std::string text() const override {
     std::ostringstream out;
-    out << (pool_.prologue.scale ? "affine, " : "") << (max_ ? "max" : "average") << " pool "
-        << pool_.kernel_h << "x" << pool_.kernel_w << " / " << pool_.stride_h << "x" << pool_.stride_w << ", "
-        << conv_text(job_.geometry()) << " to " << size_text(writes_.size) << ", " << strips_ << " strips";
+    out << pool_text(max_, pool_) << ", " << conv_text(job_.geometry()) << " to " << size_text(writes_.size)
+        << ", " << strips_ << " strips";
     return out.str();
   }
 

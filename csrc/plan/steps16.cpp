@@ -144,6 +144,22 @@ class PairConv : public Writes16<Step> {
   int64_t first_tap_;
 };
 
+class MaxPool16 : public Writes16<Step> {
+ public:
+  MaxPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
+      : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
+  std::string text() const override { return pool_text(true, window_) + " to " + size_text(writes_.size); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const auto [begin, end] = rows(thread, team);
+    if (begin < end) max_pool16(window_, reads_[0].view16(memory), writes_.view16(memory), begin, end);
+  }
+
+ private:
+  cpu::PoolCall window_;
+};
+
 class Mean16 : public Writes16<Step> {
  public:
   Mean16(int64_t node, const cpu::PoolCall& call, Place from, Place to)
@@ -291,6 +307,18 @@ std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geom
                                      Place from, Place to, const Place* residual) {
   return std::make_unique<PairConv>(node, geometry, pad_top, pad_left, std::move(constants),
                                     with_optional(std::move(from), residual), std::move(to));
+}
+
+void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu::View16& to, int64_t begin,
+                int64_t end) {
+  cpu::MaxPool16Call call{window, from, to, nullptr};
+  const int64_t bytes = cpu::bf16_kernels().max_pool_scratch(call);
+  call.scratch = cpu::thread_scratch(cpu::ScratchSlot::kPooled, divide_up(bytes, sizeof(float)));
+  cpu::bf16_kernels().max_pool(call, begin, end);
+}
+
+std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to) {
+  return std::make_unique<MaxPool16>(node, window, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to) {

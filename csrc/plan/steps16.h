@@ -32,6 +32,11 @@ std::unique_ptr<Step> widened_conv_step(int64_t node, const cpu::ConvGeometry& g
                                         int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                         Place from, Place to, const Place* residual,
                                         const cpu::Prologue& prologue, std::optional<PoolBehind> behind);
+// Output rows [begin, end) over all images, by the calling thread.
+void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu::View16& to, int64_t begin,
+                int64_t end);
+// Without a prologue.
+std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to);
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to);
 // Any step that computes rows: strip by strip, on widened copies of its operands.
 std::unique_ptr<Step> widened_step(std::unique_ptr<RowStep> step);

@@ -77,8 +77,7 @@ class WidenedConv : public Step {
     out << (prologue_.scale ? "affine, " : "") << conv_text(geometry_) << ", widened";
     if (behind_)
       out << ", with " << (behind_->norm ? "local response norm and " : "")
-          << (behind_->max ? "max" : "average") << " pool " << behind_->pool.kernel_h << "x"
-          << behind_->pool.kernel_w << " / " << behind_->pool.stride_h << "x" << behind_->pool.stride_w;
+          << pool_text(behind_->max, behind_->pool);
     out << " to " << size_text(writes_.size) << ", " << units() << " strips";
     return out.str();
   }

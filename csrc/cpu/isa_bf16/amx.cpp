@@ -4,7 +4,14 @@
 #include "cpu/kernels/conv_amx.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kAmxBf16Kernels = {
-    "amx",         true, widen, narrow, amx_conv<NativeDot>, amx_scratch<NativeDot>, Tiles::configure,
-    Tiles::release};
+extern const Bf16Kernels kAmxBf16Kernels = {"amx",
+                                            true,
+                                            widen,
+                                            narrow,
+                                            amx_conv<NativeDot>,
+                                            amx_scratch<NativeDot>,
+                                            max_pool16,
+                                            max_pool_scratch,
+                                            Tiles::configure,
+                                            Tiles::release};
 }  // namespace cnnfast::cpu

@@ -15,6 +15,16 @@ using namespace cnnfast::cpu;
 
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
+#include "cpu/kernels/max_pool16.inl"
 
 #define CNNFAST_WIDENED_KERNELS(name) \
-  {name, false, widen, narrow, gathered_conv<WidenedDot>, gather_scratch<WidenedDot>, nullptr, nullptr}
+  {name,                              \
+   false,                             \
+   widen,                             \
+   narrow,                            \
+   gathered_conv<WidenedDot>,         \
+   gather_scratch<WidenedDot>,        \
+   max_pool16,                        \
+   max_pool_scratch,                  \
+   nullptr,                           \
+   nullptr}
