@@ -89,11 +89,13 @@ void Lowering::find_pool_convs() {
     const int64_t conv = reader[node];
     if ((n.op != Op::kMaxPool2d && n.op != Op::kAvgPool2d) || conv < 0 || pooled_by_[n.inputs[0]] == node)
       continue;
-    projected_[node] = is_far_1x1(conv) && pooled_by_[conv] < 0;
+    if (graph_.half() && !is_max_pool_as_stored(node)) continue;
+    projected_[node] = gains_by_blocks(conv) && pooled_by_[conv] < 0;
   }
 }
 
 void Lowering::emit_pool_conv(int64_t node) {
+  if (graph_.half()) return emit_widened_pixels(node);
   const int64_t pool = graph_.nodes[node].inputs[0];
   cpu::PoolCall call = pool_of(pool);
   call.prologue = prologue_of(pool);

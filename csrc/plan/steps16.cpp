@@ -30,10 +30,7 @@ class Writes16 : public Base {
 
  protected:
   void fill_borders(const Memory& memory, int thread, int team) const override {
-    if (!this->writes_.fills_border) return;
-    const Place& place = this->writes_;
-    const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
-    cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
+    fill_border16(this->writes_, memory, thread, team);
   }
 };
 
@@ -289,6 +286,12 @@ class Widened : public Writes16<Step> {
 };
 
 }  // namespace
+
+void fill_border16(const Place& place, const Memory& memory, int thread, int team) {
+  if (!place.fills_border) return;
+  const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
+  cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
+}
 
 std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to) {
   return std::make_unique<CopyIn16>(node, input, std::move(to));

@@ -87,9 +87,7 @@ class WidenedConv : public Step {
 
  protected:
   void fill_borders(const Memory& memory, int thread, int team) const override {
-    if (!writes_.fills_border) return;
-    const auto [begin, end] = cpu::share(writes_.size.images, 1, thread, team);
-    cpu::zero_border(writes_.view16(memory), writes_.size, writes_.border, begin, end);
+    fill_border16(writes_, memory, thread, team);
   }
 
   void compute(const Memory& memory, int thread, int team) const override {

@@ -292,6 +292,7 @@ for name in sys.argv[2].split(","):
     steps = torch.ops.cnnfast.describe_plan([x], frozen.weights, frozen.plan)
     pairs = "CNNFAST_BF16_PAIRS" in os.environ or cnnfast._ext.active_isa() in ("amx", "avx512_bf16")
     assert ("widened" not in steps) == pairs, steps
+    assert not pairs or ("siblings" not in steps and ", conv 1x1" not in steps), steps
 print("ok")
 """
 

@@ -40,7 +40,7 @@ def test_bfloat16_max_pool_is_exact(pool, channels):
 
 
 def test_bfloat16_max_pool_between_slices():
-    """It reads and writes channels of a concatenation, and zeros around its image for the reader behind it."""
+    """It reads and writes channels of a concatenation, and leaves zeros around its image."""
 
     class Branches(nn.Module):
         def __init__(self):
