@@ -14,10 +14,12 @@ namespace {
 using cpu::View;
 using cpu::View16;
 
-// Of the second-level cache, for the widened pixels of a block.
-constexpr int64_t kBlockFloats = 48 * 1024;
+// Of the second-level cache, for the widened pixels of a block, and for what one convolution makes of them
+// before it is rounded.
+constexpr int64_t kBlockFloats = 48 * 1024, kResultFloats = 24 * 1024;
 constexpr int64_t kBlockGrain = 48;  // pixels: whole register blocks of every panel width
-constexpr int64_t kMostPixels = 4096;
+// Fewer do not pay for reading the weights once more, more gain nothing.
+constexpr int64_t kLeastPixels = 2 * kBlockGrain, kMostPixels = 4096;
 // Threads share fewer blocks pixel by pixel.
 constexpr int64_t kUnits = 8;
 // Every thread widens all pixels where threads divide output channels, if those are fewer values.
@@ -38,8 +40,8 @@ class WidenedPixels : public Step {
     channels_ = g.in_channels;
     pixels_ = g.images * g.out_height * g.out_width;
     grain_ = pool_ ? g.out_width : pixels_ >= kUnits * kBlockGrain ? kBlockGrain : 1;
-    block_ =
-        std::max(grain_, std::clamp(kBlockFloats / channels_, kBlockGrain, kMostPixels) / grain_ * grain_);
+    const int64_t fitting = std::min(kBlockFloats / channels_, kResultFloats / most_out_);
+    block_ = std::max(grain_, std::clamp(fitting, kLeastPixels, kMostPixels) / grain_ * grain_);
   }
 
   double flops() const override {

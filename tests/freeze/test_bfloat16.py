@@ -92,6 +92,22 @@ def test_bfloat16_rounds_once_where_it_stores():
     assert torch.equal(got, got.bfloat16().double())
 
 
+@pytest.mark.parametrize("channels", [3, 16, 70, 96])
+def test_bfloat16_rounds_what_stands_beside_nan(channels):
+    """To nearest, ties to even; a NaN leaves its neighbours in a vector alone, and infinity stays infinite."""
+    model = nn.Sequential(nn.BatchNorm2d(channels, eps=0.0)).eval()
+    nn.init.uniform_(model[0].weight, 0.5, 2.0)
+    x = torch.randn(3, channels, 11, 9).bfloat16().float()
+    special = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), 3.38e38, -0.0, 1e-40])
+    drawn = torch.rand(x.shape) < 0.02
+    x[drawn] = special[torch.randint(len(special), (int(drawn.sum()),))]
+    x = x.bfloat16().float()
+    got = frozen_in_bfloat16(model, x)(x)
+    wanted = (x * model[0].weight.detach().view(1, -1, 1, 1)).bfloat16().float()
+    assert torch.equal(got.isnan(), wanted.isnan())
+    assert torch.equal(got.nan_to_num(), wanted.nan_to_num())
+
+
 def test_bfloat16_keeps_nan_and_infinity():
     model = nn.Sequential(nn.Conv2d(4, 40, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     x = torch.randn(1, 4, 20, 20)
