@@ -94,7 +94,7 @@ def test_bfloat16_rounds_once_where_it_stores():
 
 @pytest.mark.parametrize("channels", [3, 16, 70, 96])
 def test_bfloat16_rounds_what_stands_beside_nan(channels):
-    """To nearest, ties to even; a NaN leaves its neighbours in a vector alone, and infinity stays infinite."""
+    """To nearest, ties to even; a NaN leaves its neighbours in a vector alone, infinity stays."""
     model = nn.Sequential(nn.BatchNorm2d(channels, eps=0.0)).eval()
     nn.init.uniform_(model[0].weight, 0.5, 2.0)
     x = torch.randn(3, channels, 11, 9).bfloat16().float()
