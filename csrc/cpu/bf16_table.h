@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "activation.h"
+#include "cpu/kernel_table.h"
 #include "cpu/view16.h"
 
 namespace cnnfast::cpu {
@@ -53,6 +53,14 @@ struct PairGradientCall {
   bool first;        // sums begin at zero
 };
 
+// The largest value of every window; NaN where there is one. The memory of `window` does not count, and it
+// has no prologue.
+struct MaxPool16Call {
+  PoolCall window;
+  View16 input, output;
+  void* scratch;  // max_pool_scratch bytes of the calling thread, aligned to a cache line
+};
+
 // `pixels` pixels of `channels` adjacent values, `step` apart.
 template <class T>
 struct PixelRun {
@@ -87,6 +95,9 @@ struct Bf16Kernels {
   void (*interleave_pixels)(const uint16_t* const* pixels, int64_t channels, uint16_t* pairs,
                             int64_t tile_step);
   void (*pair_gradient)(const PairGradientCall&);
+  // Output rows [row_begin, row_end) over all images.
+  void (*max_pool)(const MaxPool16Call&, int64_t row_begin, int64_t row_end);
+  int64_t (*max_pool_scratch)(const MaxPool16Call&);
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();

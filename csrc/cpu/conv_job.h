@@ -44,6 +44,8 @@ class ConvJob {
   std::pair<int64_t, int64_t> channels_of(int thread, int team) const;
   // Where the weights begin that a thread reads first.
   int64_t first_weight(int thread, int team) const;
+  // Tiles of Winograd's algorithm that one pass over the weights serves.
+  int64_t block_tiles() const { return winograd_block(false); }
   const ConvGeometry& geometry() const { return g_; }
 
  private:

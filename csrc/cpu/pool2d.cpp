@@ -4,6 +4,8 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/aligned_floats.h"
+#include "cpu/bf16_table.h"
 #include "cpu/images16.h"
 #include "cpu/memory_pool.h"
 #include "cpu/narrow_pool.h"
@@ -70,6 +72,19 @@ void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_includ
   for_shares_of(rows, input, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
 }
 
+// bfloat16 values are compared as they are.
+void max_pool16_into(const at::Tensor& input, const Pool2dParams& p, const at::Tensor& output) {
+  if (output.numel() == 0) return;
+  const at::Tensor images = images_of(input);
+  MaxPool16Call call{call_of(images, p, output.sizes()), view16_of(images), view16_of(output), nullptr};
+  const int64_t bytes = bf16_kernels().max_pool_scratch(call);
+  for_shares_of(output.size(0) * output.size(2), input, [&](int64_t begin, int64_t end) {
+    MaxPool16Call own = call;
+    own.scratch = thread_scratch(ScratchSlot::kPooled, (bytes + 3) / 4);
+    bf16_kernels().max_pool(own, begin, end);
+  });
+}
+
 // `input`: null where the kernel does not read it.
 void pool_backward_into(const at::Tensor& grad_output, const at::Tensor* input, const PoolCall& call,
                         PoolBackwardKernel kernel, const at::Tensor& grad_input) {
@@ -92,6 +107,7 @@ at::Tensor output_of(const at::Tensor& input, const std::vector<c10::SymInt>& si
 }  // namespace
 
 void max_pool2d_into(const at::Tensor& input, const Pool2dParams& params, const at::Tensor& output) {
+  if (is_narrow(input)) return max_pool16_into(input, params, output);
   pool_into(input, params, false, 0, kernels().max_pool, output);
 }
 

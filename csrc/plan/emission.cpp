@@ -196,6 +196,8 @@ void Lowering::emit_pool(int64_t node) {
     const auto step = graph_.half() ? mean16_step : mean_step;
     return add_step(step(node, call, place(read_by(node)), place(node)));
   }
+  if (graph_.half() && is_max_pool_as_stored(node))
+    return add_step(max_pool16_step(node, call, place(read_by(node)), place(node)));
   add(pool_step(node, max, call, place(read_by(node)), place(node)));
 }
 

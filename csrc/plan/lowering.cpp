@@ -44,9 +44,9 @@ void Lowering::run() {
   find_prologues();
   find_conv_pools();
   find_gathers();
+  find_siblings();
+  find_pool_convs();
   if (!graph_.half()) {
-    find_siblings();
-    find_pool_convs();
     find_scale_convs();
     find_expansions();
     find_inverted_residuals();

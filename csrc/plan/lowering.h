@@ -40,9 +40,10 @@ class Lowering {
   void find_gathers();
   // In siblings.cpp.
   bool is_plain_1x1(int64_t node) const;
-  bool is_far_1x1(int64_t node) const;
+  bool gains_by_blocks(int64_t node) const;
   bool may_be_sibling(int64_t node) const;
   void find_siblings();
+  std::vector<Sibling> siblings_of(int64_t node, WeightForm form) const;
   void emit_siblings(int64_t node);
   // In pool_conv.cpp.
   void find_pool_convs();
@@ -81,7 +82,9 @@ class Lowering {
   void add(std::unique_ptr<Step> step);
   // In lowering16.cpp.
   bool takes_pairs_here(int64_t node) const;
+  bool is_max_pool_as_stored(int64_t node) const;
   void emit_conv16(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top, int64_t pad_left);
+  void emit_widened_pixels(int64_t node);
   void emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<LrnParams>& norm);
   void add_step(std::unique_ptr<Step> step);
   // In schedule.cpp.

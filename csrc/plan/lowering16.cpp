@@ -8,8 +8,14 @@ bool Lowering::takes_pairs_here(int64_t node) const {
   return graph_.half() && takes_pairs(conv_geometry(node));
 }
 
+// Without a norm on the way in, whose results would be no bfloat16 values.
+bool Lowering::is_max_pool_as_stored(int64_t node) const {
+  return graph_.nodes[node].op == Op::kMaxPool2d && !prologue_[graph_.nodes[node].inputs[0]];
+}
+
 void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left) {
   const Node& n = graph_.nodes[node];
+  if (gains_by_blocks(node) && !prologue_[n.inputs[0]]) return emit_widened_pixels(node);
   const Place from = place(read_by(node));
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
@@ -21,6 +27,14 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   add_step(widened_conv_step(node, g, pad_top, pad_left,
                              constants_.conv_constants(node, g, WeightForm::kRounded), from, place(node),
                              added, prologue_of(node), std::nullopt));
+}
+
+void Lowering::emit_widened_pixels(int64_t node) {
+  const int64_t input = graph_.nodes[node].inputs[0];
+  std::optional<cpu::PoolCall> pool;
+  if (projected_[input]) pool = pool_of(input);
+  add_step(widened_pixels_step(node, place(pool ? read_by(input) : input), std::move(pool),
+                               siblings_of(node, WeightForm::kRounded)));
 }
 
 void Lowering::emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<LrnParams>& norm) {

@@ -30,9 +30,8 @@ class PoolConv : public Step {
   double flops() const override { return flops_; }
   std::string text() const override {
     std::ostringstream out;
-    out << (pool_.prologue.scale ? "affine, " : "") << (max_ ? "max" : "average") << " pool "
-        << pool_.kernel_h << "x" << pool_.kernel_w << " / " << pool_.stride_h << "x" << pool_.stride_w << ", "
-        << conv_text(job_.geometry()) << " to " << size_text(writes_.size) << ", " << strips_ << " strips";
+    out << pool_text(max_, pool_) << ", " << conv_text(job_.geometry()) << " to " << size_text(writes_.size)
+        << ", " << strips_ << " strips";
     return out.str();
   }
 
@@ -90,11 +89,13 @@ void Lowering::find_pool_convs() {
     const int64_t conv = reader[node];
     if ((n.op != Op::kMaxPool2d && n.op != Op::kAvgPool2d) || conv < 0 || pooled_by_[n.inputs[0]] == node)
       continue;
-    projected_[node] = is_far_1x1(conv) && pooled_by_[conv] < 0;
+    if (graph_.half() && !is_max_pool_as_stored(node)) continue;
+    projected_[node] = gains_by_blocks(conv) && pooled_by_[conv] < 0;
   }
 }
 
 void Lowering::emit_pool_conv(int64_t node) {
+  if (graph_.half()) return emit_widened_pixels(node);
   const int64_t pool = graph_.nodes[node].inputs[0];
   cpu::PoolCall call = pool_of(pool);
   call.prologue = prologue_of(pool);

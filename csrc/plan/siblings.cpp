@@ -92,15 +92,17 @@ bool Lowering::is_plain_1x1(int64_t node) const {
          g.stride_w == 1 && !padded;
 }
 
-// The same without a residual, whose input leaves the second-level cache.
-bool Lowering::is_far_1x1(int64_t node) const {
+// The same without a residual, where blocks of pixels should be used while they are in cache: if the input
+// leaves the second-level cache, or has to be widened.
+bool Lowering::gains_by_blocks(int64_t node) const {
   if (graph_.nodes[node].inputs.size() != 1 || !is_plain_1x1(node)) return false;
+  if (graph_.half()) return !takes_pairs_here(node);
   const cpu::ConvGeometry g = conv_geometry(node);
   return g.images * g.out_height * g.out_width * g.in_channels > kFarFloats;
 }
 
 bool Lowering::may_be_sibling(int64_t node) const {
-  return is_far_1x1(node) && pooled_by_[node] < 0 && !prologue_[graph_.nodes[node].inputs[0]];
+  return gains_by_blocks(node) && pooled_by_[node] < 0 && !prologue_[graph_.nodes[node].inputs[0]];
 }
 
 void Lowering::find_siblings() {
@@ -114,13 +116,20 @@ void Lowering::find_siblings() {
   }
 }
 
-void Lowering::emit_siblings(int64_t node) {
+// Those computed with a node, or the node alone.
+std::vector<Sibling> Lowering::siblings_of(int64_t node, WeightForm form) const {
+  const std::vector<int64_t> alone{node}, &nodes = siblings_[node].empty() ? alone : siblings_[node];
   std::vector<Sibling> siblings;
-  for (const int64_t sibling : siblings_[node]) {
+  for (const int64_t sibling : nodes) {
     const cpu::ConvGeometry g = conv_geometry(sibling);
-    siblings.push_back({g, constants_.conv_constants(sibling, g), place(sibling)});
+    siblings.push_back({g, constants_.conv_constants(sibling, g, form), place(sibling)});
   }
-  add(sibling_step(node, place(graph_.nodes[node].inputs[0]), std::move(siblings)));
+  return siblings;
+}
+
+void Lowering::emit_siblings(int64_t node) {
+  if (graph_.half()) return emit_widened_pixels(node);
+  add(sibling_step(node, place(graph_.nodes[node].inputs[0]), siblings_of(node, WeightForm::kFloat)));
 }
 
 }  // namespace cnnfast::plan

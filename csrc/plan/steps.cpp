@@ -67,6 +67,13 @@ std::string conv_text(const cpu::ConvGeometry& g) {
   return out.str();
 }
 
+std::string pool_text(bool max, const cpu::PoolCall& pool) {
+  std::ostringstream out;
+  out << (pool.prologue.scale ? "affine, " : "") << (max ? "max" : "average") << " pool " << pool.kernel_h
+      << "x" << pool.kernel_w << " / " << pool.stride_h << "x" << pool.stride_w;
+  return out.str();
+}
+
 namespace {
 
 class Conv : public Step {
@@ -109,13 +116,7 @@ class Pool : public RowStep {
  public:
   Pool(int64_t node, bool max, cpu::PoolCall call, Place from, Place to)
       : RowStep(node, {std::move(from)}, std::move(to)), max_(max), call_(call) {}
-  std::string text() const override {
-    std::ostringstream out;
-    out << (call_.prologue.scale ? "affine, " : "") << (max_ ? "max" : "average") << " pool "
-        << call_.kernel_h << "x" << call_.kernel_w << " / " << call_.stride_h << "x" << call_.stride_w
-        << " to " << size_text(writes_.size);
-    return out.str();
-  }
+  std::string text() const override { return pool_text(max_, call_) + " to " + size_text(writes_.size); }
   std::optional<RowWindow> window_of(size_t) const override {
     return RowWindow{call_.stride_h, call_.pad_h, (call_.kernel_h - 1) * call_.dilation_h + 1};
   }
@@ -178,9 +179,7 @@ class ConvPool : public Step {
   std::string text() const override {
     std::ostringstream out;
     out << conv_text(geometry_) << " with " << (norm_ ? "local response norm and " : "")
-        << (max_ ? "max" : "average") << " pool " << pool_.kernel_h << "x" << pool_.kernel_w << " / "
-        << pool_.stride_h << "x" << pool_.stride_w << " to " << size_text(writes_.size) << ", "
-        << strips_.size() << " strips";
+        << pool_text(max_, pool_) << " to " << size_text(writes_.size) << ", " << strips_.size() << " strips";
     return out.str();
   }
 

@@ -169,6 +169,7 @@ std::unique_ptr<Step> conv_pool_step(int64_t node, const cpu::ConvGeometry& geom
                                      std::vector<Strip> strips, const LrnParams* norm, bool max,
                                      const cpu::PoolCall& pool, Place from, Place to);
 std::string conv_text(const cpu::ConvGeometry& g);
+std::string pool_text(bool max, const cpu::PoolCall& pool);
 // A convolution's numbers, for direct computation.
 cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& input, const Value& output);
 // The window of a pooling as the kernels take it, without memory.

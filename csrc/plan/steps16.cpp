@@ -30,10 +30,7 @@ class Writes16 : public Base {
 
  protected:
   void fill_borders(const Memory& memory, int thread, int team) const override {
-    if (!this->writes_.fills_border) return;
-    const Place& place = this->writes_;
-    const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
-    cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
+    fill_border16(this->writes_, memory, thread, team);
   }
 };
 
@@ -142,6 +139,22 @@ class PairConv : public Writes16<Step> {
   std::shared_ptr<const ConvConstants> constants_;
   cpu::Conv16Job job_;
   int64_t first_tap_;
+};
+
+class MaxPool16 : public Writes16<Step> {
+ public:
+  MaxPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
+      : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
+  std::string text() const override { return pool_text(true, window_) + " to " + size_text(writes_.size); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const auto [begin, end] = rows(thread, team);
+    if (begin < end) max_pool16(window_, reads_[0].view16(memory), writes_.view16(memory), begin, end);
+  }
+
+ private:
+  cpu::PoolCall window_;
 };
 
 class Mean16 : public Writes16<Step> {
@@ -274,6 +287,12 @@ class Widened : public Writes16<Step> {
 
 }  // namespace
 
+void fill_border16(const Place& place, const Memory& memory, int thread, int team) {
+  if (!place.fills_border) return;
+  const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
+  cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
+}
+
 std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to) {
   return std::make_unique<CopyIn16>(node, input, std::move(to));
 }
@@ -291,6 +310,18 @@ std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geom
                                      Place from, Place to, const Place* residual) {
   return std::make_unique<PairConv>(node, geometry, pad_top, pad_left, std::move(constants),
                                     with_optional(std::move(from), residual), std::move(to));
+}
+
+void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu::View16& to, int64_t begin,
+                int64_t end) {
+  cpu::MaxPool16Call call{window, from, to, nullptr};
+  const int64_t bytes = cpu::bf16_kernels().max_pool_scratch(call);
+  call.scratch = cpu::thread_scratch(cpu::ScratchSlot::kPooled, divide_up(bytes, sizeof(float)));
+  cpu::bf16_kernels().max_pool(call, begin, end);
+}
+
+std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to) {
+  return std::make_unique<MaxPool16>(node, window, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to) {

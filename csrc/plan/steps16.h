@@ -9,6 +9,9 @@ namespace cnnfast::plan {
 // float32 kernels.
 bool takes_pairs(const cpu::ConvGeometry& geometry);
 
+// Zeros around a value's images, where its producer has to see to them.
+void fill_border16(const Place& place, const Memory& memory, int thread, int team);
+
 std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to);
 // Within the arena.
 std::unique_ptr<Step> copy16_step(int64_t node, Place from, Place to);
@@ -32,6 +35,15 @@ std::unique_ptr<Step> widened_conv_step(int64_t node, const cpu::ConvGeometry& g
                                         int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                         Place from, Place to, const Place* residual,
                                         const cpu::Prologue& prologue, std::optional<PoolBehind> behind);
+// Siblings (1x1 convolutions of one value, one of them at least) by the float32 kernels; `pool` is a max
+// pooling on the way into them.
+std::unique_ptr<Step> widened_pixels_step(int64_t node, Place from, std::optional<cpu::PoolCall> pool,
+                                          std::vector<Sibling> siblings);
+// Output rows [begin, end) over all images, by the calling thread.
+void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu::View16& to, int64_t begin,
+                int64_t end);
+// Without a prologue.
+std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to);
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to);
 // Any step that computes rows: strip by strip, on widened copies of its operands.
 std::unique_ptr<Step> widened_step(std::unique_ptr<RowStep> step);

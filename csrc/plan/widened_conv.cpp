@@ -60,12 +60,13 @@ class WidenedConv : public Step {
         behind_(std::move(behind)) {
     check_size();
     if (behind_)
-      strips_ = behind_->strips;
+      cuts_.push_back({behind_->strips, 1});
     else
-      cut();
-    for (const Strip& strip : strips_)
-      for (const int64_t images : {group_, geometry_.images % group_})
-        if (images) add_job(images, strip.rows());
+      for (const int64_t units : {int64_t{1}, int64_t{2}, kUnits}) cuts_.push_back(cut(units));
+    for (const Cut& cut : cuts_)
+      for (const Strip& strip : cut.strips)
+        for (const int64_t images : {cut.group, geometry_.images % cut.group})
+          if (images) add_job(images, strip.rows());
     const bool whole = !behind_ && floats_of(geometry_.images, geometry_.out_height) <= kWholeFloats;
     if (whole) add_job(geometry_.images, geometry_.out_height);
     may_run_whole_ = whole;
@@ -77,9 +78,10 @@ class WidenedConv : public Step {
     out << (prologue_.scale ? "affine, " : "") << conv_text(geometry_) << ", widened";
     if (behind_)
       out << ", with " << (behind_->norm ? "local response norm and " : "")
-          << (behind_->max ? "max" : "average") << " pool " << behind_->pool.kernel_h << "x"
-          << behind_->pool.kernel_w << " / " << behind_->pool.stride_h << "x" << behind_->pool.stride_w;
-    out << " to " << size_text(writes_.size) << ", " << units() << " strips";
+          << pool_text(behind_->max, behind_->pool);
+    out << " to " << size_text(writes_.size) << ", " << units(cuts_.front());
+    if (units(cuts_.back()) != units(cuts_.front())) out << " to " << units(cuts_.back());
+    out << " strips";
     return out.str();
   }
   Constants first_constants(int, int) const override {
@@ -88,9 +90,7 @@ class WidenedConv : public Step {
 
  protected:
   void fill_borders(const Memory& memory, int thread, int team) const override {
-    if (!writes_.fills_border) return;
-    const auto [begin, end] = cpu::share(writes_.size.images, 1, thread, team);
-    cpu::zero_border(writes_.view16(memory), writes_.size, writes_.border, begin, end);
+    fill_border16(writes_, memory, thread, team);
   }
 
   void compute(const Memory& memory, int thread, int team) const override {
@@ -98,23 +98,36 @@ class WidenedConv : public Step {
       const Strip all{0, 0, 0, geometry_.out_height};
       return run_strip(memory, 0, geometry_.images, all, thread, team);
     }
-    const auto count = static_cast<int64_t>(strips_.size());
-    const auto [begin, end] = cpu::share(units(), 1, thread, team);
+    const Cut& cut = cut_for(team);
+    const auto count = static_cast<int64_t>(cut.strips.size());
+    const auto [begin, end] = cpu::share(units(cut), 1, thread, team);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / count * group_;
-      run_strip(memory, image, std::min(group_, geometry_.images - image), strips_[unit % count], 0, 1);
+      const int64_t image = unit / count * cut.group;
+      run_strip(memory, image, std::min(cut.group, geometry_.images - image), cut.strips[unit % count], 0, 1);
     }
   }
 
  private:
+  struct Cut {
+    std::vector<Strip> strips;  // of an image, or of every image of a group
+    int64_t group;              // images of a unit
+  };
+
   bool has_far_weights() const { return geometry_.packed_bytes() / 4 > kFarWeights; }
-  // Each of several threads takes its own output channels, or one thread reads far weights once. Where the
-  // strips are cut makes no difference to the results.
+  // Each of several threads takes its own output channels, or one thread reads far weights once, if not once
+  // per block of Winograd's tiles. Where the strips are cut makes no difference to the results.
   bool runs_whole(int team) const {
     if (!may_run_whole_) return false;
-    return team == 1 ? has_far_weights() : job(geometry_.images, geometry_.out_height).divides_channels(team);
+    return team == 1 ? has_far_weights() && geometry_.algorithm.direct()
+                     : job(geometry_.images, geometry_.out_height).divides_channels(team);
   }
-  int64_t units() const { return divide_up(geometry_.images, group_) * static_cast<int64_t>(strips_.size()); }
+  // One thread has the fewest strips to widen a border for, and the most pixels in each.
+  const Cut& cut_for(int team) const {
+    return cuts_[std::min<size_t>(static_cast<size_t>(std::min(team, 3)), cuts_.size()) - 1];
+  }
+  int64_t units(const Cut& cut) const {
+    return divide_up(geometry_.images, cut.group) * static_cast<int64_t>(cut.strips.size());
+  }
   int64_t floats_of(int64_t images, int64_t rows) const {
     const StripSize in(geometry_, rows);
     const int64_t out = rows * geometry_.out_width * geometry_.out_channels;
@@ -131,22 +144,32 @@ class WidenedConv : public Step {
                 " channels padded to ", all.height, "x", all.width, ": more than any memory holds");
   }
 
-  // Strips of some rows of an image, whole tiles of them, or several images at once. The cut does not depend
-  // on the number of threads.
-  void cut() {
+  // Strips of some rows of an image, whole tiles of them, or several images at once: so many units or more.
+  Cut cut(int64_t units) const {
     const int64_t height = geometry_.out_height, images = std::max<int64_t>(1, geometry_.images);
     const int64_t tile = geometry_.algorithm.direct() ? 1 : geometry_.algorithm.tile;
     const bool far = has_far_weights();
-    const int64_t wanted = far ? 2 : kUnits, limit = far ? kFarStripFloats : kStripFloats;
+    const int64_t wanted = far ? std::min<int64_t>(units, 2) : units;
+    const int64_t limit = far ? kFarStripFloats : kStripFloats;
     const auto half = [&](int64_t rows) { return round_up(divide_up(rows, 2), tile); };
     int64_t rows = height;
     while (rows > tile && floats_of(1, rows) > limit) rows = half(rows);
     while (rows > tile && images * divide_up(height, rows) < wanted) rows = half(rows);
+    Cut cut{{}, 1};
     if (rows >= height) {
       rows = height;
-      group_ = std::clamp<int64_t>(limit / floats_of(1, height), 1, std::max<int64_t>(1, images / wanted));
+      cut.group = std::clamp<int64_t>(limit / floats_of(1, height), 1, std::max<int64_t>(1, images / wanted));
+      if (far) cut.group = divide_up(images, divide_up(images, std::min(cut.group, images_of_block())));
     }
-    for (int64_t y = 0; y < height; y += rows) strips_.push_back({0, 0, y, std::min(y + rows, height)});
+    for (int64_t y = 0; y < height; y += rows) cut.strips.push_back({0, 0, y, std::min(y + rows, height)});
+    return cut;
+  }
+  // Far weights are read once per block of Winograd's tiles: more images at once leave the cache for nothing.
+  int64_t images_of_block() const {
+    if (geometry_.algorithm.direct()) return geometry_.images;
+    const cpu::ConvJob all(geometry_, {}, {}, {});
+    const int64_t tiles = cpu::winograd_tiles(geometry_) / std::max<int64_t>(1, geometry_.images);
+    return std::max<int64_t>(1, all.block_tiles() / tiles);
   }
 
   void add_job(int64_t images, int64_t rows) {
@@ -276,8 +299,7 @@ class WidenedConv : public Step {
   std::shared_ptr<const ConvConstants> constants_;
   cpu::Prologue prologue_;
   std::optional<PoolBehind> behind_;
-  std::vector<Strip> strips_;
-  int64_t group_ = 1;                                         // images of a unit
+  std::vector<Cut> cuts_;                                     // for one thread, two, more
   std::map<std::pair<int64_t, int64_t>, cpu::ConvJob> jobs_;  // by images and rows
   bool may_run_whole_ = false;
 };

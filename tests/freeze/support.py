@@ -1,6 +1,7 @@
 """What the tests of frozen networks share."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,6 +9,11 @@ import torch
 from cnnfast import _ext
 
 needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compiled operators")
+
+
+def takes_pairs():
+    """Whether convolutions of bfloat16 values multiply packed pairs here."""
+    return "CNNFAST_BF16_PAIRS" in os.environ or _ext.active_isa() in ("amx", "avx512_bf16")
 
 
 def truth(model, x):

@@ -1,6 +1,6 @@
-// The bfloat16 convolution kernels against sums in double, AMX tiles and AVX512-BF16 products emulated. Every
-// buffer ends where its last value ends, so that a sanitizer sees each read beyond; outputs are poisoned
-// first.
+// The bfloat16 kernels against sums in double and largest values, AMX tiles and AVX512-BF16 products
+// emulated. Every buffer ends where its last value ends, so that a sanitizer sees each read beyond; outputs
+// are poisoned first.
 #define CNNFAST_EMULATE_AMX
 #include <cmath>
 #include <cstdio>
@@ -320,13 +320,84 @@ int64_t check_rows() {
   return wrong;
 }
 
+// Any bits but those of numbers near the largest: NaN of both signs, infinities, zeros of both signs.
+uint16_t drawn_bits(Random& random) {
+  const uint16_t special[] = {0x7fc0, 0xffc1, 0x7f80, 0xff80, 0x0000, 0x8000, 0x7f7f, 0x0001};
+  return random.below(12) == 0 ? special[random.below(8)] : rounded(random.value());
+}
+
+PoolCall drawn_window(Random& random) {
+  PoolCall w{};
+  w.channels = 1 + random.below(30);
+  w.in_height = 1 + random.below(9);
+  w.in_width = 1 + random.below(9);
+  w.kernel_h = 1 + random.below(3), w.kernel_w = 1 + random.below(3);
+  w.stride_h = 1 + random.below(3), w.stride_w = 1 + random.below(3);
+  w.dilation_h = 1 + random.below(2), w.dilation_w = 1 + random.below(2);
+  w.pad_h = random.below(w.kernel_h / 2 + 1), w.pad_w = random.below(w.kernel_w / 2 + 1);
+  // Down to windows that begin on the last row and column, as with ceil_mode.
+  w.height = 1 + random.below((w.in_height - 1 + w.pad_h) / w.stride_h + 1);
+  w.width = 1 + random.below((w.in_width - 1 + w.pad_w) / w.stride_w + 1);
+  return w;
+}
+
+float largest(const PoolCall& w, const std::vector<uint16_t>& image, int64_t step, int64_t y, int64_t x,
+              int64_t channel) {
+  float best = -INFINITY;
+  for (int64_t i = 0; i < w.kernel_h; ++i)
+    for (int64_t j = 0; j < w.kernel_w; ++j) {
+      const int64_t row = y * w.stride_h - w.pad_h + i * w.dilation_h;
+      const int64_t column = x * w.stride_w - w.pad_w + j * w.dilation_w;
+      if (row < 0 || row >= w.in_height || column < 0 || column >= w.in_width) continue;
+      const float value = widened(image[static_cast<size_t>((row * w.in_width + column) * step + channel)]);
+      if (std::isnan(value) || value > best) best = value;
+      if (std::isnan(best)) return best;
+    }
+  return best;
+}
+
+// Slices of images on both sides.
+int64_t check_max_pool() {
+  Random random(11);
+  int64_t wrong = 0;
+  for (int i = 0; i < 400; ++i) {
+    const PoolCall w = drawn_window(random);
+    const int64_t in_step = w.channels + random.below(3), out_step = w.channels + random.below(3);
+    const auto held = [&](int64_t pixels, int64_t step) {
+      return static_cast<size_t>((pixels - 1) * step + w.channels);
+    };
+    std::vector<uint16_t> from(held(w.in_height * w.in_width, in_step)),
+        to(held(w.height * w.width, out_step), kPoison);
+    for (uint16_t& x : from) x = drawn_bits(random);
+    MaxPool16Call call{w,
+                       {from.data(), 0, w.in_width * in_step, in_step},
+                       {to.data(), 0, w.width * out_step, out_step},
+                       nullptr};
+    alignas(64) unsigned char scratch[16 * sizeof(Keys)];
+    wrong += max_pool_scratch(call) > static_cast<int64_t>(sizeof(scratch));
+    call.scratch = scratch;
+    const int64_t first = random.below(w.height);
+    max_pool16(call, first, w.height);
+    for (int64_t at = 0; at < static_cast<int64_t>(to.size()); ++at) {
+      const int64_t pixel = at / out_step, channel = at % out_step, y = pixel / w.width;
+      if (y < first || channel >= w.channels) {
+        wrong += to[at] != kPoison;
+        continue;
+      }
+      const float wanted = largest(w, from, in_step, y, pixel % w.width, channel), got = widened(to[at]);
+      wrong += std::isnan(wanted) ? !std::isnan(got) : got != wanted;
+    }
+  }
+  return wrong;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const int64_t cases = count > 1 ? std::atoi(arguments[1]) : 300;
   int64_t wrong = check_rounding(), straight = 0;
-  wrong += check_rows();
-  if (wrong) std::printf("rounding or rows: %ld wrong\n", static_cast<long>(wrong));
+  wrong += check_rows() + check_max_pool();
+  if (wrong) std::printf("rounding, rows or pooling: %ld wrong\n", static_cast<long>(wrong));
   Tiles::configure();
   for (int64_t i = 0; i < cases; ++i) {
     Random random(static_cast<uint64_t>(i) + 100);

@@ -1,4 +1,4 @@
-"""The bfloat16 convolution kernels in a program of their own: tiles are emulated, memory is watched."""
+"""The bfloat16 kernels in a program of their own: tiles are emulated, memory is watched."""
 
 import re
 import shutil

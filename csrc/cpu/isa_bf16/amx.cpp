@@ -16,6 +16,8 @@ extern const Bf16Kernels kAmxBf16Kernels = {"amx",
                                             transpose_pixels,
                                             interleave_pixels,
                                             amx_pair_gradient,
+                                            max_pool16,
+                                            max_pool_scratch,
                                             Tiles::configure,
                                             Tiles::release};
 }  // namespace cnnfast::cpu

@@ -14,6 +14,8 @@ extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
                                                    transpose_pixels,
                                                    interleave_pixels,
                                                    vector_pair_gradient<NativeDot>,
+                                                   max_pool16,
+                                                   max_pool_scratch,
                                                    nullptr,
                                                    nullptr};
 }  // namespace cnnfast::cpu

@@ -24,6 +24,8 @@ void narrow(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, i
     const float* x = from.data + p * from.step;
     uint16_t* y = to.data + p * to.step;
     int64_t c = 0;
+    for (; c + 2 * Vec::kWidth <= channels; c += 2 * Vec::kWidth)
+      Bf16::store_two(Vec::load(x + c), Vec::load(x + c + Vec::kWidth), y + c);
     for (; c + Vec::kWidth <= channels; c += Vec::kWidth) Bf16::store(Vec::load(x + c), y + c);
     if (c < channels) Bf16::store_first(Vec::load_first(x + c, channels - c), y + c, channels - c);
   }

@@ -15,6 +15,7 @@ using namespace cnnfast::cpu;
 
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
+#include "cpu/kernels/max_pool16.inl"
 
 #define CNNFAST_WIDENED_KERNELS(name) \
   {name,                              \
@@ -27,5 +28,7 @@ using namespace cnnfast::cpu;
    nullptr,                           \
    nullptr,                           \
    nullptr,                           \
+   max_pool16,                        \
+   max_pool_scratch,                  \
    nullptr,                           \
    nullptr}

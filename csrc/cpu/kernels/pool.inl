@@ -1,23 +1,8 @@
 // Pooling, NHWC: vectors run over channels; windows are cut at the image's edge, so no border is read.
 #pragma once
+#include "cpu/kernels/pool_span.inl"
 
 namespace {
-
-// Part of a window along one side that lies inside the image.
-struct Span {
-  int64_t begin, count;  // first position, and number of positions in steps of the dilation
-  int64_t with_padding;  // positions that average pooling counts when it counts padding
-};
-
-// Average pooling counts padding up to the declared padding, never what ceil_mode adds beyond it (as torch).
-inline Span span_of(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t padded_end) {
-  const int64_t end = start + (kernel - 1) * dilation + 1;
-  Span s;
-  s.begin = start >= 0 ? start : start + (-start + dilation - 1) / dilation * dilation;
-  s.count = ((end < size ? end : size) - s.begin + dilation - 1) / dilation;
-  s.with_padding = (end < padded_end ? end : padded_end) - start;
-  return s;
-}
 
 inline int64_t divisor_of(const PoolCall& c, const Span& y, const Span& x) {
   if (c.divisor_override) return c.divisor_override;

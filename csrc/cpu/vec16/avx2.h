@@ -17,6 +17,10 @@ struct Bf16 {
     store(x, lanes);
     __builtin_memcpy(p, lanes, static_cast<size_t>(n) * sizeof(uint16_t));
   }
+  static void store_two(Vec x, Vec y, uint16_t* p) {
+    store(x, p);
+    store(y, p + Vec::kWidth);
+  }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -15,6 +15,19 @@ struct Bf16 {
   static void store_first(Vec x, uint16_t* p, int64_t n) {
     _mm256_mask_storeu_epi16(p, first(n), narrowed(x));
   }
+  // Vectors without NaN are rounded by fewer instructions.
+  static void store_two(Vec x, Vec y, uint16_t* p) {
+    if (__builtin_expect(_mm512_cmp_ps_mask(x.v, y.v, _CMP_UNORD_Q) != 0, 0)) {
+      store(x, p);
+      store(y, p + Vec::kWidth);
+      return;
+    }
+    alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                        23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                        45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i upper = _mm512_load_si512(kUpper);
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(rounded(x), upper, rounded(y)));
+  }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m512i u = _mm512_loadu_si512(p);
@@ -27,13 +40,17 @@ struct Bf16 {
   static Vec widened(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
+  // The upper halves count. Not for NaN.
+  static __m512i rounded(Vec x) {
+    const __m512i u = _mm512_castps_si512(x.v);
+    const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), tie);
+  }
   static __m256i narrowed(Vec x) {
-    const __m512i u = _mm512_castps_si512(x.v), upper = _mm512_srli_epi32(u, 16);
-    const __m512i tie = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), tie);
+    const __m512i upper = _mm512_srli_epi32(_mm512_castps_si512(x.v), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
     const __m512i bits =
-        _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, upper, _mm512_set1_epi32(0x40));
+        _mm512_mask_or_epi32(_mm512_srli_epi32(rounded(x), 16), nan, upper, _mm512_set1_epi32(0x40));
     return _mm512_cvtepi32_epi16(bits);
   }
 };

@@ -21,6 +21,10 @@ struct Bf16 {
     const Unsigned4 bits = x.v != x.v ? quiet : rounded;
     for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(bits[i]);
   }
+  static void store_two(Vec x, Vec y, uint16_t* p) {
+    store(x, p);
+    store(y, p + Vec::kWidth);
+  }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     Unsigned4 u;
