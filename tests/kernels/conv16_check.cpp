@@ -12,6 +12,8 @@
 #include "cpu/vec16/portable.h"
 #include "cpu/kernels/bf16_table.inl"
 #include "cpu/kernels/conv_amx.inl"
+#include "cpu/kernels/weight_gradient16.inl"
+#include "cpu/kernels/weight_gradient_amx.inl"
 // clang-format on
 
 namespace {
@@ -393,12 +395,17 @@ int64_t check_max_pool() {
 
 }  // namespace
 
+#include "gradient16_check.h"
+
 int main(int count, char** arguments) {
   const int64_t cases = count > 1 ? std::atoi(arguments[1]) : 300;
   int64_t wrong = check_rounding(), straight = 0;
-  wrong += check_rows() + check_max_pool();
+  wrong += check_rows() + check_max_pool() + check_activation_backward();
   if (wrong) std::printf("rounding, rows or pooling: %ld wrong\n", static_cast<long>(wrong));
   Tiles::configure();
+  const int64_t gradients = check_gradients(cases / 10);
+  if (gradients) std::printf("gradients of weights: %ld wrong\n", static_cast<long>(gradients));
+  wrong += gradients;
   for (int64_t i = 0; i < cases; ++i) {
     Random random(static_cast<uint64_t>(i) + 100);
     const Case c = drawn(random);

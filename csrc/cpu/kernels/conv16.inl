@@ -86,7 +86,8 @@ inline void finish_vector(const Conv16Call& c, Vec sum, const OutputPixel& pixel
     sum = sum +
           (whole ? Bf16::load(pixel.residual + channel) : Bf16::load_first(pixel.residual + channel, lanes));
   sum = apply(c.activation, sum);
-  whole ? Bf16::store(sum, pixel.output + channel) : Bf16::store_first(sum, pixel.output + channel, lanes);
+  whole ? Bf16::store_sum(sum, pixel.output + channel)
+        : Bf16::store_first(sum, pixel.output + channel, lanes);
 }
 
 // R pixels of H halves of a panel. x: gathered values, `step` apart; halves: those that the panel stores.
@@ -161,8 +162,9 @@ void dot_panel(const Conv16Call& c, const typename Dot::Operand* x, const Output
 // The values of one pixel in the order of the dot product, zeros behind them.
 template <class Dot>
 void gather_pixel(const Conv16Call& c, const uint16_t* from, typename Dot::Operand* to) {
+  // The last block, of which values may fill a part.
+  __builtin_memset(to + padded_depth(c) - kPairBlock, 0, kPairBlock * sizeof(*to));
   for (int64_t t = 0; t < c.taps; ++t, to += c.length) Dot::gather(from + c.tap[t], c.length, to);
-  for (int64_t k = depth_of(c); k < padded_depth(c); ++k) *to++ = 0;
 }
 
 inline int64_t gathered_pixels(const Conv16Call& c) {

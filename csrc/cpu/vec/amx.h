@@ -2,6 +2,8 @@
 // compiler's own intrinsics name neither what a load reads nor, in some versions, the right registers.
 //
 // CNNFAST_EMULATE_AMX: the same in plain C++, for the tests of the kernels on other machines.
+// CNNFAST_AMX_STAND_IN: instructions that take as long on another CPU with AVX-512, and compute nothing; for
+// finding out what else takes time (docs/performance.md).
 #pragma once
 #include <stdint.h>
 
@@ -59,6 +61,43 @@ struct Tiles {
     float x;
     __builtin_memcpy(&x, &bits, sizeof(x));
     return x;
+  }
+};
+
+#elif defined(CNNFAST_AMX_STAND_IN)
+
+struct Tiles {
+  static void configure() {}
+  static void release() {}
+  template <int T>
+  static void zero() {}
+  // Sixteen loads of a cache line, two a cycle.
+  template <int T>
+  static void load(const void* from, int64_t stride) {
+    const char* even = static_cast<const char*>(from);
+    const char* odd = even + 4 * stride;
+    asm volatile(
+        ".rept 2\n\t"
+        "vmovups (%0),%%zmm31\n\tvmovups (%0,%2),%%zmm31\n\t"
+        "vmovups (%0,%2,2),%%zmm31\n\tvmovups (%0,%3),%%zmm31\n\t"
+        "vmovups (%1),%%zmm31\n\tvmovups (%1,%2),%%zmm31\n\t"
+        "vmovups (%1,%2,2),%%zmm31\n\tvmovups (%1,%3),%%zmm31\n\t"
+        "leaq (%0,%2,8),%0\n\tleaq (%1,%2,8),%1\n\t"
+        ".endr"
+        : "+r"(even), "+r"(odd)
+        : "r"(stride), "r"(3 * stride)
+        : "memory", "xmm31");
+  }
+  template <int T>
+  static void store(void* to, int64_t stride) {
+    asm volatile("vpxord %%zmm31,%%zmm31,%%zmm31" : : : "xmm31");
+    for (int r = 0; r < kTileRows; ++r)
+      asm volatile("vmovups %%zmm31,(%0)" : : "r"(static_cast<char*>(to) + r * stride) : "memory");
+  }
+  // The port of tdpbf16ps, for its sixteen cycles.
+  template <int C, int A, int B>
+  static void multiply() {
+    asm volatile(".rept 16\n\tvpermd %%zmm30,%%zmm30,%%zmm31\n\t.endr" : : : "xmm31");
   }
 };
 

@@ -28,6 +28,14 @@ struct Bf16 {
     const __m512i upper = _mm512_load_si512(kUpper);
     _mm512_storeu_si512(p, _mm512_permutex2var_epi16(rounded(x), upper, rounded(y)));
   }
+  // For sums of products of pairs: the instruction takes denormal values for zero, as those products do.
+  static void store_sum(Vec x, uint16_t* p) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x.v));
+#else
+    store(x, p);
+#endif
+  }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m512i u = _mm512_loadu_si512(p);

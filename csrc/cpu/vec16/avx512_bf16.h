@@ -9,7 +9,9 @@ struct NativeDot {
   using Operand = uint16_t;
   using Weights = __m512i;
   static void gather(const uint16_t* from, int64_t count, uint16_t* to) {
-    __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(uint16_t));
+    for (; count >= 32; count -= 32, from += 32, to += 32) _mm512_storeu_si512(to, _mm512_loadu_si512(from));
+    const auto rest = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+    if (count > 0) _mm512_mask_storeu_epi16(to, rest, _mm512_maskz_loadu_epi16(rest, from));
   }
   static Weights load(const uint16_t* pairs) { return _mm512_loadu_si512(pairs); }
   static Vec add(Weights w, const uint16_t* pair, Vec acc) {

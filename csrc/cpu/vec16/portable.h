@@ -25,6 +25,7 @@ struct Bf16 {
     store(x, p);
     store(y, p + Vec::kWidth);
   }
+  static void store_sum(Vec x, uint16_t* p) { store(x, p); }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     Unsigned4 u;
