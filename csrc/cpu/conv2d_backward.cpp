@@ -12,6 +12,7 @@
 #include "cpu/paired_backward.h"
 #include "cpu/paired_conv.h"
 #include "cpu/paired_input_grad.h"
+#include "cpu/paired_weight_grad.h"
 #include "cpu/strip_backward.h"
 #include "cpu/widened.h"
 #include "ops/batch_norm.h"
@@ -138,11 +139,9 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
           need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
 }
 
-// First layers have few channels, and of their input no gradient is wanted: products of widened values, in
-// one pass over memory, are better there.
+// Else products of widened values serve: in first layers in one pass over memory.
 bool pairs_serve(const at::Tensor& weight, std::array<bool, 5> output_mask) {
-  constexpr int64_t kFewChannels = 8;
-  return multiplies_bfloat16() && (weight.size(1) >= kFewChannels || output_mask[0]);
+  return multiplies_bfloat16() && (output_mask[0] || pairs_serve_weight_gradient(weight));
 }
 
 Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,

@@ -2,6 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
 #include "cpu/conv16_job.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
@@ -12,8 +14,8 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Fewer input channels leave most rows of a tile empty.
-constexpr int64_t kLeastInputs = 8;
+// Fewer input channels leave most rows of a register block, or of a tile, empty.
+constexpr int64_t kFewInputs = 8;
 // Strips of pixels, both operands: in the second-level cache; or longer, where each strip reads and writes
 // sums that are not.
 constexpr int64_t kStripBytes = 1 << 20, kLongStripBytes = 6 << 20;
@@ -87,6 +89,7 @@ PairedWeightGradient::PairedWeightGradient(const ConvGeometry& g, std::array<int
 
 // A phase holds every tap that has its remainder; the phases of no tap are left out.
 void PairedWeightGradient::find_taps() {
+  folded_ = g_.in_channels < kFewInputs && g_.stride_h * g_.stride_w > 1;
   std::vector<int64_t> index(static_cast<size_t>(g_.stride_h * g_.stride_w), -1);
   for (int64_t i = 0; i < g_.kernel_h; ++i)
     for (int64_t j = 0; j < g_.kernel_w; ++j) {
@@ -95,9 +98,15 @@ void PairedWeightGradient::find_taps() {
         phase = static_cast<int64_t>(phases_.size());
         phases_.push_back({y_.phase(i), x_.phase(j)});
       }
-      tap_phase_.push_back(phase);
-      tap_shift_.push_back(y_.shift(i) * x_.pitch + x_.shift(j));
+      const int64_t shift = y_.shift(i) * x_.pitch + x_.shift(j);
+      const auto known = folded_ ? std::find(tap_shift_.begin(), tap_shift_.end(), shift) : tap_shift_.end();
+      kernel_phase_.push_back(phase);
+      kernel_tap_.push_back(known - tap_shift_.begin());
+      if (known != tap_shift_.end()) continue;
+      tap_phase_.push_back(folded_ ? 0 : phase);
+      tap_shift_.push_back(shift);
     }
+  if (folded_) in_tiles_ = divide_up(static_cast<int64_t>(phases_.size()) * g_.in_channels, kGradientTile);
 }
 
 int64_t PairedWeightGradient::blocks_of(int64_t images) const {
@@ -107,8 +116,8 @@ int64_t PairedWeightGradient::blocks_of(int64_t images) const {
 // The cut depends on the sizes alone.
 void PairedWeightGradient::cut() {
   const int64_t sum_bytes = sums() * static_cast<int64_t>(sizeof(float)), blocks = blocks_of(g_.images);
-  const int64_t pixel_bytes =
-      2 * kGradientTile * (static_cast<int64_t>(phases_.size()) * in_tiles_ + out_tiles_);
+  const int64_t phases = static_cast<int64_t>(phases_.size());
+  const int64_t pixel_bytes = 2 * (phases * rows_of_phase(in_tiles_) + kGradientTile * (1 + out_tiles_));
   const int64_t bytes = sum_bytes > kNearSumBytes ? kLongStripBytes : kStripBytes;
   const int64_t pixels = std::max({bytes / pixel_bytes, 4 * farthest_, kNearPixels});
   strip_ = std::min(divide_up(pixels, kPairBlock), blocks);
@@ -120,7 +129,7 @@ void PairedWeightGradient::run(const View16& input, const View16& grad, const at
   float* const all = memory.data_ptr<float>();
   parallel_team(g_.flops() < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier& barrier) {
     // Where there are fewer parts than threads, input channels are shared as well.
-    const int64_t groups = std::min(in_tiles_, divide_up(team, parts_));
+    const int64_t groups = folded_ ? 1 : std::min(in_tiles_, divide_up(team, parts_));
     const auto [begin, end] = share(parts_ * groups, 1, thread, team);
     {
       const TileUse tiles(true);
@@ -158,8 +167,9 @@ void PairedWeightGradient::run_strip(const Strip& strip) const {
   const int64_t row_blocks = strip.blocks + divide_up(farthest_, kPairBlock);
   // An odd number of cache lines: rows of a tile lie in different sets.
   const int64_t row_step = kPairBlock * (row_blocks | 1),
-                in_rows = (strip.in_end - strip.in_begin) * kGradientTile;
-  const int64_t rows = static_cast<int64_t>(phases_.size()) * in_rows;
+                in_rows = rows_of_phase(strip.in_end - strip.in_begin);
+  // A phase is written in whole tiles, whose last rows the next one takes.
+  const int64_t rows = static_cast<int64_t>(phases_.size()) * in_rows + (folded_ ? kGradientTile : 0);
   const int64_t values = rows * row_step + out_tiles_ * kGradientTile * strip.blocks * kPairBlock;
   auto* const row = reinterpret_cast<uint16_t*>(thread_scratch(ScratchSlot::kGathered, divide_up(values, 2)));
   uint16_t* const pairs = row + rows * row_step;
@@ -213,6 +223,7 @@ void PairedWeightGradient::finish_tile(int64_t tile, float* all, int64_t parts, 
     for (int64_t i = 0; i < tile_sums(); ++i) own[i] += other[i];
   }
   const int64_t out = tile / in_tiles_ * kGradientTile, in = tile % in_tiles_ * kGradientTile;
+  if (folded_) return scatter_folded(own, tile % in_tiles_, out, to);
   const WeightStrides strides = weight_strides(to);
   kernels().scatter_kernels({own, kGradientTile, kGradientTile * kGradientTile, g_.kernel_h, g_.kernel_w,
                              std::min(kGradientTile, g_.in_channels - in),
@@ -221,8 +232,26 @@ void PairedWeightGradient::finish_tile(int64_t tile, float* all, int64_t parts, 
                              strides.in, strides.row, strides.column});
 }
 
+// Rows of a tile: phase by phase, the channels of each.
+void PairedWeightGradient::scatter_folded(const float* sums, int64_t in_tile, int64_t out,
+                                          const at::Tensor& to) const {
+  const WeightStrides strides = weight_strides(to);
+  float* const weight = to.data_ptr<float>() + out * strides.out;
+  const int64_t outs = std::min(kGradientTile, g_.out_channels - out);
+  for (int64_t place = 0; place < g_.kernel_h * g_.kernel_w; ++place)
+    for (int64_t c = 0; c < g_.in_channels; ++c) {
+      const int64_t row = kernel_phase_[place] * g_.in_channels + c - in_tile * kGradientTile;
+      if (row < 0 || row >= kGradientTile) continue;
+      const float* from = sums + (kernel_tap_[place] * kGradientTile + row) * kGradientTile;
+      float* at =
+          weight + c * strides.in + place / g_.kernel_w * strides.row + place % g_.kernel_w * strides.column;
+      for (int64_t o = 0; o < outs; ++o) at[o * strides.out] = from[o];
+    }
+}
+
 bool pairs_serve_weight_gradient(const at::Tensor& weight) {
-  return bf16_kernels().pair_gradient && weight.size(1) >= kLeastInputs;
+  const bool tiles = bf16_kernels().begin_thread != nullptr;
+  return bf16_kernels().pair_gradient && (tiles || weight.size(1) >= kFewInputs);
 }
 
 at::Tensor paired_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,
