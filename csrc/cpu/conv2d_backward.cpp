@@ -21,21 +21,33 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Gradients of input and weight from that of the output.
-class ConvBackward {
+bool serves(const InputGradient*, const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p) {
+  return InputGradient::serves(input, weight, p);
+}
+bool serves(const PairedInputGradient*, const at::Tensor&, const at::Tensor& weight, const Conv2dParams& p) {
+  return PairedInputGradient::serves(weight, p);
+}
+at::Tensor run(InputGradient& gradient, const Bordered& grad) { return gradient.run(grad.view); }
+at::Tensor run(PairedInputGradient& gradient, const Bordered& grad) {
+  return gradient.run(with_border16(grad, gradient.border()));
+}
+
+// Gradients of input and weight from that of the output: in float32, or bfloat16 for products of pairs.
+template <class OfInput>
+class ConvBackwardBy {
  public:
-  ConvBackward(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
-               at::IntArrayRef output_sizes, bool need_input, bool need_weight)
+  ConvBackwardBy(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
+                 at::IntArrayRef output_sizes, bool need_input, bool need_weight)
       : input_(input), weight_(weight), params_(params), need_input_(need_input), need_weight_(need_weight) {
-    if (need_input && InputGradient::serves(input, weight, params))
+    if (need_input && serves(static_cast<const OfInput*>(nullptr), input, weight, params))
       input_gradient_.emplace(input, weight, params, output_sizes);
   }
   Border border() const { return input_gradient_ ? input_gradient_->border() : Border{}; }
-  ConvGradients run(const Bordered& grad) const {
+  ConvGradients gradients(const Bordered& grad) {
     const bool ours = input_gradient_.has_value();
     ConvGradients g =
         conv_gradients(grad.tensor, input_, weight_, params_, {need_input_ && !ours, need_weight_, false});
-    if (ours) g.input = input_gradient_->run(grad.view);
+    if (ours) g.input = run(*input_gradient_, grad);
     return g;
   }
 
@@ -44,34 +56,10 @@ class ConvBackward {
   const at::Tensor& weight_;
   Conv2dParams params_;
   bool need_input_, need_weight_;
-  std::optional<InputGradient> input_gradient_;
+  std::optional<OfInput> input_gradient_;
 };
-
-// The same by products of pairs: the gradient of the output is bfloat16 then.
-class PairedConvBackward {
- public:
-  PairedConvBackward(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
-                     at::IntArrayRef output_sizes, bool need_input, bool need_weight)
-      : input_(input), weight_(weight), params_(params), need_input_(need_input), need_weight_(need_weight) {
-    if (need_input && PairedInputGradient::serves(weight, params))
-      input_gradient_.emplace(input, weight, params, output_sizes);
-  }
-  Border border() const { return input_gradient_ ? input_gradient_->border() : Border{}; }
-  ConvGradients run(const Bordered& grad) {
-    const bool ours = input_gradient_.has_value();
-    ConvGradients g =
-        conv_gradients(grad.tensor, input_, weight_, params_, {need_input_ && !ours, need_weight_, false});
-    if (ours) g.input = input_gradient_->run(with_border16(grad, border()));
-    return g;
-  }
-
- private:
-  const at::Tensor& input_;
-  const at::Tensor& weight_;
-  Conv2dParams params_;
-  bool need_input_, need_weight_;
-  std::optional<PairedInputGradient> input_gradient_;
-};
+using ConvBackward = ConvBackwardBy<InputGradient>;
+using PairedConvBackward = ConvBackwardBy<PairedInputGradient>;
 
 at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
   const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
@@ -93,7 +81,7 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
       return {need_input ? found->input : none(), need_weight ? found->weight : none(),
               need_bias ? channel_tensor(found->bias, input.options()) : none(), none(), none()};
   }
-  const ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> sums;
   at::Tensor residual;
   // The residual's gradient is a tensor of its own, from which the convolution's is copied.
@@ -103,9 +91,9 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
                    : activation_gradient(grad_output, output, act, {}, nullptr).tensor;
   ConvGradients found;
   if (need_input || need_weight || need_bias)
-    found = conv.run(activation_gradient(need_residual ? residual : grad_output, output,
-                                         need_residual ? Activation{} : act, conv.border(),
-                                         need_bias ? &sums : nullptr));
+    found = conv.gradients(activation_gradient(need_residual ? residual : grad_output, output,
+                                               need_residual ? Activation{} : act, conv.border(),
+                                               need_bias ? &sums : nullptr));
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           need_bias ? channel_tensor(sums, input.options()) : none(), none(),
           need_residual ? residual : none()};
@@ -133,7 +121,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
   const Bordered grad =
       activation_gradient16(grad_output, output, act, conv.border(), need_bias ? &sums : nullptr);
   ConvGradients found;
-  if (need_input || need_weight) found = conv.run(grad);
+  if (need_input || need_weight) found = conv.gradients(grad);
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           need_bias ? rounded(sums) : none(), none(),
           need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
@@ -199,7 +187,7 @@ BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, 
       grad_conv ? &*grad_conv : nullptr, conv.border(), grad_output, conv_output, conv_mean, var, bn_weight,
       output, eps, activation, {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
   ConvGradients found;
-  if (need_conv) found = conv.run(*grad_conv);
+  if (need_conv) found = conv.gradients(*grad_conv);
   const auto none = [&] { return no_gradient(input); };
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           // The mean takes any bias away again: its gradient is zero, not merely small.

@@ -18,7 +18,7 @@ struct Isa {
   bool by_default = true;    // false: runs, but only where it is asked for
 };
 
-// Sets that an emulator executes though the CPU does not announce them (tests/kernels/amx_emulator.c).
+// Sets that an emulator, or the CPU unannounced, executes (tests/kernels/amx_emulator.c).
 bool emulated(const char* name) {
   const char* named = std::getenv("CNNFAST_EMULATED_ISA");
   return named && std::string(named) == name;

@@ -18,15 +18,10 @@ from cnnfast.fuse.check import relative_error
 from cnnfast.plan.codec import decode
 
 from .plan_interpreter import run
-from .support import assert_independent_of_threads, needs_extension, steps_of, truth
+from .support import assert_independent_of_threads, needs_extension, steps_of, takes_pairs, truth
 from .test_plan_operations import CASES, Woven, made
 
 pytestmark = needs_extension
-
-
-def multiplies_pairs() -> bool:
-    """Whether this process computes bfloat16 convolutions by products of pairs."""
-    return "CNNFAST_BF16_PAIRS" in os.environ or cnnfast._ext.active_isa() in ("amx", "avx512_bf16")
 
 
 def autocast(model, x):
@@ -364,7 +359,7 @@ def test_bfloat16_plan_reads_as_the_same_graph():
 )
 def test_bfloat16_padding_beyond_memory(attributes, words):
     """As a file made by hand may have it: an error before any thread asks for memory."""
-    if multiplies_pairs() and "pad_right" in attributes:
+    if takes_pairs() and "pad_right" in attributes:
         pytest.skip("17 GB of activations that a machine may have")
     x = torch.randn(1, 512, 8, 8)
     frozen = frozen_in_bfloat16(nn.Conv2d(512, 4, 3, stride=2), x)
