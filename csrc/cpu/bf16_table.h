@@ -23,6 +23,9 @@ struct Conv16Call {
   int64_t stride_h, stride_w;
   const int64_t* tap;
   int64_t taps, length;
+  // The same for tiles: stretches of one pixel where its channels fill whole blocks.
+  const int64_t* tile_tap;
+  int64_t tile_taps, tile_length;
   const uint16_t* weight;
   const float* shift;    // padded to whole panels, or null
   int64_t channels;      // output channels

@@ -84,12 +84,22 @@ Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, 
       output_(output),
       residual_(residual),
       panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels) {
+  // Pixels side by side are one stretch, unless tiles take each by itself.
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in();
-  const int64_t columns = adjacent ? 1 : g_.kernel_w;
   length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
+  tap_ = taps(adjacent ? 1 : g_.kernel_w);
+  const bool apart = !adjacent || g_.group_in() % kPairBlock == 0;
+  tile_length_ = apart ? g_.group_in() : length_;
+  tile_tap_ = taps(apart ? g_.kernel_w : 1);
+}
+
+// Where the stretches begin, so many in a row of the kernel.
+std::vector<int64_t> Conv16Job::taps(int64_t columns) const {
+  std::vector<int64_t> taps;
   for (int64_t y = 0; y < g_.kernel_h; ++y)
     for (int64_t x = 0; x < columns; ++x)
-      tap_.push_back(y * g_.dilation_h * input.row + x * g_.dilation_w * input.pixel);
+      taps.push_back(y * g_.dilation_h * input_.row + x * g_.dilation_w * input_.pixel);
+  return taps;
 }
 
 // As ConvJob's.
@@ -107,8 +117,19 @@ void Conv16Job::run(const AlignedFloats& pairs, const AlignedFloats& shift, cons
   const int64_t pixels = g_.images * g_.out_height * g_.out_width, units = panels_ * g_.groups;
   const bool by_channels = split_by_channels(team);
   const std::pair<int64_t, int64_t> all_pixels{0, pixels}, all_units{0, units};
-  const auto [pixel_begin, pixel_end] = by_channels ? all_pixels : share(pixels, kPixelGrain, thread, team);
-  const auto [unit_begin, unit_end] = by_channels ? share(units, 1, thread, team) : all_units;
+  run_part(pairs, shift, m, by_channels ? all_pixels : share(pixels, kPixelGrain, thread, team),
+           by_channels ? share(units, 1, thread, team) : all_units);
+}
+
+void Conv16Job::run_pixels(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m,
+                           int64_t begin, int64_t end) const {
+  run_part(pairs, shift, m, {begin, end}, {0, panels_ * g_.groups});
+}
+
+void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m,
+                         std::pair<int64_t, int64_t> pixels, std::pair<int64_t, int64_t> units) const {
+  const auto [pixel_begin, pixel_end] = pixels;
+  const auto [unit_begin, unit_end] = units;
   if (pixel_begin >= pixel_end) return;
   Conv16Call call{};
   call.readable = m.readable;
@@ -121,6 +142,9 @@ void Conv16Job::run(const AlignedFloats& pairs, const AlignedFloats& shift, cons
   call.tap = tap_.data();
   call.taps = static_cast<int64_t>(tap_.size());
   call.length = length_;
+  call.tile_tap = tile_tap_.data();
+  call.tile_taps = static_cast<int64_t>(tile_tap_.size());
+  call.tile_length = tile_length_;
   call.channels = g_.group_out();
   const int64_t operand = bf16_kernels().multiplies ? sizeof(uint16_t) : sizeof(float);
   call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));

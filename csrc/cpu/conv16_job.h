@@ -34,16 +34,23 @@ class Conv16Job {
   // The share of `thread` out of `team`.
   void run(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory, int thread,
            int team) const;
+  // Output pixels [begin, end) over all images, by the calling thread.
+  void run_pixels(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory,
+                  int64_t begin, int64_t end) const;
+  // Threads share channels rather than pixels: weights outweigh those.
+  bool split_by_channels(int team) const;
   const ConvGeometry& geometry() const { return g_; }
 
  private:
-  bool split_by_channels(int team) const;
+  void run_part(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory,
+                std::pair<int64_t, int64_t> pixels, std::pair<int64_t, int64_t> units) const;
+  std::vector<int64_t> taps(int64_t columns) const;
 
   ConvGeometry g_;
   View16 input_, output_, residual_;
   int64_t panels_;  // of one group
-  std::vector<int64_t> tap_;
-  int64_t length_;
+  std::vector<int64_t> tap_, tile_tap_;
+  int64_t length_, tile_length_;
 };
 
 // The kernels' own state of a thread, for as long as it lives: AMX tiles are configured once per run.

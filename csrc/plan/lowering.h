@@ -67,6 +67,7 @@ class Lowering {
   cpu::Border border_of(int64_t node) const;
   bool needs_border(int64_t node) const;
   void demand_border(int64_t node, const cpu::Border& border);
+  void spread_pixels(int64_t node);
   void demand_borders();
   Place place(int64_t node) const;
 
@@ -91,6 +92,7 @@ class Lowering {
   void order_steps(const std::vector<int64_t>& phase);
   void touch(int buffer, int64_t phase);
   void place_values();
+  void group_steps();
   void finish();
 
   const Graph& graph_;

@@ -92,10 +92,19 @@ void Lowering::demand_border(int64_t node, const Border& border) {
   b.right = std::max(b.right, border.right);
 }
 
+// The kernels for pairs load pixels where they lie, tap by tap: those at multiples of 1 KiB share a few sets
+// of the first-level cache.
+void Lowering::spread_pixels(int64_t node) {
+  constexpr int64_t kPeriod = 512, kLine = 32;  // bfloat16 values
+  Buffer& b = buffers_[buffer_of_[source_of(node)]];
+  if (!b.external && b.channels % kPeriod == 0) b.channels += kLine;
+}
+
 void Lowering::demand_borders() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
     if (graph_.nodes[node].op != Op::kConv2d) continue;
     const int64_t from = read_by(node);
+    if (takes_pairs_here(node) && !is_plain_1x1(node)) spread_pixels(from);
     // What reads values that are in no buffer makes its own border.
     if (!projected_[from] && !scaled_[from] && expanded_by_[from] < 0) demand_border(from, border_of(node));
   }

@@ -128,30 +128,55 @@ std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std:
   return outputs;
 }
 
+const StepGroup* Program::group_at(size_t step) const {
+  for (const StepGroup& group : groups_)
+    if (group.begin() == step) return &group;
+  return nullptr;
+}
+
 // Shares are cut the same way everywhere, and the first ones may be larger: threads change places from step
 // to step of a phase.
 void Program::run_steps(const Memory& memory, int thread, int team, cpu::Barrier& barrier) const {
   int rank = thread;
+  bool grouped = false;  // the steps in front of this one
   for (size_t i = 0; i < steps_.size(); ++i) {
-    if (waits(i)) {
+    const StepGroup* group = group_at(i);
+    const bool depth_first = group && group->fits(team);
+    if (waits(i) || grouped || (depth_first && i > 0)) {
       rank = thread;
       barrier.wait(Fetch(steps_[i]->first_constants(rank, team)));
+    }
+    grouped = depth_first;
+    if (depth_first) {
+      group->run(memory, thread, team, nullptr);
+      i = group->end() - 1;
+      continue;
     }
     steps_[i]->run(memory, rank, team);
     rank = rank + 1 < team ? rank + 1 : 0;
   }
 }
 
-// With a barrier behind every step, so that its time is its own.
+// With a barrier behind every step, so that its time is its own; in a group it is the first thread's.
 void Program::run_timed(const Memory& memory, int thread, int team, cpu::Barrier& barrier,
                         std::vector<double>& seconds) const {
   double last = now_seconds();
-  for (const auto& step : steps_) {
-    step->run(memory, thread, team);
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const StepGroup* group = group_at(i);
+    if (group && group->fits(team)) {
+      std::vector<double> parts(group->end() - i, 0.0);
+      group->run(memory, thread, team, parts.data());
+      barrier.wait();
+      for (size_t k = 0; thread == 0 && k < parts.size(); ++k) seconds[steps_[i + k]->node()] += parts[k];
+      i = group->end() - 1;
+      last = now_seconds();
+      continue;
+    }
+    steps_[i]->run(memory, thread, team);
     barrier.wait();
     if (thread != 0) continue;
     const double now = now_seconds();
-    seconds[step->node()] += now - last;
+    seconds[steps_[i]->node()] += now - last;
     last = now;
   }
 }
@@ -161,6 +186,7 @@ std::string Program::text() const {
   for (size_t i = 0; i < steps_.size(); ++i) {
     const auto& step = steps_[i];
     const Place& to = step->writes();
+    if (const StepGroup* group = group_at(i)) out << "depth first: " << group->text() << "\n";
     out << "phase " << phase_[i] << ", node " << step->node() << ": " << step->text();
     if (to.buffer_channels != to.size.channels)
       out << ", channels " << to.channel << " to " << to.channel + to.size.channels << " of "

@@ -7,6 +7,7 @@
 
 #include "cpu/parallel.h"
 #include "plan/shapes.h"
+#include "plan/step_group.h"
 #include "plan/steps.h"
 
 namespace cnnfast::plan {
@@ -48,11 +49,13 @@ class Program {
   void run_timed(const Memory& memory, int thread, int team, cpu::Barrier& barrier,
                  std::vector<double>& seconds) const;
 
+  const StepGroup* group_at(size_t step) const;
   // Every step whose phase is not that of the step before it waits for all threads.
   bool waits(size_t step) const { return step > 0 && phase_[step] != phase_[step - 1]; }
 
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int64_t> phase_;          // of every step, rising
+  std::vector<StepGroup> groups_;       // in the order of their steps
   std::vector<int64_t> buffer_offset_;  // in the arena; -1: an output tensor
   std::vector<Output> outputs_;
   std::vector<Value> inputs_;  // as images, reshaped if the network reshapes them

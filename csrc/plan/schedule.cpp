@@ -53,10 +53,32 @@ void Lowering::place_values() {
     if (buffers_[b].external) program_.buffer_offset_[b] = -1;
 }
 
+// Within a group threads are at different steps: what it shares with others must not lie where anything of
+// the group does.
+void Lowering::group_steps() {
+  if (!graph_.half()) return;
+  std::vector<bool> external;
+  for (const Buffer& b : buffers_) external.push_back(b.external);
+  program_.groups_ = find_groups(program_.steps_, external);
+  for (const StepGroup& group : program_.groups_) {
+    const int64_t first = program_.phase_[group.begin()], last = program_.phase_[group.end() - 1];
+    const auto keep = [&](const Place& p) {
+      if (group.has_inside(p.buffer)) return;
+      buffers_[p.buffer].first = std::min(buffers_[p.buffer].first, first);
+      buffers_[p.buffer].last = std::max(buffers_[p.buffer].last, last);
+    };
+    for (size_t i = group.begin(); i < group.end(); ++i) {
+      for (const Place& p : program_.steps_[i]->reads()) keep(p);
+      for (const Place& p : program_.steps_[i]->all_writes()) keep(p);
+    }
+  }
+  place_values();
+}
+
 void Lowering::finish() {
   order_steps(phases_in_order(program_.steps_));
   place_values();
-  if (program_.arena_floats_ > kNearArenaFloats) return;
+  if (program_.arena_floats_ > kNearArenaFloats) return group_steps();
   order_steps(earliest_phases(program_.steps_));
   place_values();
 }

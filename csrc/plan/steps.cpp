@@ -318,21 +318,21 @@ std::vector<Place> Step::all_writes() const {
 
 namespace {
 
-void fill_border(const Place& place, const Memory& memory, int thread, int team) {
+void fill_border(const Place& place, const Memory& memory, int64_t begin, int64_t end) {
   if (!place.fills_border) return;
-  const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
   cpu::zero_border(place.view(memory), place.size, place.border, begin, end);
 }
 
 }  // namespace
 
-void Step::fill_borders(const Memory& memory, int thread, int team) const {
-  fill_border(writes_, memory, thread, team);
-  for (const Place& place : also_writes_) fill_border(place, memory, thread, team);
+void Step::fill_borders(const Memory& memory, int64_t begin, int64_t end) const {
+  fill_border(writes_, memory, begin, end);
+  for (const Place& place : also_writes_) fill_border(place, memory, begin, end);
 }
 
 void Step::run(const Memory& memory, int thread, int team) const {
-  fill_borders(memory, thread, team);
+  const auto [begin, end] = cpu::share(writes_.size.images, 1, thread, team);
+  fill_borders(memory, begin, end);
   compute(memory, thread, team);
 }
 

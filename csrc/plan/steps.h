@@ -68,6 +68,8 @@ class Step {
   std::vector<Place> all_writes() const;
   virtual double flops() const { return 0; }
   virtual std::string text() const = 0;
+  // Zeros around images [begin, end) that the step writes.
+  virtual void fill_borders(const Memory& memory, int64_t begin, int64_t end) const;
   // The constants that a thread reads first.
   virtual Constants first_constants(int thread, int team) const {
     (void)thread, (void)team;
@@ -76,8 +78,6 @@ class Step {
 
  protected:
   virtual void compute(const Memory& memory, int thread, int team) const = 0;
-  // Zeros around the images that the step writes.
-  virtual void fill_borders(const Memory& memory, int thread, int team) const;
   // Rows of the output that this thread takes.
   std::pair<int64_t, int64_t> rows(int thread, int team) const;
 
@@ -101,6 +101,10 @@ class RowStep : public Step {
   virtual void compute_rows(const Memory& memory, int64_t begin, int64_t end) const = 0;
   // None: all rows of the image. The default goes by the operand's height.
   virtual std::optional<RowWindow> window_of(size_t operand) const;
+  // Of what is read again for every part of the rows that is computed by itself.
+  virtual int64_t constant_bytes() const { return 0; }
+  // Whether threads rather share the constants than the rows.
+  virtual bool shares_constants() const { return false; }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override;

@@ -27,22 +27,17 @@ template <class Base>
 class Writes16 : public Base {
  public:
   using Base::Base;
-
- protected:
-  void fill_borders(const Memory& memory, int thread, int team) const override {
-    fill_border16(this->writes_, memory, thread, team);
+  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
+    fill_border16(this->writes_, memory, begin, end);
   }
 };
 
-class CopyIn16 : public Writes16<Step> {
+class CopyIn16 : public Writes16<RowStep> {
  public:
   CopyIn16(int64_t node, size_t input, Place to) : Writes16(node, {}, std::move(to)), input_(input) {}
   std::string text() const override { return "copy in " + size_text(writes_.size); }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const External& source = memory.inputs[input_];
-    const auto [begin, end] = rows(thread, team);
     if (source.data16)
       cpu::copy_in(source.data16, source.strides, writes_.size, writes_.view16(memory), begin, end);
     else
@@ -53,15 +48,12 @@ class CopyIn16 : public Writes16<Step> {
   size_t input_;
 };
 
-class Copy16 : public Writes16<Step> {
+class Copy16 : public Writes16<RowStep> {
  public:
   Copy16(int64_t node, Place from, Place to) : Writes16(node, {std::move(from)}, std::move(to)) {}
   std::string text() const override { return "copy " + size_text(writes_.size); }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const View16 to = writes_.view16(memory);
-    const auto [begin, end] = rows(thread, team);
     cpu::copy_out(reads_[0].view16(memory), writes_.size, to.data, {to.image, 1, to.row, to.pixel}, begin,
                   end);
   }
@@ -102,12 +94,13 @@ std::vector<Place> with_optional(Place first, const Place* second) {
   return places;
 }
 
-class PairConv : public Writes16<Step> {
+class PairConv : public Writes16<RowStep> {
  public:
   PairConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
            std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to)
       : Writes16(node, std::move(reads), std::move(to)),
         constants_(std::move(constants)),
+        pad_top_(pad_top),
         job_(g, reads_[0].strides16(), writes_.strides16(),
              reads_.size() == 2 ? reads_[1].strides16() : View16{}),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
@@ -123,33 +116,59 @@ class PairConv : public Writes16<Step> {
   Constants first_constants(int, int) const override {
     return {constants_->weight.data(), constants_->weight.size()};
   }
+  std::optional<RowWindow> window_of(size_t operand) const override {
+    const cpu::ConvGeometry& g = job_.geometry();
+    if (operand > 0) return RowWindow{1, 0, 1};
+    return RowWindow{g.stride_h, pad_top_, (g.kernel_h - 1) * g.dilation_h + 1};
+  }
+  int64_t constant_bytes() const override {
+    return constants_->weight.size() * static_cast<int64_t>(sizeof(float));
+  }
+  bool shares_constants() const override { return job_.split_by_channels(2); }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    const Place& from = reads_[0];
+    const int64_t height = writes_.size.height, width = writes_.size.width;
+    // Rows of the input in front of which and behind which nothing may be read.
+    const auto [stride, before, extent] = *window_of(0);
+    const int64_t first = begin % height * stride - before;
+    const int64_t last = (end - 1) % height * stride - before + extent;
+    const uint16_t* pixels =
+        from.view16(memory).data - from.channel - from.border.left * from.buffer_channels;
+    job_.run_pixels(constants_->weight, constants_->shift,
+                    operands(memory, pixels + begin / height * from.image() + first * from.row(),
+                             pixels + (end - 1) / height * from.image() + last * from.row()),
+                    begin * width, end * width);
+  }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
     const Place& from = reads_[0];
     const auto* buffer = reinterpret_cast<const uint16_t*>(memory.buffers[from.buffer]);
-    const uint16_t* residual = reads_.size() == 2 ? reads_[1].view16(memory).data : nullptr;
     job_.run(constants_->weight, constants_->shift,
-             {from.view16(memory).data + first_tap_, buffer, buffer + from.size.images * from.image(),
-              writes_.view16(memory).data, residual},
-             thread, team);
+             operands(memory, buffer, buffer + from.size.images * from.image()), thread, team);
   }
 
  private:
+  cpu::Conv16Memory operands(const Memory& memory, const uint16_t* readable, const uint16_t* beyond) const {
+    return {reads_[0].view16(memory).data + first_tap_, readable, beyond, writes_.view16(memory).data,
+            reads_.size() == 2 ? reads_[1].view16(memory).data : nullptr};
+  }
+
   std::shared_ptr<const ConvConstants> constants_;
+  int64_t pad_top_;
   cpu::Conv16Job job_;
   int64_t first_tap_;
 };
 
-class MaxPool16 : public Writes16<Step> {
+class MaxPool16 : public Writes16<RowStep> {
  public:
   MaxPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
       : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
   std::string text() const override { return pool_text(true, window_) + " to " + size_text(writes_.size); }
-
- protected:
-  void compute(const Memory& memory, int thread, int team) const override {
-    const auto [begin, end] = rows(thread, team);
+  std::optional<RowWindow> window_of(size_t) const override {
+    return RowWindow{window_.stride_h, window_.pad_h, (window_.kernel_h - 1) * window_.dilation_h + 1};
+  }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     if (begin < end) max_pool16(window_, reads_[0].view16(memory), writes_.view16(memory), begin, end);
   }
 
@@ -200,10 +219,10 @@ class Mean16 : public Writes16<Step> {
 
 // The step runs on memory that has the rows of a strip where the arena has all of them; between a value's
 // rows lies what lies there in the arena, untouched.
-class Widened : public Writes16<Step> {
+class Widened : public Writes16<RowStep> {
  public:
   explicit Widened(std::unique_ptr<RowStep> step)
-      : Writes16(step->node(), step->reads(), step->writes()), step_(std::move(step)) {
+      : Writes16<RowStep>(step->node(), step->reads(), step->writes()), step_(std::move(step)) {
     int64_t row = writes_.row();
     for (size_t i = 0; i < reads_.size(); ++i) row += step_->window_of(i) ? reads_[i].row() : 0;
     const int64_t height = writes_.size.height;
@@ -215,15 +234,26 @@ class Widened : public Writes16<Step> {
   }
   double flops() const override { return step_->flops(); }
   std::string text() const override { return step_->text(); }
+  std::optional<RowWindow> window_of(size_t operand) const override { return step_->window_of(operand); }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    Memory widened;
+    widened.buffers.resize(memory.buffers.size(), nullptr);
+    const int64_t height = writes_.size.height;
+    for (int64_t row = begin, next; row < end; row = next) {
+      const int64_t y = row % height;
+      next = std::min({row + strip_, end, row - y + height});
+      run_strip(memory, widened, row / height, y, y + next - row);
+    }
+  }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
     const auto [begin, end] = cpu::share(writes_.size.images * strips_, 1, thread, team);
-    if (begin >= end) return;
-    Memory widened;
-    widened.buffers.resize(memory.buffers.size(), nullptr);
-    for (int64_t unit = begin; unit < end; ++unit)
-      run_strip(memory, widened, unit / strips_, unit % strips_ * strip_);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t height = writes_.size.height, first = unit / strips_ * height;
+      compute_rows(memory, first + unit % strips_ * strip_,
+                   first + std::min(height, (unit % strips_ + 1) * strip_));
+    }
   }
 
  private:
@@ -238,8 +268,7 @@ class Widened : public Writes16<Step> {
             std::clamp<int64_t>((end - 1) * w->stride - w->before + w->extent, 0, height)};
   }
 
-  void run_strip(const Memory& memory, Memory& widened, int64_t image, int64_t begin) const {
-    const int64_t end = std::min(begin + strip_, writes_.size.height);
+  void run_strip(const Memory& memory, Memory& widened, int64_t image, int64_t begin, int64_t end) const {
     std::vector<std::pair<const Place*, Rows>> areas;  // one per buffer: what is read and written there
     const auto include = [&](const Place& place, const Rows& rows) {
       for (auto& [other, all] : areas)
@@ -287,9 +316,8 @@ class Widened : public Writes16<Step> {
 
 }  // namespace
 
-void fill_border16(const Place& place, const Memory& memory, int thread, int team) {
+void fill_border16(const Place& place, const Memory& memory, int64_t begin, int64_t end) {
   if (!place.fills_border) return;
-  const auto [begin, end] = cpu::share(place.size.images, 1, thread, team);
   cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
 }
 

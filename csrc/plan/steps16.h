@@ -9,8 +9,8 @@ namespace cnnfast::plan {
 // float32 kernels.
 bool takes_pairs(const cpu::ConvGeometry& geometry);
 
-// Zeros around a value's images, where its producer has to see to them.
-void fill_border16(const Place& place, const Memory& memory, int thread, int team);
+// Zeros around a value's images [begin, end), where its producer has to see to them.
+void fill_border16(const Place& place, const Memory& memory, int64_t begin, int64_t end);
 
 std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to);
 // Within the arena.

@@ -89,8 +89,8 @@ class WidenedConv : public Step {
   }
 
  protected:
-  void fill_borders(const Memory& memory, int thread, int team) const override {
-    fill_border16(writes_, memory, thread, team);
+  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
+    fill_border16(writes_, memory, begin, end);
   }
 
   void compute(const Memory& memory, int thread, int team) const override {

@@ -64,8 +64,8 @@ class WidenedPixels : public Step {
   }
 
  protected:
-  void fill_borders(const Memory& memory, int thread, int team) const override {
-    for (const Place& place : all_writes()) fill_border16(place, memory, thread, team);
+  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
+    for (const Place& place : all_writes()) fill_border16(place, memory, begin, end);
   }
 
   void compute(const Memory& memory, int thread, int team) const override {

@@ -178,7 +178,9 @@ class Check {
     call.stride_w = c_.stride_w;
     call.tap = tap_.data();
     call.taps = static_cast<int64_t>(tap_.size());
-    call.length = length_;
+    call.length = call.tile_length = length_;
+    call.tile_tap = tap_.data();
+    call.tile_taps = call.taps;
     call.weight = packed_.data();
     call.shift = c_.shift ? shift_.data() : nullptr;
     call.channels = c_.out;
@@ -244,12 +246,12 @@ class Check {
 
 Case drawn(Random& random) {
   Case c{};
-  const int64_t channels[] = {1, 3, 8, 19, 31, 32, 33, 64, 96};
+  const int64_t channels[] = {1, 3, 8, 19, 31, 32, 33, 64, 96, 320};
   const int64_t outputs[] = {1, 5, 16, 17, 32, 33, 47, 64, 80};
   c.images = 1 + random.below(3);
   c.height = 1 + random.below(12);
   c.width = 1 + random.below(37);
-  c.in = channels[random.below(9)];
+  c.in = channels[random.below(10)];
   c.out = outputs[random.below(9)];
   c.pad = random.below(3);
   const int64_t most_h = c.height + 2 * c.pad, most_w = c.width + 2 * c.pad;

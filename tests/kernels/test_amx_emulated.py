@@ -84,7 +84,12 @@ def run_tests(tests: tuple[str, ...], isa: str, **variables: str) -> None:
 
 
 OPERATORS = ("tests/ops/test_widened.py",)
-FROZEN = ("tests/freeze/test_bfloat16.py", "-k", "not other_instruction_sets and not on_every_network")
+FROZEN = (
+    "tests/freeze/test_bfloat16.py",
+    "tests/freeze/test_depth_first.py",
+    "-k",
+    "not other_instruction_sets and not on_every_network",
+)
 
 
 @pytest.mark.parametrize("tests", [OPERATORS, FROZEN], ids=["operators", "frozen"])

@@ -30,11 +30,13 @@ def test_conv16_kernels_against_double(tmp_path):
 
 
 def tile_loop(listing: str, function: str) -> list[str]:
-    """Tile instructions of a function from its first zero to its first store."""
-    body = listing.split(f"{function}", 1)[1].split("\n\n", 1)[0]
+    """Tile instructions of a function from its first zero to its first store, without the loads of sums."""
+    body = re.split(rf"<\S*{function}\S*>:", listing, maxsplit=1)[1].split("\n\n", 1)[0]
     found = re.findall(r"(tilezero|tileloadd|tdpbf16ps|tilestored)\s+(\S+)", body)
     first = next(i for i, (name, _) in enumerate(found) if name == "tilestored")
-    return [f"{name} {','.join(re.findall(r'tmm[0-7]', operands))}" for name, operands in found[:first]]
+    loop = [f"{name} {','.join(re.findall(r'tmm[0-7]', operands))}" for name, operands in found[:first]]
+    sums = {line.split(",")[-1].removeprefix("tdpbf16ps ") for line in loop if line.startswith("tdp")}
+    return [line for line in loop if line.removeprefix("tileloadd ") not in sums]
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="objdump is not installed")
@@ -44,13 +46,13 @@ def tile_loop(listing: str, function: str) -> list[str]:
 def test_tile_loops_are_as_written():
     """A compiler that mixes up tile registers computes nonsense that no machine without tiles shows."""
     wanted = {
-        "tile_blocksILi2ELi2E": [
+        "tile_passILi2ELi2E": [
             *(f"tilezero tmm{i}" for i in range(4)),
             *("tileloadd tmm6", "tileloadd tmm4", "tdpbf16ps tmm6,tmm4,tmm0"),
             *("tileloadd tmm7", "tdpbf16ps tmm7,tmm4,tmm1"),
             *("tileloadd tmm5", "tdpbf16ps tmm6,tmm5,tmm2", "tdpbf16ps tmm7,tmm5,tmm3"),
         ],
-        "tile_blocksILi3ELi1E": [
+        "tile_passILi3ELi1E": [
             *(f"tilezero tmm{i}" for i in range(3)),
             *("tileloadd tmm6", "tileloadd tmm3", "tdpbf16ps tmm6,tmm3,tmm0"),
             *("tileloadd tmm4", "tdpbf16ps tmm6,tmm4,tmm1"),

@@ -4,12 +4,16 @@
 // fill, the block's values are gathered first (as in conv16.inl), and tiles are loaded from there.
 //
 // Two tiles of pixels meet both halves of a panel; three meet the one half that a narrow last panel has.
+//
+// Dot products over many channels are cut into passes over some of them, so that those of a few rows of
+// pixels stay in the first-level cache for all taps; sums wait in memory between passes.
 #include "cpu/vec/amx.h"
 
 namespace {
 
 constexpr int64_t kDepthStep = kPairBlock;  // positions of one multiplication
-constexpr int64_t kFewTilePixels = 8;       // fewer leave most rows of a tile empty: vectors take them
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kFewTilePixels = 8;  // fewer leave most rows of a tile empty: vectors take them
 
 // Up to 16 pixels. A row without a pixel has no output.
 struct PixelTile {
@@ -24,6 +28,29 @@ struct TileRun {
   const int64_t* tap;
   int64_t taps, length;
 };
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Positions [begin, end) of every tap.
+struct DotPass {
+  int64_t begin, end;
+  bool first, last;
+};
+
+// Channels of a pass: rows of an image of more do not stay in the first-level cache from one tap to the next.
+constexpr int64_t kPassChannels = 256;
+// Tiles that go through all passes before the next ones begin: their sums stay near.
+constexpr int64_t kPassTiles = 8;
+
+// Calls body(pass) for all passes over a dot product.
+template <class Body>
+void for_passes(const TileRun& run, Body&& body) {
+  const int64_t part = run.taps > 1 && run.length > kPassChannels ? kPassChannels : run.length;
+  for (int64_t k = 0; k < run.length; k += part) {
+    const int64_t end = k + part < run.length ? k + part : run.length;
+    body(DotPass{k, end, k == 0, end == run.length});
+  }
+}
 
 // How many tiles hold `count` pixels from where `walk` stands, built in `tiles`; 0 where some tile would read
 // memory that is not the input's, or more than half of the rows would be empty.
@@ -59,19 +86,114 @@ inline int64_t straight_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t cou
 // Sums of the largest block, in the first-level cache.
 constexpr int64_t kBlockSums = 4 * kTileRows * kHalfPanel;
 
-// MT tiles of pixels times NT halves of a panel. Registers: sums first, then pixels, then weights. sums: rows
-// of NT halves, tile by tile.
+// Sums of a block in memory: rows of NT halves, tile by tile.
 template <int MT, int NT>
-void multiply_tiles(const TileRun& run, const PixelTile* tiles, const uint16_t* weight, float* sums) {
+struct BlockSums {
+  static constexpr int64_t kRow = NT * kHalfPanel, kRowBytes = kRow * static_cast<int64_t>(sizeof(float));
+  static constexpr int64_t kTile = kTileRows * kRow;
+  static void zero() {
+    Tiles::zero<0>();
+    if constexpr (MT * NT > 1) Tiles::zero<1>();
+    if constexpr (MT * NT > 2) Tiles::zero<2>();
+    if constexpr (MT * NT > 3) Tiles::zero<3>();
+  }
+  static void load(const float* sums) {
+    Tiles::load<0>(sums, kRowBytes);
+    if constexpr (NT == 2) Tiles::load<1>(sums + kHalfPanel, kRowBytes);
+    if constexpr (MT >= 2) Tiles::load<NT>(sums + kTile, kRowBytes);
+    if constexpr (MT >= 2 && NT == 2) Tiles::load<3>(sums + kTile + kHalfPanel, kRowBytes);
+    if constexpr (MT == 3) Tiles::load<2>(sums + 2 * kTile, kRowBytes);
+  }
+  static void store(float* sums) {
+    Tiles::store<0>(sums, kRowBytes);
+    if constexpr (NT == 2) Tiles::store<1>(sums + kHalfPanel, kRowBytes);
+    if constexpr (MT >= 2) Tiles::store<NT>(sums + kTile, kRowBytes);
+    if constexpr (MT >= 2 && NT == 2) Tiles::store<3>(sums + kTile + kHalfPanel, kRowBytes);
+    if constexpr (MT == 3) Tiles::store<2>(sums + 2 * kTile, kRowBytes);
+  }
+};
+
+// What stands between the sums of NT halves of a panel and memory.
+template <int NT>
+class PanelEnd {
+ public:
+  PanelEnd(const Conv16Call& c, int64_t channel)
+      : c_(c),
+        channel_(channel),
+        plain_(channel + NT * kHalfPanel <= c.channels && in_registers(c.activation)) {
+    for (int j = 0; j < kVectors; ++j)
+      shift_[j] = c.shift ? Vec::load(c.shift + channel + j * Vec::kWidth) : Vec::zero();
+    const bool clamps = c.activation.kind == Activation::kClamp,
+               relu = c.activation.kind == Activation::kReLU;
+    least_ = Vec::set1(clamps ? c.activation.a : relu ? 0.0f : -__builtin_inff());
+    most_ = Vec::set1(clamps ? c.activation.b : __builtin_inff());
+  }
+  void finish(const float* sums, const OutputPixel& pixel) const {
+    if (!pixel.output) return;
+    if (!plain_) return finish_vectors(sums, pixel);
+    Vec v[kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      v[j] = Vec::load(sums + j * Vec::kWidth) + shift_[j];
+      if (pixel.residual) v[j] = v[j] + Bf16::load(pixel.residual + channel_ + j * Vec::kWidth);
+      v[j] = clamp_of(v[j], least_, most_);
+    }
+    uint16_t* to = pixel.output + channel_;
+    if constexpr (kVectors == 1) return Bf16::store_sum(v[0], to);
+#pragma GCC unroll 4
+    for (int j = 0; j + 1 < kVectors; j += 2) Bf16::store_two_sums(v[j], v[j + 1], to + j * Vec::kWidth);
+  }
+
+ private:
+  void finish_vectors(const float* sums, const OutputPixel& pixel) const {
+    for (int64_t j = 0; j < NT * kHalfPanel && channel_ + j < c_.channels; j += Vec::kWidth)
+      finish_vector(c_, Vec::load(sums + j), pixel, channel_ + j, c_.channels - channel_ - j);
+  }
+
+  static constexpr int kVectors = NT * static_cast<int>(kHalfPanel / Vec::kWidth);
+  const Conv16Call& c_;
+  int64_t channel_;
+  bool plain_;  // whole vectors, and an activation of few instructions
+  Vec shift_[kVectors], least_, most_;
+};
+
+// A block whose sums are complete: its pixels are finished between the multiplications of the next one, which
+// tiles do meanwhile.
+template <int NT>
+struct Pending {
+  const PanelEnd<NT>* end;
+  const PixelTile* tiles;
+  const float* sums;
+  int64_t row, rows;
+  void some(int64_t count) {
+    for (; count > 0 && row < rows; --count, ++row)
+      end->finish(sums + row * NT * kHalfPanel, tiles[row / kTileRows].row[row % kTileRows]);
+  }
+};
+
+// The weights that the next panel begins with, on their way to the second-level cache meanwhile.
+struct Ahead {
+  const char *at, *end;
+  int64_t lines;  // per step
+  void some() {
+    for (int64_t i = 0; i < lines && at < end; ++i, at += kLineBytes)
+      asm volatile("prefetcht1 (%0)" : : "r"(at));
+  }
+};
+
+// MT tiles of pixels times NT halves of a panel, added to the sums in registers: those first, then pixels,
+// then weights.
+template <int MT, int NT>
+void multiply_tiles(const TileRun& run, const DotPass& pass, const PixelTile* tiles, const uint16_t* panel,
+                    Pending<NT>& pending, Ahead& ahead) {
   static_assert(MT * NT + MT + NT <= 8 && MT <= 3 && NT <= 2);
   constexpr int A = MT * NT, B = A + MT;
-  Tiles::zero<0>();
-  if constexpr (A > 1) Tiles::zero<1>();
-  if constexpr (A > 2) Tiles::zero<2>();
-  if constexpr (A > 3) Tiles::zero<3>();
   const int64_t stride = run.step * static_cast<int64_t>(sizeof(uint16_t));
-  for (int64_t t = 0; t < run.taps; ++t)
-    for (int64_t k = 0; k < run.length; k += kDepthStep, weight += NT * kHalfPanel * kDepthStep) {
+  const int64_t steps = run.taps * divide_up(pass.end - pass.begin, kDepthStep);
+  const int64_t rows_a_step = divide_up(pending.rows, steps);
+  for (int64_t t = 0; t < run.taps; ++t) {
+    const uint16_t* weight = panel + (t * run.length + pass.begin) * NT * kHalfPanel;
+    for (int64_t k = pass.begin; k < pass.end; k += kDepthStep, weight += NT * kHalfPanel * kDepthStep) {
       const int64_t at = run.tap[t] + k;
       Tiles::load<B>(weight, kTileBytes);
       Tiles::load<A>(tiles[0].first + at, stride);
@@ -89,66 +211,98 @@ void multiply_tiles(const TileRun& run, const PixelTile* tiles, const uint16_t* 
         Tiles::load<A + 2>(tiles[2].first + at, stride);
         Tiles::multiply<2, A + 2, B>();
       }
+      pending.some(rows_a_step);
+      ahead.some();
     }
-  constexpr int64_t kRow = NT * kHalfPanel, kRowBytes = kRow * static_cast<int64_t>(sizeof(float));
-  Tiles::store<0>(sums, kRowBytes);
-  if constexpr (NT == 2) Tiles::store<1>(sums + kHalfPanel, kRowBytes);
-  if constexpr (MT >= 2) Tiles::store<NT>(sums + kTileRows * kRow, kRowBytes);
-  if constexpr (MT >= 2 && NT == 2) Tiles::store<3>(sums + kTileRows * kRow + kHalfPanel, kRowBytes);
-  if constexpr (MT == 3) Tiles::store<2>(sums + 2 * kTileRows * kRow, kRowBytes);
+  }
 }
 
+// One pass of all tiles of a run, MT at a time, in one panel. partial: sums between passes, tile by tile.
 template <int MT, int NT>
-void finish_tiles(const Conv16Call& c, const PixelTile* tiles, const float* sums, int64_t channel) {
-  for (int m = 0; m < MT; ++m)
-    for (int r = 0; r < kTileRows; ++r, sums += NT * kHalfPanel) {
-      const OutputPixel& pixel = tiles[m].row[r];
-      if (!pixel.output) continue;
-      for (int64_t j = 0; j < NT * kHalfPanel && channel + j < c.channels; j += Vec::kWidth)
-        finish_vector(c, Vec::load(sums + j), pixel, channel + j, c.channels - channel - j);
-    }
-}
-
-// All tiles of a run, MT at a time, in one panel. A block's sums go to memory behind the multiplications of
-// the next one, which tiles do meanwhile.
-template <int MT, int NT>
-void tile_blocks(const Conv16Call& c, const TileRun& run, const uint16_t* weight, int64_t channel) {
+void tile_pass(const TileRun& run, const DotPass& pass, const uint16_t* weight, const PanelEnd<NT>& end,
+               float* partial, Ahead& ahead) {
+  using Sums = BlockSums<MT, NT>;
   alignas(64) float sums[2][kBlockSums];
+  Pending<NT> pending{&end, nullptr, nullptr, 0, 0};
   const PixelTile* tiles = run.tiles;
   int64_t block = 0;
-  for (; (block + 1) * MT <= run.count; ++block, tiles += MT) {
-    multiply_tiles<MT, NT>(run, tiles, weight, sums[block % 2]);
-    if (block > 0) finish_tiles<MT, NT>(c, tiles - MT, sums[(block + 1) % 2], channel);
+  for (; (block + 1) * MT <= run.count; ++block, tiles += MT, partial += MT * Sums::kTile) {
+    pass.first ? Sums::zero() : Sums::load(partial);
+    multiply_tiles<MT, NT>(run, pass, tiles, weight, pending, ahead);
+    Sums::store(pass.last ? sums[block % 2] : partial);
+    if (pass.last) pending = {&end, tiles, sums[block % 2], 0, MT * kTileRows};
   }
-  if (block > 0) finish_tiles<MT, NT>(c, tiles - MT, sums[(block + 1) % 2], channel);
+  pending.some(pending.rows);
   if constexpr (MT > 1) {
-    const int64_t left = run.count - block * MT;
-    const TileRun rest{tiles, left, run.step, run.tap, run.taps, run.length};
-    if (left > 0) tile_blocks<MT - 1, NT>(c, rest, weight, channel);
+    TileRun rest = run;
+    rest.tiles = tiles;
+    rest.count = run.count - block * MT;
+    if (rest.count > 0) tile_pass<MT - 1, NT>(rest, pass, weight, end, partial, ahead);
   }
 }
 
-// All tiles of a block in one panel.
-inline void tile_panel(const Conv16Call& c, const TileRun& run, int64_t panel) {
-  const int64_t channel = panel * kPanelChannels;
-  const uint16_t* weight = c.weight + channel * padded_depth(c);
-  c.channels - channel > kHalfPanel ? tile_blocks<2, 2>(c, run, weight, channel)
-                                    : tile_blocks<3, 1>(c, run, weight, channel);
+// Steps of all blocks of a run.
+template <int MT>
+int64_t steps_of(const TileRun& run) {
+  return divide_up(run.count, MT) * run.taps * divide_up(run.length, kDepthStep);
 }
+
+template <int MT, int NT>
+void tile_passes(const Conv16Call& c, const TileRun& all, int64_t channel, float* partial, Ahead ahead) {
+  ahead.lines = divide_up(ahead.end - ahead.at, kLineBytes * steps_of<MT>(all));
+  const uint16_t* weight = c.weight + channel * padded_depth(c);
+  const PanelEnd<NT> end(c, channel);
+  for (int64_t i = 0; i < all.count; i += kPassTiles) {
+    TileRun run = all;
+    run.tiles += i;
+    run.count = all.count - i < kPassTiles ? all.count - i : kPassTiles;
+    for_passes(run, [&](const DotPass& pass) { tile_pass<MT, NT>(run, pass, weight, end, partial, ahead); });
+  }
+}
+
+// Weights that stay in the second-level cache as they are.
+constexpr int64_t kNearWeightBytes = 512 * 1024;
+
+// All tiles of a block in one panel; `next` follows it.
+inline void tile_panel(const Conv16Call& c, const TileRun& run, int64_t panel, int64_t next, float* partial) {
+  const int64_t channel = panel * kPanelChannels, next_channel = next * kPanelChannels;
+  const int64_t left = c.channels - next_channel;
+  const int64_t stored = left > kHalfPanel ? kPanelChannels : kHalfPanel;
+  const auto* weight = reinterpret_cast<const char*>(c.weight + next_channel * padded_depth(c));
+  const int64_t bytes = stored * padded_depth(c) * static_cast<int64_t>(sizeof(uint16_t));
+  const bool near = c.channels * padded_depth(c) * static_cast<int64_t>(sizeof(uint16_t)) <= kNearWeightBytes;
+  const Ahead ahead{weight, weight + (near || next == panel ? 0 : bytes), 0};
+  c.channels - channel > kHalfPanel ? tile_passes<2, 2>(c, run, channel, partial, ahead)
+                                    : tile_passes<3, 1>(c, run, channel, partial, ahead);
+}
+
+constexpr int64_t kPartialBytes =
+    kPassTiles * kTileRows * kPanelChannels * static_cast<int64_t>(sizeof(float));
 
 inline int64_t most_tiles(const Conv16Call& c) {
   const int64_t pixels = c.near_pixels > c.block_pixels ? c.near_pixels : c.block_pixels;
   return (2 * pixels + kTileRows - 1) / kTileRows + 1;
 }
+// Values behind the last pixel that copies of short stretches write over.
+constexpr int64_t kOverhang = kDepthStep;
+
 inline int64_t tile_pixels_of(const Conv16Call& c) {
   return (c.block_pixels + kTileRows - 1) / kTileRows * kTileRows;
 }
 
 template <class Dot>
 int64_t amx_scratch(const Conv16Call& c) {
-  const int64_t values = static_cast<int64_t>(sizeof(uint16_t)) * tile_pixels_of(c) * padded_depth(c);
-  const int64_t own = values + most_tiles(c) * static_cast<int64_t>(sizeof(PixelTile));
+  const int64_t values =
+      static_cast<int64_t>(sizeof(uint16_t)) * (tile_pixels_of(c) * padded_depth(c) + kOverhang);
+  const int64_t own = kPartialBytes + values + most_tiles(c) * static_cast<int64_t>(sizeof(PixelTile));
   return own > gather_scratch<Dot>(c) ? own : gather_scratch<Dot>(c);
+}
+
+// As gather_pixel where a stretch fits in a vector: what is written behind it is overwritten by the next one,
+// and behind the last one by the next pixel.
+inline void gather_short(const Conv16Call& c, const uint16_t* from, uint16_t* to) {
+  Pairs::copy_first(nullptr, 0, to + padded_depth(c) - kDepthStep);
+  for (int64_t t = 0; t < c.taps; ++t, to += c.length) Pairs::copy_first(from + c.tap[t], c.length, to);
 }
 
 // Copies the values of `count` pixels side by side; rows of the last tile that have no pixel are zero.
@@ -156,6 +310,7 @@ template <class Dot>
 int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uint16_t* values,
                        PixelTile* tiles) {
   const int64_t depth = padded_depth(c), built = (count + kTileRows - 1) / kTileRows;
+  const bool is_short = c.length <= kDepthStep;
   for (int64_t t = 0, i = 0; t < built; ++t) {
     tiles[t].first = values + t * kTileRows * depth;
     for (int64_t r = 0; r < kTileRows; ++r, ++i) {
@@ -165,7 +320,7 @@ int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uin
         __builtin_memset(to, 0, static_cast<size_t>(depth) * sizeof(uint16_t));
         continue;
       }
-      gather_pixel<Dot>(c, walk.here().input, to);
+      is_short ? gather_short(c, walk.here().input, to) : gather_pixel<Dot>(c, walk.here().input, to);
       walk.step();
     }
   }
@@ -179,20 +334,22 @@ void amx_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, int64
   if (pixel_end - pixel_begin < kFewTilePixels)
     return gathered_conv<Dot>(c, pixel_begin, pixel_end, panel_begin, panel_end);
   static const int64_t kNoTap = 0;
-  auto* values = static_cast<uint16_t*>(c.scratch);
-  auto* tiles = reinterpret_cast<PixelTile*>(values + tile_pixels_of(c) * padded_depth(c));
+  auto* partial = static_cast<float*>(c.scratch);
+  auto* values = reinterpret_cast<uint16_t*>(static_cast<char*>(c.scratch) + kPartialBytes);
+  auto* tiles = reinterpret_cast<PixelTile*>(values + tile_pixels_of(c) * padded_depth(c) + kOverhang);
   for (int64_t at = pixel_begin; at < pixel_end;) {
     const Pixel16Walk walk(c, at);
     const int64_t left = pixel_end - at;
     int64_t count = left < c.near_pixels ? left : c.near_pixels;
-    TileRun run{tiles, 0, c.stride_w * c.input.pixel, c.tap, c.taps, c.length};
-    if (c.length % kDepthStep == 0) run.count = straight_tiles(c, walk, count, tiles);
+    TileRun run{tiles, 0, c.stride_w * c.input.pixel, c.tile_tap, c.tile_taps, c.tile_length};
+    if (c.tile_length % kDepthStep == 0) run.count = straight_tiles(c, walk, count, tiles);
     if (run.count == 0) {
       count = left < c.block_pixels ? left : c.block_pixels;
       const int64_t depth = padded_depth(c);
       run = {tiles, gathered_tiles<Dot>(c, walk, count, values, tiles), depth, &kNoTap, 1, depth};
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) tile_panel(c, run, panel);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+      tile_panel(c, run, panel, panel + 1 < panel_end ? panel + 1 : panel_begin, partial);
     at += count;
   }
 }

@@ -36,6 +36,13 @@ struct Bf16 {
     store(x, p);
 #endif
   }
+  static void store_two_sums(Vec x, Vec y, uint16_t* p) {
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(y.v, x.v));
+#else
+    store_two(x, y, p);
+#endif
+  }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m512i u = _mm512_loadu_si512(p);

@@ -23,6 +23,11 @@ struct NativeDot {
 
 // Values of pixels that lie anywhere, sixteen channels of them from `c` on, `count` of which there are.
 struct Pairs {
+  // `count` values, 32 at most, and zeros up to 32.
+  static void copy_first(const uint16_t* from, int64_t count, uint16_t* to) {
+    const auto lanes = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(lanes, from));
+  }
   // 32 pixels: to[32 * j + 2 * i + k] is channel c + i of pixel 2 * j + k.
   static void interleave(const uint16_t* const* pixels, int64_t c, int64_t count, uint16_t* to) {
     for (int j = 0; j < 16; ++j)

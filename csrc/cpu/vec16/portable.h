@@ -26,6 +26,7 @@ struct Bf16 {
     store(y, p + Vec::kWidth);
   }
   static void store_sum(Vec x, uint16_t* p) { store(x, p); }
+  static void store_two_sums(Vec x, Vec y, uint16_t* p) { store_two(x, y, p); }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     Unsigned4 u;
@@ -44,6 +45,9 @@ struct Bf16 {
 
 // As in avx512_bf16.h.
 struct Pairs {
+  static void copy_first(const uint16_t* from, int64_t count, uint16_t* to) {
+    for (int64_t i = 0; i < 32; ++i) to[i] = i < count ? from[i] : 0;
+  }
   static void interleave(const uint16_t* const* pixels, int64_t c, int64_t count, uint16_t* to) {
     for (int p = 0; p < 32; ++p)
       for (int64_t i = 0; i < 16; ++i) to[p / 2 * 32 + 2 * i + p % 2] = i < count ? pixels[p][c + i] : 0;

@@ -1,0 +1,205 @@
+// Which steps run depth first, and how much at a time.
+#include <algorithm>
+#include <map>
+
+#include "plan/arena.h"
+#include "plan/step_group.h"
+
+namespace cnnfast::plan {
+namespace {
+
+// Of a second-level cache of 2 MiB: what a part of a group reads and writes. Weights want the rest.
+constexpr int64_t kPartBytes = 1400 * 1024;
+// Strips are read again in the next-level cache, and leave room for the rows around them.
+constexpr int64_t kStripBytes = 768 * 1024;
+// What less is handed on stays in cache anyway.
+constexpr int64_t kFarBytes = 1 << 20;
+// Constants that stay in cache from one part to the next; larger ones come again for every part, which must
+// have enough pixels to hide that.
+constexpr int64_t kNearConstants = 256 * 1024;
+constexpr int64_t kHidingPixels = 384;
+// Fewer leave a tile of pixels empty.
+constexpr int64_t kLeastPixels = 16;
+// Steps that make a group too large, whose results are small again a few steps on.
+constexpr int kMostFailures = 4;
+// Enough parts for some threads, where there are few images.
+constexpr int64_t kParts = 8;
+
+int64_t pixels_of(const Place& p) { return p.size.height * p.size.width; }
+int64_t image_bytes(const Place& p) { return 2 * p.image(); }
+int64_t floats_for(int64_t values16) { return (values16 + 1) / 2; }
+
+}  // namespace
+
+class GroupFinder {
+ public:
+  GroupFinder(const Steps& steps, const std::vector<bool>& external) : external_(external) {
+    for (const auto& step : steps) steps_.push_back(dynamic_cast<const RowStep*>(step.get()));
+    for (size_t i = 0; i < steps.size(); ++i) {
+      for (const Place& p : steps[i]->reads()) use(p.buffer, i);
+      for (const Place& p : steps[i]->all_writes()) use(p.buffer, i);
+    }
+  }
+
+  std::vector<StepGroup> run() const {
+    std::vector<StepGroup> groups;
+    for (size_t i = 0; i < steps_.size();) {
+      StepGroup group = longest_of_images(i);
+      if (group.steps_.empty()) group = longest_of_strips(i);
+      if (group.steps_.empty()) {
+        ++i;
+        continue;
+      }
+      i = group.end();
+      groups.push_back(std::move(group));
+    }
+    return groups;
+  }
+
+ private:
+  struct Use {
+    size_t first, last;
+  };
+  void use(int buffer, size_t step) {
+    auto [it, fresh] = uses_.try_emplace(buffer, Use{step, step});
+    if (!fresh) it->second.last = step;
+  }
+  bool is_inside(const Place& p, size_t begin, size_t end) const {
+    const Use& u = uses_.at(p.buffer);
+    return !external_[p.buffer] && u.first >= begin && u.last < end;
+  }
+  bool may_join(const RowStep* step) const {
+    return step && !step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels;
+  }
+
+  StepGroup longest_of_images(size_t begin) const {
+    StepGroup longest;
+    int failures = 0;
+    for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
+      StepGroup group = of_images(begin, end);
+      if (group.images_at_once_ == 0 && ++failures > kMostFailures) break;
+      if (group.images_at_once_ == 0) continue;
+      failures = 0;
+      if (is_worth(group)) longest = std::move(group);
+    }
+    return longest;
+  }
+
+  // images_at_once_ is 0 where steps [begin, end) are no group.
+  StepGroup of_images(size_t begin, size_t end) const {
+    StepGroup group = of_steps(begin, end);
+    const int64_t bytes =
+        place_inside(group, [](const Place& p, size_t) { return p.image(); }) + most_outside_bytes(group);
+    if (bytes > kPartBytes) return group;
+    const int64_t images = std::min(group.images_, kPartBytes / std::max<int64_t>(bytes, 1));
+    if (!hides_constants(group, images)) return group;
+    group.images_at_once_ = images;
+    place_inside(group, [=](const Place& p, size_t) { return images * p.image(); });
+    return group;
+  }
+
+  bool hides_constants(const StepGroup& group, int64_t images) const {
+    return std::all_of(group.steps_.begin(), group.steps_.end(), [&](const RowStep* step) {
+      return step->constant_bytes() <= kNearConstants || images * pixels_of(step->writes()) >= kHidingPixels;
+    });
+  }
+
+  // Bytes per image that one step reads from other steps' memory and writes there.
+  int64_t most_outside_bytes(const StepGroup& group) const {
+    int64_t most = 0;
+    for (const RowStep* step : group.steps_) {
+      int64_t bytes = 0;
+      const auto count = [&](const Place& p) { bytes += group.has_inside(p.buffer) ? 0 : image_bytes(p); };
+      for (const Place& p : step->reads()) count(p);
+      for (const Place& p : step->all_writes()) count(p);
+      most = std::max(most, bytes);
+    }
+    return most;
+  }
+
+  bool is_worth(const StepGroup& group) const {
+    int64_t bytes = 0;
+    for (const auto& inside : group.inside_) bytes += group.images_ * image_bytes(inside.place);
+    return group.steps_.size() > 1 && bytes >= kFarBytes;
+  }
+
+  // Every step reads what the one before it wrote for it alone: convolutions and the pooling behind them.
+  StepGroup longest_of_strips(size_t begin) const {
+    StepGroup longest;
+    for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
+      const RowStep& last = *steps_[end - 1];
+      if (last.reads().empty() || !last.window_of(0)) break;
+      if (end > begin + 1) {
+        const Place& handed = steps_[end - 2]->writes();
+        const bool follows = last.reads()[0].buffer == handed.buffer && !handed.fills_border &&
+                             last.reads().size() == 1 && is_inside(handed, begin, end);
+        if (!follows) break;
+      }
+      StepGroup group = of_strips(begin, end);
+      if (group.rows_at_once_ > 0 && is_worth(group)) longest = std::move(group);
+    }
+    return longest;
+  }
+
+  StepGroup of_strips(size_t begin, size_t end) const {
+    StepGroup group = of_steps(begin, end);
+    const int64_t wanted = std::max<int64_t>(1, kParts / std::max<int64_t>(1, group.images_));
+    const auto bytes_of = [&](int64_t rows) {
+      const auto all =
+          group.rows_of_steps({group.height_ / 2, std::min(group.height_ / 2 + rows, group.height_)});
+      return place_inside(group, [&](const Place& p, size_t writer) {
+        return (all[writer].end - all[writer].begin) * p.row();
+      });
+    };
+    int64_t rows = std::max<int64_t>(1, (group.height_ + wanted - 1) / wanted);
+    rows = std::min(rows, std::max<int64_t>(1, group.height_ / 2));
+    while (rows > 1 && bytes_of(rows) > kStripBytes) --rows;
+    group.rows_at_once_ = 0;
+    if (bytes_of(rows) > kStripBytes) return group;
+    const auto all = group.rows_of_steps({group.height_ / 2, group.height_ / 2 + rows});
+    for (size_t i = 0; i < group.steps_.size(); ++i) {
+      const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;
+      if (group.steps_[i]->constant_bytes() > kNearConstants && pixels < kHidingPixels) return group;
+    }
+    group.rows_at_once_ = rows;
+    return group;
+  }
+
+  StepGroup of_steps(size_t begin, size_t end) const {
+    StepGroup group;
+    group.begin_ = begin;
+    group.steps_.assign(steps_.begin() + begin, steps_.begin() + end);
+    const cpu::ImageSize& size = steps_[end - 1]->writes().size;
+    group.images_ = size.images;
+    group.height_ = size.height;
+    for (size_t i = begin; i < end; ++i)
+      for (const Place& p : steps_[i]->all_writes())
+        if (is_inside(p, begin, end) && !group.has_inside(p.buffer))
+          group.inside_.push_back({p, i - begin, 0});
+    return group;
+  }
+
+  // Memory for `values(place, writer)` values of every buffer inside; returns bytes.
+  template <class Values>
+  int64_t place_inside(StepGroup& group, Values&& values) const {
+    std::vector<Lifetime> lifetimes;
+    for (const auto& inside : group.inside_) {
+      const Use& u = uses_.at(inside.place.buffer);
+      lifetimes.push_back({floats_for(values(inside.place, inside.writer)), static_cast<int64_t>(u.first),
+                           static_cast<int64_t>(u.last)});
+    }
+    const auto offsets = place_buffers(lifetimes, group.scratch_floats_);
+    for (size_t i = 0; i < offsets.size(); ++i) group.inside_[i].offset = offsets[i];
+    return group.scratch_floats_ * static_cast<int64_t>(sizeof(float));
+  }
+
+  const std::vector<bool>& external_;
+  std::vector<const RowStep*> steps_;  // null: computes no rows
+  std::map<int, Use> uses_;
+};
+
+std::vector<StepGroup> find_groups(const Steps& steps, const std::vector<bool>& external) {
+  return GroupFinder(steps, external).run();
+}
+
+}  // namespace cnnfast::plan

@@ -1,0 +1,121 @@
+#include "plan/step_group.h"
+
+#include <algorithm>
+#include <chrono>
+#include <sstream>
+
+#include "cpu/parallel.h"
+
+namespace cnnfast::plan {
+namespace {
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+uint16_t* values16(float* memory) { return reinterpret_cast<uint16_t*>(memory); }
+
+// A thread that has one part more than another is waited for.
+constexpr double kMostUneven = 1.15;
+
+}  // namespace
+
+int64_t StepGroup::parts(int team) const {
+  if (images_at_once_ > 0) return images_ < team ? 0 : images_;
+  (void)team;
+  return images_ * ((height_ + rows_at_once_ - 1) / rows_at_once_);
+}
+
+bool StepGroup::fits(int team) const {
+  const int64_t count = parts(team), most = (count + team - 1) / team;
+  return count > 0 && static_cast<double>(most * team) <= kMostUneven * static_cast<double>(count);
+}
+
+bool StepGroup::has_inside(int buffer) const {
+  return std::any_of(inside_.begin(), inside_.end(),
+                     [&](const Inside& inside) { return inside.place.buffer == buffer; });
+}
+
+std::string StepGroup::text() const {
+  std::ostringstream out;
+  out << steps_.size() << " steps ";
+  if (images_at_once_ > 0)
+    out << images_at_once_ << " images at a time";
+  else
+    out << rows_at_once_ << " rows at a time";
+  out << ", " << scratch_floats_ * static_cast<int64_t>(sizeof(float)) << " bytes between them";
+  return out.str();
+}
+
+void StepGroup::run(const Memory& memory, int thread, int team, double* seconds) const {
+  const auto [begin, end] = cpu::share(parts(team), 1, thread, team);
+  if (begin >= end) return;
+  float* scratch = cpu::thread_scratch(cpu::ScratchSlot::kGroup, scratch_floats_);
+  if (images_at_once_ > 0) {
+    const int64_t turns = (end - begin + images_at_once_ - 1) / images_at_once_;
+    for (int64_t turn = 0; turn < turns; ++turn)
+      run_images(memory, begin + (end - begin) * turn / turns, begin + (end - begin) * (turn + 1) / turns,
+                 scratch, seconds);
+    return;
+  }
+  const int64_t strips = parts(team) / images_;
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t first = part % strips * rows_at_once_;
+    run_strip(memory, part / strips, {first, std::min(first + rows_at_once_, height_)}, scratch, seconds);
+  }
+}
+
+// Steps count images from the first of the batch: the thread's memory stands where the part would lie.
+void StepGroup::run_images(const Memory& memory, int64_t begin, int64_t end, float* scratch,
+                           double* seconds) const {
+  Memory local = memory;
+  for (const Inside& inside : inside_)
+    local.buffers[inside.place.buffer] =
+        reinterpret_cast<float*>(values16(scratch + inside.offset) - begin * inside.place.image());
+  double last = seconds ? now_seconds() : 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const int64_t height = steps_[i]->writes().size.height;
+    steps_[i]->fill_borders(local, begin, end);
+    steps_[i]->compute_rows(local, begin * height, end * height);
+    if (!seconds) continue;
+    const double now = now_seconds();
+    seconds[i] += now - last;
+    last = now;
+  }
+}
+
+// What every step has to compute for rows of the last.
+std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows rows) const {
+  std::vector<Rows> all(steps_.size());
+  for (size_t i = steps_.size(); i-- > 0;) {
+    all[i] = rows;
+    if (i == 0) break;
+    const auto [stride, before, extent] = *steps_[i]->window_of(0);
+    const int64_t height = steps_[i - 1]->writes().size.height;
+    rows = {std::clamp<int64_t>(rows.begin * stride - before, 0, height),
+            std::clamp<int64_t>((rows.end - 1) * stride - before + extent, 0, height)};
+  }
+  return all;
+}
+
+void StepGroup::run_strip(const Memory& memory, int64_t image, Rows rows, float* scratch,
+                          double* seconds) const {
+  const std::vector<Rows> all = rows_of_steps(rows);
+  Memory local = memory;
+  for (const Inside& inside : inside_)
+    local.buffers[inside.place.buffer] =
+        reinterpret_cast<float*>(values16(scratch + inside.offset) - image * inside.place.image() -
+                                 (inside.place.border.top + all[inside.writer].begin) * inside.place.row());
+  if (rows.begin == 0) steps_.back()->fill_borders(local, image, image + 1);
+  double last = seconds ? now_seconds() : 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const int64_t first = image * steps_[i]->writes().size.height;
+    steps_[i]->compute_rows(local, first + all[i].begin, first + all[i].end);
+    if (!seconds) continue;
+    const double now = now_seconds();
+    seconds[i] += now - last;
+    last = now;
+  }
+}
+
+}  // namespace cnnfast::plan
