@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.convert import Unit
-from cnnfast.fuse.shells import shell_copy, unfused
+from cnnfast.fuse.shells import evaluating, shell_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import is_layer, is_ours
 
@@ -27,7 +27,7 @@ def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
     Those inside a layer of cnnfast.nn are its own; matrix products and convolutions that a forward calls as
     functions are those of its module.
     """
-    probe = unfused(network).eval()
+    probe = evaluating(unfused(network))
     counts = _Counts()
     ours: list[str] = []
     for name, layer in probe.named_modules():
@@ -95,7 +95,7 @@ def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple)
 
     Each unit starts from the original's values; within it errors accumulate as they do in use.
     """
-    eager, probe = unfused(fused).eval(), shell_copy(fused).eval()
+    eager, probe = evaluating(unfused(fused)), evaluating(shell_copy(fused))
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
     errors = {}
     for unit in units:

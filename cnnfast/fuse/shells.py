@@ -83,6 +83,12 @@ def _with_shells(value: object, shells: dict[int, nn.Module]) -> object:
     return made
 
 
+def evaluating(module: nn.Module) -> nn.Module:
+    """The module in evaluation mode; networks with a train() of their own may return nothing from eval()."""
+    module.eval()
+    return module
+
+
 def own_copy(module: nn.Module, memo: dict | None = None) -> nn.Module:
     """A deep copy. Values that a training forward kept, which torch does not copy, are detached in it."""
     memo = {} if memo is None else memo
