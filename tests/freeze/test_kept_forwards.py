@@ -30,6 +30,15 @@ class CachedBias(nn.Module):
         return self.conv(x) + self.kept["bias"]
 
 
+class Shifted(nn.Module):
+    """A write that is right in a plan only if it is for images of every size."""
+
+    def forward(self, x):
+        y = x * 2
+        y.add_(1)
+        return torch.relu(y)
+
+
 def test_a_train_method_that_returns_nothing():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), CachedBias(), nn.ReLU())
     model.eval()
@@ -41,3 +50,14 @@ def test_a_train_method_that_returns_nothing():
             wanted = network(IMAGE)
             torch.testing.assert_close(frozen(IMAGE), wanted, rtol=0, atol=1e-4)
             torch.testing.assert_close(fused(IMAGE), wanted, rtol=0, atol=1e-4)
+
+
+def test_sizes_of_larger_images_are_found_without_a_trace_in_the_model():
+    """What a forward keeps while sizes are worked out without numbers is no tensor of anyone's."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), CachedBias(), Shifted())
+    model.eval()
+    frozen = cnnfast.freeze(model, IMAGE)
+    assert model[1].kept == {}
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(IMAGE), model(IMAGE), rtol=0, atol=1e-4)
+    assert type(model[1].kept["bias"]) is torch.Tensor
