@@ -40,7 +40,7 @@ def fuse(
 
     Fused, an activation being ReLU or Sigmoid, and activations, pools, norms without parameters and means
     also written as functions (behind convolutions, batch norms and linear layers ReLU6, Hardtanh, LeakyReLU,
-    ELU, Hardsigmoid, Hardswish, SiLU, Mish, Tanh and GELU too, with the numbers that they have now):
+    ELU, Hardsigmoid, Hardswish, SiLU, Mish, Tanh and GELU too; a layer's numbers are read at every call):
       Conv2d (+ BatchNorm2d) (+ a sum) (+ activation); a ReLU may stand behind a max pool
       BatchNorm2d (+ activation) + Conv2d (+ a sum); BatchNorm2d (+ a sum) (+ activation)
       Linear (+ BatchNorm1d) (+ activation)
