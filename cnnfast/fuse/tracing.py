@@ -105,6 +105,7 @@ def trace(
             reason = f"its forward reads '{attribute}', which train() or eval() sets"
         else:
             _drop_unused_attributes(graph)
+            _inputs_by_position(graph, probe)
             return Trace(graph, closed, tracer.read)
         if path == "":
             raise NotTraceable(reason)
@@ -338,6 +339,19 @@ def _drop_unused_attributes(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+
+
+def _inputs_by_position(graph: fx.Graph, root: nn.Module) -> None:
+    """conv(input=x) as conv(x): one form for whoever reads the graph."""
+    for node in graph.nodes:
+        named = node.op == "call_function" and "input" in node.kwargs
+        if node.op == "call_module" and not node.args and node.kwargs:
+            module = root.get_submodule(node.target)
+            first = next(iter(inspect.signature(module.forward).parameters), None)
+            named = is_layer(module) and first == "input" and first in node.kwargs
+        if named and not node.args:
+            node.args = (node.kwargs["input"],)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "input"}
 
 
 def _first_line(error: Exception) -> str:
