@@ -53,7 +53,7 @@ def fuse(
     there only; nn.Identity counts as nothing. Layers that have hooks, are called twice, are parametrized
     or have a forward of their own stay as they are, and the report says so. Where a forward cannot be
     traced, or switches autocast or the recording of gradients on or off, it stays and its children are
-    fused one by one.
+    fused one by one, plain convolutions too.
 
     Args:
         model: any module; inside DataParallel or DistributedDataParallel fuse first and wrap the result.

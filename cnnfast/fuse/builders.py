@@ -32,7 +32,7 @@ class Layer:
     def __getitem__(self, attribute: str) -> fx.Node:
         if self.values is not None:
             return self.values[attribute]
-        return self.graph.create_node("get_attr", f"{self.path}.{attribute}")
+        return self.graph.create_node("get_attr", f"{self.path}.{attribute}" if self.path else attribute)
 
     def pair(self, attribute: str) -> fx.Node | list[fx.Node]:
         """An attribute that is a pair, or one number for both."""

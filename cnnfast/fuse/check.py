@@ -1,5 +1,6 @@
 """Running a fused network beside the original: multiply-adds of the layers, and the error of each."""
 
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -144,8 +145,11 @@ def _arguments(eager: nn.Module, paths: list[str], example_inputs: tuple) -> dic
     """What each unit is called with, the last time if more than once."""
     calls: dict[str, tuple] = {}
     for path in paths:
-        hook = lambda module, args, path=path: calls.__setitem__(path, args)  # noqa: E731
-        eager.get_submodule(path).register_forward_pre_hook(hook)
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, path: str = path) -> None:
+            calls[path] = inspect.signature(module.forward).bind(*args, **kwargs).args
+
+        eager.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
     with torch.no_grad(), left_alone(eager):
         eager(*example_inputs)
     return calls

@@ -119,7 +119,7 @@ def test_numbers_beside_the_module_are_those_of_the_call(what, inside):
     for got in results[1:]:
         torch.testing.assert_close(got, results[0], rtol=0, atol=1e-4)
     report = fused.report()
-    assert report["2.conv" if inside else "conv"].status == ("fused" if what == "logged" else "eager")
+    assert report["2.norm" if inside else "norm"].status == ("fused" if what == "logged" else "eager")
     assert bool(report.notes) == (what != "logged")
     if inside:
         assert report["0"].status == "fused" and all("'2' (Net)" in note for note in report.notes)
