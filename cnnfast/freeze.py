@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cnnfast import _ext
 from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
 from cnnfast.fuse.foreign import with_plain_norms
-from cnnfast.fuse.shells import own_copy, unfused
+from cnnfast.fuse.shells import evaluating, own_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
 from cnnfast.plan import files, tuning
 from cnnfast.plan.arithmetic import faster_of
@@ -166,7 +166,7 @@ def _assemble(model: nn.Module, built: Built, tune: bool) -> FrozenNet:
 def _in_parts(model: nn.Module, inputs: tuple, winograd: bool, tune: bool) -> JoinedNet | EagerNet | None:
     """Plans joined by eager layers; None where no layer has a place in a plan."""
     freezer = Freezer(winograd)
-    made = freezer.freeze(with_plain_norms(unfused(model).eval()), "", inputs)
+    made = freezer.freeze(with_plain_norms(evaluating(unfused(model))), "", inputs)
     if made is None:
         return None
     report = _report(model, tuple(freezer.rows), tuple(freezer.notes))
@@ -215,7 +215,7 @@ def _within_budget(
 def _compared(frozen: Frozen, model: nn.Module, inputs: tuple, verify: bool) -> Frozen:
     """Run the example through both."""
     with left_alone(model), left_alone(frozen):
-        results = unfused(model).eval()(*map(copied, inputs)), frozen(*map(copied, inputs))
+        results = evaluating(unfused(model))(*map(copied, inputs)), frozen(*map(copied, inputs))
     wanted, got = map(tensors_in, results)
     if [(x.shape, x.dtype) for x in got] != [(x.shape, x.dtype) for x in wanted]:
         raise VerificationError(

@@ -20,7 +20,7 @@ from cnnfast.export.formats import FORMATS, Job, quiet, with_one_image_more
 from cnnfast.files import replacing
 from cnnfast.freeze import FrozenNet
 from cnnfast.fuse.check import as_tuple
-from cnnfast.fuse.shells import shell_copy
+from cnnfast.fuse.shells import evaluating, shell_copy
 
 __all__ = ["FORMATS", "ExportError", "export", "library_path"]
 
@@ -73,7 +73,7 @@ def export(
     path = Path(path)
     _check_arguments(model, path, format, example_inputs)
     inputs = None if example_inputs is None else as_tuple(example_inputs)
-    network = model if isinstance(model, FrozenNet) else shell_copy(model).eval()
+    network = model if isinstance(model, FrozenNet) else evaluating(shell_copy(model))
     with replacing(path) as whole, TemporaryDirectory(dir=path.parent, prefix=".") as folder, quiet():
         file = Path(folder, path.name)  # archives take the name of their file
         written = FORMATS[format].write(Job(network, file, inputs, dynamic_batch))

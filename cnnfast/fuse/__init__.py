@@ -40,7 +40,7 @@ def fuse(
 
     Fused, an activation being ReLU or Sigmoid, and activations, pools, norms without parameters and means
     also written as functions (behind convolutions, batch norms and linear layers ReLU6, Hardtanh, LeakyReLU,
-    ELU, Hardsigmoid, Hardswish, SiLU, Mish, Tanh and GELU too, with the numbers that they have now):
+    ELU, Hardsigmoid, Hardswish, SiLU, Mish, Tanh and GELU too; a layer's numbers are read at every call):
       Conv2d (+ BatchNorm2d) (+ a sum) (+ activation); a ReLU may stand behind a max pool
       BatchNorm2d (+ activation) + Conv2d (+ a sum); BatchNorm2d (+ a sum) (+ activation)
       Linear (+ BatchNorm1d) (+ activation)
@@ -53,7 +53,7 @@ def fuse(
     there only; nn.Identity counts as nothing. Layers that have hooks, are called twice, are parametrized
     or have a forward of their own stay as they are, and the report says so. Where a forward cannot be
     traced, or switches autocast or the recording of gradients on or off, it stays and its children are
-    fused one by one.
+    fused one by one, plain convolutions too.
 
     Args:
         model: any module; inside DataParallel or DistributedDataParallel fuse first and wrap the result.

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from cnnfast import ops
-from cnnfast.fuse import runtime, runtime_norm, runtime_same
+from cnnfast.fuse import runtime, runtime_norm, runtime_same, runtime_settings
 from cnnfast.fuse.foreign import is_frozen_norm, is_standardised, pads_to_same
 from cnnfast.fuse.functions import VALUES
 from cnnfast.fuse.groups import Group
-from cnnfast.fuse.kinds import image_mean, module_of
+from cnnfast.fuse.kinds import image_mean, module_of, numbers_of
 from cnnfast.fuse.pool_arguments import avg_pool_arguments, max_pool_arguments
-from cnnfast.nn._holders import pad_mode, split_padding
+from cnnfast.nn._holders import split_padding
 
 Call = tuple[Callable, tuple]
 _NORM = (
@@ -32,7 +32,7 @@ class Layer:
     def __getitem__(self, attribute: str) -> fx.Node:
         if self.values is not None:
             return self.values[attribute]
-        return self.graph.create_node("get_attr", f"{self.path}.{attribute}")
+        return self.graph.create_node("get_attr", f"{self.path}.{attribute}" if self.path else attribute)
 
     def pair(self, attribute: str) -> fx.Node | list[fx.Node]:
         """An attribute that is a pair, or one number for both."""
@@ -65,8 +65,19 @@ class Layer:
 
     def padding(self) -> fx.Node | list[int]:
         """What a convolution's operator pads with; words become numbers here."""
-        live = self.module.padding_mode == "zeros" and not isinstance(self.module.padding, str)
-        return self["padding"] if live else list(split_padding(self.module)[1])
+        if self.module.padding_mode != "zeros" or isinstance(self.module.padding, str):
+            return list(split_padding(self.module)[1])
+        if self.values is not None:
+            return self["padding"]
+        arguments = (self["padding"], self["padding_mode"])
+        return self.graph.call_function(runtime_settings.zeros_around, arguments)
+
+    def pad_mode(self) -> fx.Node | str:
+        """How torch.nn.functional.pad calls what a convolution pads with."""
+        mode = self.module.padding_mode
+        if mode == "zeros" and not isinstance(self.module.padding, str):
+            return "constant"  # what padding() gives makes sure of it
+        return self.graph.call_function(runtime_settings.mode_as_fused, (self["padding_mode"], mode))
 
 
 def norm_values(graph: fx.Graph, root: nn.Module, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -76,17 +87,32 @@ def norm_values(graph: fx.Graph, root: nn.Module, node: fx.Node) -> tuple[fx.Nod
     return tuple(fixed[name] if name in fixed else layer[name] for name in _NORM)
 
 
+def activation(graph: fx.Graph, root: nn.Module, group: Group) -> fx.Node | str:
+    """What a call ends with; the numbers of a layer are those that it has when the forward runs."""
+    if group.ending is None or group.ending.op != "call_module":
+        return group.activation
+    layer = Layer(graph, root, group.ending)
+    if isinstance(layer.module, nn.GELU):
+        return graph.call_function(runtime_settings.gelu, (layer["approximate"],))
+    names = numbers_of(layer.module)
+    if not names:
+        return group.activation
+    then = [float(getattr(layer.module, name)) for name in names]
+    now = [graph.call_function(float, (layer[name],)) for name in names]
+    return graph.call_function(runtime_settings.activation_with, (group.activation, then, now))
+
+
 def conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     layer = Layer(graph, root, group.layer)
     first, padding = layer.pads(group.source)
     settings = (
         first,
-        pad_mode(layer.module),
+        layer.pad_mode(),
         layer["stride"],
         padding,
         layer["dilation"],
         layer["groups"],
-        group.activation,
+        activation(graph, root, group),
     )
     head = (group.source, group.residual, layer.weight(), layer["bias"])
     if group.batch_norm is None:
@@ -98,13 +124,14 @@ def linear(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     layer = Layer(graph, root, group.layer)
     head = (group.source, layer["weight"], layer["bias"])
     if group.batch_norm is None:
-        return ops.linear, (*head, group.activation)
-    return runtime_norm.linear_bn, (*head, *norm_values(graph, root, group.batch_norm), group.activation)
+        return ops.linear, (*head, activation(graph, root, group))
+    norm = norm_values(graph, root, group.batch_norm)
+    return runtime_norm.linear_bn, (*head, *norm, activation(graph, root, group))
 
 
 def batch_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     norm = norm_values(graph, root, group.batch_norm)
-    return runtime_norm.bn, (group.source, group.residual, *norm, group.activation)
+    return runtime_norm.bn, (group.source, group.residual, *norm, activation(graph, root, group))
 
 
 def bn_conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:

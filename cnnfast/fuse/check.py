@@ -1,12 +1,13 @@
 """Running a fused network beside the original: multiply-adds of the layers, and the error of each."""
 
+import inspect
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.convert import Unit
-from cnnfast.fuse.shells import shell_copy, unfused
+from cnnfast.fuse.shells import evaluating, shell_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import is_layer, is_ours
 
@@ -27,7 +28,7 @@ def multiply_adds(network: nn.Module, example_inputs: tuple) -> dict[str, int]:
     Those inside a layer of cnnfast.nn are its own; matrix products and convolutions that a forward calls as
     functions are those of its module.
     """
-    probe = unfused(network).eval()
+    probe = evaluating(unfused(network))
     counts = _Counts()
     ours: list[str] = []
     for name, layer in probe.named_modules():
@@ -95,7 +96,7 @@ def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple)
 
     Each unit starts from the original's values; within it errors accumulate as they do in use.
     """
-    eager, probe = unfused(fused).eval(), shell_copy(fused).eval()
+    eager, probe = evaluating(unfused(fused)), evaluating(shell_copy(fused))
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
     errors = {}
     for unit in units:
@@ -144,8 +145,11 @@ def _arguments(eager: nn.Module, paths: list[str], example_inputs: tuple) -> dic
     """What each unit is called with, the last time if more than once."""
     calls: dict[str, tuple] = {}
     for path in paths:
-        hook = lambda module, args, path=path: calls.__setitem__(path, args)  # noqa: E731
-        eager.get_submodule(path).register_forward_pre_hook(hook)
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, path: str = path) -> None:
+            calls[path] = inspect.signature(module.forward).bind(*args, **kwargs).args
+
+        eager.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
     with torch.no_grad(), left_alone(eager):
         eager(*example_inputs)
     return calls

@@ -14,7 +14,8 @@ from cnnfast.fuse.match import Match, find_groups
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
-from cnnfast.fuse.shells import Guarded, Inlined, become, mark_read, mark_swallowed, source_of
+from cnnfast.fuse.shells import Guarded, Inlined, become, mark_read, mark_swallowed, original_class, source_of
+from cnnfast.fuse.single import fuse_single, why_not_single
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
 
@@ -86,9 +87,23 @@ class Converter:
         self.notes.append(f"{here} keeps its own forward: {reason}. Its children were fused one by one.")
         for name, child in nearest(module, path):
             if is_layer(child):
-                self.rows[name] = _row(name, child, EAGER, reason=f"called by a forward that stays: {reason}")
+                self.rows[name] = self.keep_layer(child, name, reason)
             else:
                 self.convert(child, name)
+
+    def keep_layer(self, layer: nn.Module, name: str, reason: str) -> Row:
+        """A layer that a forward calls which stays: some can run by themselves."""
+        if not self.chosen(name, layer):
+            return _row(name, layer, EAGER, reason="left out by filter_fn")
+        why = why_not_single(layer)
+        if why is not None:
+            return _row(name, layer, EAGER, reason=why or f"called by a forward that stays: {reason}")
+        if layer not in self._seen:
+            self._seen.add(layer)
+            made = fuse_single(layer)
+            self.units.append(Unit(name, made.eager, made.fused, {name: (made.before, made.after)}))
+        runs_as = f"cnnfast.ops.conv2d: {name}"
+        return Row(name, original_class(layer).__name__, FUSED, runs_as)
 
     def generate(
         self,

@@ -23,6 +23,7 @@ class Group:
     batch_norm: fx.Node | None = None
     add: fx.Node | None = None
     activation: str = "none"
+    ending: fx.Node | None = None  # that of the activation
     branches: list[list["Group"]] = field(default_factory=list)  # of a block; a dense block has one
 
     @property

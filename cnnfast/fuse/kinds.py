@@ -114,6 +114,11 @@ def _with_numbers(name: str, numbers: list[object]) -> str | None:
     return f"{name}({', '.join(repr(float(number)) for number in numbers)})"
 
 
+def numbers_of(module: nn.Module) -> tuple[str, ...]:
+    """The attributes of an activation that are its numbers."""
+    return _NUMBERED[type(module)][1] if type(module) in _NUMBERED else ()
+
+
 def is_ending(module: nn.Module) -> bool:
     """Whether a layer is an activation that others can end with."""
     return type(module) in (*ACTIVATION_MODULES, *_MORE_MODULES, *_NUMBERED, nn.GELU)

@@ -165,7 +165,7 @@ class _Matcher:
             if reason is not None:
                 self.match.reasons[node.target] = reason
                 return
-        group.activation = activation
+        group.activation, group.ending = activation, node
         group.nodes.append(node)
 
     def reason_to_stay(self, node: fx.Node) -> str:

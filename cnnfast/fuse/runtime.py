@@ -197,6 +197,13 @@ def image_mean(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
     return y if keepdim else y.flatten(1)
 
 
+def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
+    """A convolution's result in channels_last only where its input is: what reads it may call x.view."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return y
+    return y.contiguous()
+
+
 def in_rows(x: Tensor) -> Tensor:
     """The tensor in the layout that separate layers would have given it, for code that calls x.view."""
     return x.contiguous()

@@ -13,7 +13,7 @@ import re
 import types
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
+_SHARED = "_cnnfast_shared"
 _READ = "_cnnfast_read"
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -81,6 +82,12 @@ def _with_shells(value: object, shells: dict[int, nn.Module]) -> object:
     for key, part in zip(value if isinstance(value, dict) else range(len(new)), new, strict=True):
         made[key] = part
     return made
+
+
+def evaluating(module: nn.Module) -> nn.Module:
+    """The module in evaluation mode; networks with a train() of their own may return nothing from eval()."""
+    module.eval()
+    return module
 
 
 def own_copy(module: nn.Module, memo: dict | None = None) -> nn.Module:
@@ -287,12 +294,15 @@ class WatchedHooks(OrderedDict):
 
 def mark_swallowed(root: nn.Module, swallowed: set[nn.Module]) -> None:
     """Remember in each parent which children's forward is not called any more."""
-    for path, child in list(root.named_modules(remove_duplicate=False)):
+    paths = list(root.named_modules(remove_duplicate=False))
+    places = Counter(child for _, child in paths)
+    for path, child in paths:
         if child not in swallowed:
             continue
         parent_path, _, name = path.rpartition(".")
         parent = root.get_submodule(parent_path)
-        parent.__dict__[_SWALLOWED] = parent.__dict__.get(_SWALLOWED, frozenset()) | {name}
+        for mark in (_SWALLOWED, _SHARED) if places[child] > 1 else (_SWALLOWED,):
+            parent.__dict__[mark] = parent.__dict__.get(mark, frozenset()) | {name}
         for key in _FORWARD_HOOKS:
             if key in child.__dict__ and not child.__dict__[key]:
                 child.__dict__[key] = WatchedHooks()
@@ -321,7 +331,8 @@ def _refuse_replacement(module: nn.Module, name: str, value: object) -> None:
     if name not in module.__dict__.get(_SWALLOWED, ()):
         return
     old = module._modules.get(name)
-    if value is old or _serves_as_well(old, value):
+    shared = name in module.__dict__.get(_SHARED, ())  # calls from all places read the layer at one
+    if value is old or (not shared and _serves_as_well(old, value)):
         return
     raise RuntimeError(
         f"'{name}' ({original_class(old).__name__}) is fused with the layers around it, so that "

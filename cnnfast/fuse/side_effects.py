@@ -1,7 +1,7 @@
 """What a forward writes into its modules while it is traced or run for an example: found, and taken back.
 
-Either runs a forward on shells (see shells.py), whose tensors, lists and dicts are those of the user's
-modules.
+Either runs a forward on shells (see shells.py), whose tensors, lists, dicts and other objects are those of
+the user's modules.
 """
 
 from collections import deque
@@ -11,13 +11,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-_DEPTH = 3  # containers within containers
+from cnnfast.fuse.shells import original_class
+from cnnfast.fuse.surroundings import RandomNumbers, is_plain_object, names_around
+
+_DEPTH = 4  # containers within containers
+_CONTAINERS = (list, deque, set, dict, tuple)
 _UNWATCHED = ("training",)  # written by tracing itself
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 class Watched:
-    """The attributes of a tree of modules, with what the lists, dicts and sets among them hold."""
+    """The attributes of a tree of modules, with what the lists, dicts, sets and objects among them hold.
+
+    Globals that the classes' functions name, and data that the classes hold, likewise.
+    """
 
     def __init__(self, root: nn.Module):
         self._modules = dict(root.named_modules())
@@ -26,6 +33,14 @@ class Watched:
             (path, key, container, content)
             for path, attributes in self._attributes.items()
             for key, value in attributes.items()
+            for container, content in _containers(value, _DEPTH)
+        ]
+        classes = {original_class(module): path for path, module in reversed(self._modules.items())}
+        self._around = [(path, names) for cls, path in classes.items() for names in names_around(cls)]
+        self._held += [
+            (path, key, container, content)
+            for path, names in self._around
+            for key, value in names.before.items()
             for container, content in _containers(value, _DEPTH)
         ]
 
@@ -46,18 +61,26 @@ class Watched:
                 changed = _reassigned(container, content, path) if key in _REGISTERED else [key]
                 written += [(path, name) for name in changed]
                 _refill(container, content)
+        for path, names in self._around:
+            for name in names.changed():
+                written.append((path, name))
+                names.take_back(name)
         return written
 
 
 @contextmanager
 def left_alone(root: nn.Module) -> Iterator[None]:
-    """Attributes and buffers of a tree of modules are at the end what they were, whatever was run."""
-    watched = Watched(root)
+    """Attributes and buffers of a tree of modules are at the end what they were, whatever was run.
+
+    So are the random numbers that come next.
+    """
+    watched, numbers = Watched(root), RandomNumbers()
     kept = [(buffer, write_count(buffer), buffer.detach().clone()) for buffer in root.buffers()]
     try:
         yield
     finally:
         watched.take_back()
+        numbers.take_back()
         with torch.no_grad():
             for buffer, before, values in kept:
                 if write_count(buffer) != before:
@@ -74,8 +97,13 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 
 def _containers(value: object, depth: int) -> Iterator[tuple[object, list]]:
-    """The containers in a value that can be written to, each with a copy of its content."""
-    if depth == 0 or not isinstance(value, (list, deque, set, dict, tuple)):
+    """The containers in a value that can be written to, each with a copy of its content.
+
+    Of an object the dict of its attributes.
+    """
+    if is_plain_object(value) and not isinstance(value, _CONTAINERS):
+        value = value.__dict__
+    if depth == 0 or not isinstance(value, _CONTAINERS):
         return
     if not isinstance(value, tuple):
         yield value, _content(value)

@@ -14,6 +14,7 @@ from torch import fx, nn
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
 from cnnfast.fuse.side_effects import Watched
+from cnnfast.fuse.surroundings import RandomNumbers, differs_by_call, random_states
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NUMBER_ATTRIBUTES = ("shape", "ndim", "training")
@@ -82,10 +83,11 @@ def trace(
         if given is not None:
             _take(probe, given)
         tracer = _Tracer(probe, is_leaf, closed, live_training)
-        watched = Watched(probe)
+        watched, numbers = Watched(probe), RandomNumbers()
         try:
             with tracer.noting_reads():
                 graph = tracer.trace(probe)
+            tracer.refuse_draws()
         except Exception as error:
             if tracer.resisting in ("", None):
                 raise NotTraceable(_first_line(error)) from error
@@ -93,6 +95,7 @@ def trace(
             continue
         finally:
             written = watched.take_back()
+            numbers.take_back()
         switched = _read_and_switched(probe, tracer.read) if live_training else None
         if written:
             path, attribute = written[0]
@@ -102,6 +105,7 @@ def trace(
             reason = f"its forward reads '{attribute}', which train() or eval() sets"
         else:
             _drop_unused_attributes(graph)
+            _inputs_by_position(graph, probe)
             return Trace(graph, closed, tracer.read)
         if path == "":
             raise NotTraceable(reason)
@@ -121,6 +125,7 @@ class _Tracer(fx.Tracer):
         self.resisting: str | None = None  # the innermost module whose forward raised
         self._modes = self._present_modes()
         self.read: dict[str, set[str]] = {}
+        self._random = random_states()
 
     @contextmanager
     def noting_reads(self) -> Iterator[None]:
@@ -129,6 +134,8 @@ class _Tracer(fx.Tracer):
         def __getattribute__(module, name):
             value = object.__getattribute__(module, name)
             if name not in _INTERNAL and module in self.paths and name in module.__dict__:
+                if differs_by_call(value):
+                    raise NotTraceable(f"its forward reads '{name}', which differs from call to call")
                 if not isinstance(value, torch.Tensor):  # those are read again at every call
                     self.read.setdefault(self.paths[module], set()).add(name)
             return value
@@ -169,13 +176,20 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(module)
         self._depth.append(path)
         try:
-            return super().call_module(module, forward, args, kwargs)
+            result = super().call_module(module, forward, args, kwargs)
+            self.refuse_draws()
+            return result
         except Exception:
             if self.resisting is None:
                 self.resisting = self._depth[-1] if not self.is_leaf_module(module, path) else self._depth[-2]
             raise
         finally:
             self._depth.pop()
+
+    def refuse_draws(self) -> None:
+        """Random numbers that were drawn while tracing would be the same ones for ever."""
+        if random_states() != self._random:
+            raise NotTraceable("its forward draws random numbers that are no tensor made from its input")
 
     def proxy(self, node):
         return _Value(node, self)
@@ -325,6 +339,19 @@ def _drop_unused_attributes(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+
+
+def _inputs_by_position(graph: fx.Graph, root: nn.Module) -> None:
+    """conv(input=x) as conv(x): one form for whoever reads the graph."""
+    for node in graph.nodes:
+        named = node.op == "call_function" and "input" in node.kwargs
+        if node.op == "call_module" and not node.args and node.kwargs:
+            module = root.get_submodule(node.target)
+            first = next(iter(inspect.signature(module.forward).parameters), None)
+            named = is_layer(module) and first == "input" and first in node.kwargs
+        if named and not node.args:
+            node.args = (node.kwargs["input"],)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "input"}
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnfast.fuse.check import relative_error
-from cnnfast.fuse.shells import own_copy, unfused
+from cnnfast.fuse.shells import evaluating, own_copy, unfused
 from cnnfast.plan.record import copied, tensors_in, with_tensors
 
 
@@ -26,7 +26,7 @@ def in_double(model: nn.Module, inputs: tuple) -> list[Tensor]:
     """The output tensors of a float64 copy in evaluation mode; ValueError where there are none."""
     doubled = with_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
     try:
-        wanted = tensors_in(own_copy(unfused(model)).double().eval()(*doubled))
+        wanted = tensors_in(evaluating(own_copy(unfused(model)).double())(*doubled))
     except Exception as error:  # whatever the network's own code raises
         raise ValueError(
             f"freeze: error_budget compares with the network in float64, where it fails ({error}): leave "

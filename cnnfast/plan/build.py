@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.foreign import with_plain_norms
-from cnnfast.fuse.shells import has_hooks, unfused
+from cnnfast.fuse.shells import evaluating, has_hooks, unfused
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
 from cnnfast.plan.fold import fold
 from cnnfast.plan.lowering import Lowering, Refusal
@@ -44,7 +44,7 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
 
     Raises UnsupportedNetworkError naming every layer without a place in a plan.
     """
-    network = with_plain_norms(unfused(model).eval())
+    network = with_plain_norms(evaluating(unfused(model)))
     name = type(network).__name__
     if has_hooks(network):
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", "it has hooks: remove them first")])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnfast.fuse.shells import own_copy, shell_copy, unfused
+from cnnfast.fuse.shells import evaluating, own_copy, shell_copy, unfused
 from cnnfast.limits import Limits
 from cnnfast.plan import files, show
 from cnnfast.plan.codec import decode, encode
@@ -254,7 +254,7 @@ class EagerNet(_WithPlans):
 
 def eager_snapshot(model: nn.Module, reason: str) -> EagerNet:
     """What freeze(..., allow_eager=True) returns where it has no plan."""
-    network = own_copy(unfused(model)).eval().requires_grad_(False)
+    network = evaluating(own_copy(unfused(model))).requires_grad_(False)
     name = type(network).__name__
     row = Row("", name, EAGER, "an eager copy in evaluation mode", reason.splitlines()[0])
     return EagerNet(network, Report(f"freeze({name})", (row,), (reason,)))

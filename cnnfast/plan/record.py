@@ -135,7 +135,7 @@ def _places_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> di
     """
     for factors in _LARGER:
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            with left_alone(network), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
                 larger = with_tensors(lambda x: mode.from_tensor(_enlarged(x, factors)), inputs)  # noqa: B023
                 runner = _Places(network, graph=graph)
                 runner.run(*larger)

@@ -66,7 +66,6 @@ def test_functions_follow_their_parameters():
     [
         lambda s, x: F.conv2d(x, s.w * 2),
         lambda s, x: F.conv2d(x, s.w, padding="same"),
-        lambda s, x: F.conv2d(input=x, weight=s.w),
         lambda s, x: F.batch_norm(x, None, None, training=True),
         lambda s, x: F.conv2d(x, s.w, stride=x.shape[2] // 4),
     ],
@@ -81,6 +80,18 @@ def test_functions_with_other_arguments_stay(function):
             return function(self, x)
 
     assert not operators(check(Net()))
+
+
+def test_functions_with_named_arguments():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+        def forward(self, x):
+            return F.relu(input=F.conv2d(weight=self.w, input=x, padding=1))
+
+    assert operators(check(Net())) == {"conv2d": "conv2d"}
 
 
 def test_frozen_batch_norm():

@@ -145,6 +145,18 @@ def standardised():
     return nn.Sequential(*layers, StandardisedConv(16, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
 
+class Named(nn.Module):
+    """Calls that name what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(input=self.norm(input=self.conv(input=x)), inplace=False)
+        return self.out(input=F.max_pool2d(input=x, kernel_size=2))
+
+
 IMAGES = (torch.randn(2, 3, 32, 40), torch.randn(1, 3, 48, 24))
 ODD = (torch.randn(2, 3, 37, 42), torch.randn(1, 3, 27, 30))
 # by name: how it is made, the inputs of two calls, whether one plan holds all of it
@@ -157,6 +169,7 @@ NETWORKS = {
     "super_resolution": (SuperResolution, IMAGES, True),
     "generator": (Generator, (torch.randn(2, 16, 1, 1), torch.randn(5, 16, 2, 3)), True),
     "focus": (Focus, IMAGES, False),
+    "named": (Named, IMAGES, True),
     "standardised": (standardised, IMAGES, True),
 }
 EACH = pytest.mark.parametrize("name", NETWORKS)

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from cnnfast.fuse.check import multiply_adds, relative_error
 from cnnfast.fuse.convert import nearest
-from cnnfast.fuse.shells import has_hooks, own_copy, shell_copy
+from cnnfast.fuse.shells import evaluating, has_hooks, own_copy, shell_copy
 from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, trace
 from cnnfast.plan.owners import is_leaf
@@ -72,7 +72,7 @@ class Freezer:
     def _keep_forward(self, module: nn.Module, path: str, args: tuple, reason: str) -> nn.Module | None:
         """A copy whose forward stays and calls frozen children, as far as it works with them."""
         here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
-        plain = own_copy(module).eval().requires_grad_(False)
+        plain = evaluating(own_copy(module)).requires_grad_(False)
         calls = _Calls(plain)
         with left_alone(plain):
             wanted = plain(*map(copied, args))
@@ -212,7 +212,7 @@ def _difference(got: object, wanted: object) -> float:
 
 def _nudged(module: nn.Module, children: list[str], args: tuple) -> object:
     """The results of a module whose children's results are changed by _NUDGE of their size."""
-    probe, generator = shell_copy(module).eval(), torch.Generator().manual_seed(0)
+    probe, generator = evaluating(shell_copy(module)), torch.Generator().manual_seed(0)
 
     def nudge(x: Tensor) -> Tensor:
         if not x.is_floating_point() or x.numel() == 0:
