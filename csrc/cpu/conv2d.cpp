@@ -55,6 +55,12 @@ at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& a, const std::vector
 
 namespace {
 
+ImageGroups groups_of(const Conv2dArgs& a, const at::Tensor& output) {
+  const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
+  return {output.size(0), image_values(a.input.sizes(), {ph, pw, ph, pw}) + image_values(output.sizes()),
+          a.weight.numel()};
+}
+
 // One group of images after the other, with weights that are packed once.
 class GroupedConv {
  public:
@@ -62,8 +68,7 @@ class GroupedConv {
       : args_(args),
         output_(output),
         bring_in_(bring_in),
-        groups_(output.size(0), image_values(args.input.sizes()) + image_values(output.sizes()),
-                args.weight.numel()),
+        groups_(groups_of(args, output)),
         geometry_(geometry_of(args, output.sizes())) {
     geometry_.images = std::min(groups_.step(), output.size(0));
     if (geometry_.flops() >= kWinogradFlops)

@@ -123,6 +123,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
 
 // Else products of widened values serve: in first layers in one pass over memory.
 bool pairs_serve(const at::Tensor& weight, std::array<bool, 5> output_mask) {
+  if (weight.scalar_type() != at::kBFloat16) return false;
   return multiplies_bfloat16() && (output_mask[0] || pairs_serve_weight_gradient(weight));
 }
 
@@ -133,8 +134,8 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
                                     std::array<bool, 5> output_mask) {
   const Activation act = parse_activation("conv2d_backward", activation);
   const Conv2dParams params{stride, padding, dilation, groups};
-  const auto type = input.scalar_type();
-  const bool narrow = takes_widened(grad_output, {input, weight, output});
+  const auto type = input.scalar_type(), parameters = weight.scalar_type();
+  const bool narrow = takes_widened(grad_output, {input, output});
   if (narrow && !present(scale) && pairs_serve(weight, output_mask)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
     return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
@@ -147,7 +148,7 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   }
   if (narrow) {
     const at::Tensor grad = widened_kept(grad_output);
-    return rounded_to({type, type, type, type, type},
+    return rounded_to({type, parameters, parameters, type, type},
                       conv2d_backward(grad, widened_kept(input), widened_kept(weight), widened_kept(scale),
                                       output.is_same(grad_output) ? grad : widened_kept(output), stride,
                                       padding, dilation, groups, activation, output_mask));
@@ -193,7 +194,7 @@ BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, 
   const auto none = [&] { return no_gradient(input); };
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           // The mean takes any bias away again: its gradient is zero, not merely small.
-          need_bias ? at::zeros_like(conv_mean, input.options()) : none(), std::get<3>(norm),
+          need_bias ? at::zeros_like(conv_mean, weight.options()) : none(), std::get<3>(norm),
           std::get<4>(norm), std::get<5>(norm)};
 }
 
@@ -205,16 +206,16 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                   at::IntArrayRef dilation, int64_t groups, double eps,
                                                   std::string_view activation,
                                                   std::array<bool, 6> output_mask) {
-  if (takes_widened(grad_output, {input, weight, conv_output, output})) {
-    const auto type = input.scalar_type();
+  if (takes_widened(grad_output, {input, conv_output, output})) {
+    const auto type = input.scalar_type(), of_weight = weight.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
-    if (multiplies_bfloat16())
+    if (multiplies_bfloat16() && of_weight == at::kBFloat16)
       return rounded_to(
-          {type, type, type, parameters, parameters, type},
+          {type, of_weight, of_weight, parameters, parameters, type},
           conv2d_batch_norm_backward_by<PairedConvBackward>(
               grad_output, input, weight, widened(bn_weight), conv_output, widened(conv_mean), widened(var),
               output, {stride, padding, dilation, groups}, eps, activation, at::kBFloat16, output_mask));
-    return rounded_to({type, type, type, parameters, parameters, type},
+    return rounded_to({type, of_weight, of_weight, parameters, parameters, type},
                       conv2d_batch_norm_backward_by<ConvBackward>(
                           grad_output, input, widened_kept(weight), widened(bn_weight), conv_output,
                           widened(conv_mean), widened(var), output, {stride, padding, dilation, groups}, eps,

@@ -169,7 +169,7 @@ namespace {
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
-  const bool narrow = takes_widened(grad_output, {input, weight});
+  const bool narrow = takes_widened(grad_output, {input});
   if (narrow && multiplies_bfloat16()) {
     check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight,
                           {stride, padding, dilation, groups});

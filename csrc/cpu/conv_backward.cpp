@@ -20,7 +20,10 @@ ConvBackward::ConvBackward(const at::Tensor& input, const at::Tensor& weight, co
 }
 
 ImageGroups ConvBackward::groups() const {
-  return {input_.size(0), image_values(input_.sizes()) + image_values(output_sizes_), weight_.numel()};
+  const int64_t ph = params_.padding[0], pw = params_.padding[1];
+  const int64_t of_input = image_values(input_.sizes(), {ph, pw, ph, pw}),
+                of_gradient = image_values(output_sizes_, border(input_.size(0)));
+  return {input_.size(0), of_input + of_gradient, weight_.numel()};
 }
 
 Border ConvBackward::border(int64_t images) const {

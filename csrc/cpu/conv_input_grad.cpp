@@ -115,12 +115,12 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
   const Conv2dParams p{stride, padding, dilation, groups};
-  if (takes_widened(grad_output, {input, weight}) && PairedInputGradient::serves(weight, p)) {
+  if (takes_widened(grad_output, {input}) && PairedInputGradient::serves(weight, p)) {
     check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
     PairedInputGradient gradient(input, weight, p, grad_output.sizes());
     return gradient.run(bring_in16(grad_output, gradient.border()));
   }
-  if (takes_widened(grad_output, {input, weight}))
+  if (takes_widened(grad_output, {input}))
     return rounded_to(input.scalar_type(),
                       conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                             widened_kept(weight), stride, padding, dilation, groups));

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "cpu/image.h"
+
 namespace cnnfast::cpu {
 
 class ImageGroups {
@@ -35,7 +37,9 @@ inline at::Tensor images_at(const at::Tensor& t, int64_t first, int64_t count) {
   return t.size(0) == count ? t : t.narrow(0, first, count);
 }
 
-// The values of an image, of all its channels.
-inline int64_t image_values(at::IntArrayRef sizes) { return sizes[1] * sizes[2] * sizes[3]; }
+// The values of an image, of all its channels, in memory with a border around it.
+inline int64_t image_values(at::IntArrayRef sizes, const Border& b = {}) {
+  return sizes[1] * (sizes[2] + b.top + b.bottom) * (sizes[3] + b.left + b.right);
+}
 
 }  // namespace cnnfast::cpu
