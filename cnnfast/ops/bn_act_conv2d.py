@@ -83,7 +83,8 @@ def bn_act_conv2d(
 
     Args:
         input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
-        weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
+        weight: (Co, Ci / groups, kh, kw), dtype and device of the input; on the CPU float32 weights and
+            biases go with bfloat16 images, too.
         bias: (Co,) or None.
         bn_weight, bn_bias: (Ci,) or None (1 and 0).
         running_mean, running_var: (Ci,), or both None.

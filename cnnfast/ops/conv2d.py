@@ -35,7 +35,8 @@ def conv2d(
 
     Args:
         input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
-        weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
+        weight: (Co, Ci / groups, kh, kw), dtype and device of the input; on the CPU float32 weights and
+            biases go with bfloat16 images, too.
         bias, scale: (Co,) or None.
         residual: the shape of the result, or None; added before the activation.
         stride, padding, dilation: (vertical, horizontal); outside torch.jit.script one int may stand for

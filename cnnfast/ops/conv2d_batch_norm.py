@@ -29,7 +29,8 @@ def conv2d_batch_norm(
 
     Args:
         input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
-        weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
+        weight: (Co, Ci / groups, kh, kw), dtype and device of the input; on the CPU float32 weights and
+            biases go with bfloat16 images, too.
         bias, bn_weight, bn_bias: (Co,) or None (0, 1 and 0).
         residual: the shape of the result, or None; added before the activation.
         stride, padding, dilation: (vertical, horizontal); outside torch.jit.script one int may stand for

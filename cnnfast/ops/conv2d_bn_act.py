@@ -118,7 +118,8 @@ def conv2d_bn_act(
 
     Args:
         input: (N, Ci, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
-        weight: (Co, Ci / groups, kh, kw), dtype and device of the input.
+        weight: (Co, Ci / groups, kh, kw), dtype and device of the input; on the CPU float32 weights and
+            biases go with bfloat16 images, too.
         bias, bn_weight, bn_bias: (Co,) or None (0, 1 and 0).
         running_mean, running_var: (Co,), or both None.
         residual: the shape of the result, or None; added before the activation.

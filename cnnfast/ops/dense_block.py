@@ -94,7 +94,7 @@ def dense_block(
     Args:
         input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weights: of layer i (growth, channels so far, kh, kw), kh and kw odd; stride 1, padding kh // 2 and
-            kw // 2; dtype and device of the input.
+            kw // 2; dtype and device of the input; on the CPU float32 ones go with bfloat16 images, too.
         biases: (growth,) or None, one entry per layer, like all lists that follow.
         bn_weights, bn_biases, running_means, running_vars: (channels so far,) or None.
         training, momentum, eps: see above.

@@ -86,7 +86,7 @@ def inception(
     Args:
         input: (N, C, H, W), any strides; CPU: float32 runs the kernels, other floating dtypes ATen.
         weights: (Co, Ci / groups, kh, kw) of every convolution, in the order of the branches and of their
-            stages; dtype and device of the input.
+            stages; dtype and device of the input; on the CPU float32 ones go with bfloat16 images, too.
         biases: (Co,) or None, one entry per weight.
         branches: the stages as `encode_branches` gives them from `conv_stage` and `pool_stage`: the number of
             branches, then per branch the number of stages and nine numbers for each (0 convolution, 1 max

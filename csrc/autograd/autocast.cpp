@@ -26,14 +26,25 @@ struct Autocast {
   }
   static OptionalTensor cast(const OptionalTensor& t) { return present(t) ? OptionalTensor(cast(*t)) : t; }
 
+  // Where products are float32 anyway, weights and biases keep their type: rounding and widening them, and
+  // their gradients, takes memory for copies, and in linear layers longer than the products.
+  static bool multiplies_wide(const at::Tensor& parameter) {
+    return device == c10::DeviceType::CPU && at::autocast::get_autocast_dtype(device) == at::kBFloat16 &&
+           parameter.scalar_type() == at::kFloat && !cpu_multiplies_bfloat16();
+  }
+  static at::Tensor cast_parameter(const at::Tensor& t) { return multiplies_wide(t) ? t : cast(t); }
+  static OptionalTensor cast_parameter(const OptionalTensor& t) {
+    return present(t) ? OptionalTensor(cast_parameter(*t)) : t;
+  }
+
   static at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                            const OptionalTensor& scale, const OptionalTensor& residual,
                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                            int64_t groups, std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(conv2d_composite)>("cnnfast::conv2d");
-    return op.call(cast(input), cast(weight), cast(bias), cast(scale), cast(residual), stride, padding,
-                   dilation, groups, activation);
+    return op.call(cast(input), cast_parameter(weight), cast_parameter(bias), cast(scale), cast(residual),
+                   stride, padding, dilation, groups, activation);
   }
 
   // Batch norm's own parameters stay as they are, like torch's.
@@ -45,15 +56,8 @@ struct Autocast {
                                             std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(conv2d_batch_norm_composite)>("cnnfast::conv2d_batch_norm");
-    return op.call(cast(input), cast(weight), cast(bias), bn_weight, bn_bias, cast(residual), stride, padding,
-                   dilation, groups, eps, activation);
-  }
-
-  // Where products are float32 anyway, weights keep their type: those of linear layers are many, and rounding
-  // and widening them, and their gradients, takes longer than the products.
-  static bool multiplies_wide(const at::Tensor& parameter) {
-    return device == c10::DeviceType::CPU && at::autocast::get_autocast_dtype(device) == at::kBFloat16 &&
-           parameter.scalar_type() == at::kFloat && !cpu_multiplies_bfloat16();
+    return op.call(cast(input), cast_parameter(weight), cast_parameter(bias), bn_weight, bn_bias,
+                   cast(residual), stride, padding, dilation, groups, eps, activation);
   }
 
   static at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
@@ -102,8 +106,8 @@ struct Autocast {
     if (input.scalar_type() == at::autocast::get_autocast_dtype(device)) {
       c10::impl::ExcludeDispatchKeyGuard guard(kKey);
       static auto op = typed_operator<decltype(bn_act_conv2d_composite)>("cnnfast::bn_act_conv2d");
-      return op.call(input, cast(weight), cast(bias), bn_weight, bn_bias, mean, var, cast(residual), stride,
-                     padding, dilation, groups, eps, pre_activation);
+      return op.call(input, cast_parameter(weight), cast_parameter(bias), bn_weight, bn_bias, mean, var,
+                     cast(residual), stride, padding, dilation, groups, eps, pre_activation);
     }
     BatchNorm2dOutputs out;
     at::Tensor activated;
@@ -126,14 +130,14 @@ struct Autocast {
     return op.call(at::autocast::cached_cast(at::kFloat, input, device), size, alpha, beta, k);
   }
 
-  static std::vector<at::Tensor> cast(at::TensorList list) {
+  static std::vector<at::Tensor> cast_parameters(at::TensorList list) {
     std::vector<at::Tensor> result;
-    for (const auto& t : list) result.push_back(cast(t));
+    for (const auto& t : list) result.push_back(cast_parameter(t));
     return result;
   }
-  static OptionalTensors cast(const OptionalTensors& list) {
+  static OptionalTensors cast_parameters(const OptionalTensors& list) {
     OptionalTensors result;
-    for (size_t i = 0; i < list.size(); ++i) result.push_back(cast(list.get(i)));
+    for (size_t i = 0; i < list.size(); ++i) result.push_back(cast_parameter(list.get(i)));
     return result;
   }
 
@@ -141,7 +145,7 @@ struct Autocast {
                                            const OptionalTensors& biases, at::IntArrayRef branches) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(inception_composite)>("cnnfast::inception");
-    auto outputs = op.call(cast(input), cast(weights), cast(biases), branches);
+    auto outputs = op.call(cast(input), cast_parameters(weights), cast_parameters(biases), branches);
     // A branch without convolution keeps the input's type in eager PyTorch, and the concatenation then takes
     // it.
     const auto keeps_type = [](const Branch& branch) {
@@ -161,8 +165,8 @@ struct Autocast {
                                        const OptionalTensors& vars, double eps, std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(dense_block_composite)>("cnnfast::dense_block");
-    auto outputs = op.call(cast(input), cast(weights), cast(biases), bn_weights, bn_biases, means, vars, eps,
-                           activation);
+    auto outputs = op.call(cast(input), cast_parameters(weights), cast_parameters(biases), bn_weights,
+                           bn_biases, means, vars, eps, activation);
     auto& output = std::get<0>(outputs);  // eager PyTorch concatenates with the input in its own type
     output = as_type(output, at::promote_types(output.scalar_type(), input.scalar_type()));
     return outputs;

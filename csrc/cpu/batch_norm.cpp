@@ -52,7 +52,7 @@ BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor
   const OptionalTensor none;
   const Conv2dArgs alone{input, weight, none, none, none, params, "none"};
   at::Tensor conv_output = wide ? paired_conv2d(alone, sizes) : at::Tensor();
-  const at::Tensor conv = conv_output.defined() ? conv_output : conv2d_float(alone, sizes);
+  const at::Tensor conv = conv_output.defined() ? conv_output : conv2d_in(at::kFloat, alone, sizes);
   const PixelRows rows = pixel_rows(conv);
   const auto [mean, var] = batch_statistics(rows);
   const auto scale_shift = fold(mean, var, widened(bn_weight), widened(bn_bias), eps);

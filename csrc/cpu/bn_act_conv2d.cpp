@@ -32,7 +32,7 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   const Statistics used =
       given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
   const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);
-  if (multiplies_bfloat16() && takes_widened(input)) {
+  if (multiplies_bfloat16() && takes_widened(input) && weight.scalar_type() == at::kBFloat16) {
     const at::Tensor activated = batch_norm_act_widened(input, used.mean, used.var, bn_weight, bn_bias,
                                                         std::nullopt, eps, pre_activation);
     const at::Tensor output =
@@ -41,11 +41,11 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
       return {output, given ? no_gradient(*mean) : used.mean, given ? no_gradient(*var) : used.var};
   }
   const Activation activation = parse_activation("bn_act_conv2d", pre_activation);
-  const at::Tensor wide = conv2d_float({images, weight, bias, std::nullopt, residual, params, "none"}, sizes,
-                                       [&](const at::Tensor& t, Border border, at::Tensor& storage) {
-                                         return normalised_with_border(t, s, activation, border, storage);
-                                       });
-  const at::Tensor output = rounded_to(input.scalar_type(), wide);
+  const at::Tensor output =
+      conv2d_in(input.scalar_type(), {images, weight, bias, std::nullopt, residual, params, "none"}, sizes,
+                [&](const at::Tensor& t, Border border, at::Tensor& storage) {
+                  return normalised_with_border(t, s, activation, border, storage);
+                });
   if (given) return {output, no_gradient(*mean), no_gradient(*var)};
   return {output, used.mean, used.var};
 }
@@ -57,12 +57,13 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
                                               at::IntArrayRef padding, at::IntArrayRef dilation,
                                               int64_t groups, double eps, std::string_view pre_activation,
                                               bool batch_statistics, std::array<bool, 6> output_mask) {
-  const bool wide = takes_widened(grad_output, {input, weight});
-  if (wide && !multiplies_bfloat16()) {
+  const bool wide = takes_widened(grad_output, {input});
+  const auto of_conv = weight.scalar_type();
+  if (wide && !(multiplies_bfloat16() && of_conv == at::kBFloat16)) {
     const auto type = input.scalar_type();
     const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;
     const auto of_bias = present(bn_bias) ? bn_bias->scalar_type() : at::kFloat;
-    return rounded_to({type, type, type, of_weight, of_bias, type},
+    return rounded_to({type, of_conv, of_conv, of_weight, of_bias, type},
                       bn_act_conv2d_backward_cpu(widened_kept(grad_output), widened_kept(input),
                                                  widened_kept(weight), widened(bn_weight), widened(bn_bias),
                                                  widened(mean), widened(var), stride, padding, dilation,

@@ -6,6 +6,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
+#include "cpu/image_groups.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
@@ -44,44 +45,89 @@ ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef sizes) {
 
 }  // namespace
 
-at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
-  return conv2d_float(a, sizes, with_border);
-}
-
-at::Tensor conv2d_float(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes, const BringIn& bring_in) {
+at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes,
+                     const BringIn& bring_in) {
   const at::Tensor output =
-      output_empty(concrete(sizes), a.input.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
+      output_empty(concrete(sizes), a.input.options().dtype(type), at::MemoryFormat::ChannelsLast);
   conv2d_into(a, output, bring_in);
   return output;
 }
 
-void conv2d_into(const Conv2dArgs& a, const at::Tensor& output, const BringIn& bring_in) {
-  if (output.numel() == 0) return;
-  ConvGeometry g = geometry_of(a, output.sizes());
-  if (g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, largest_trained_tile(g));
-  const Overreach beyond = overreach(g);
-  at::Tensor padded, dense_residual;
+namespace {
+
+ImageGroups groups_of(const Conv2dArgs& a, const at::Tensor& output) {
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
-  const View input = bring_in(a.input, {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
-  View residual{};
-  if (present(a.residual)) {
-    dense_residual = widened(*a.residual);
-    if (!channels_adjacent(dense_residual))
-      dense_residual = dense_residual.contiguous(at::MemoryFormat::ChannelsLast);
-    residual = view_of(dense_residual);
+  return {output.size(0), image_values(a.input.sizes(), {ph, pw, ph, pw}) + image_values(output.sizes()),
+          a.weight.numel()};
+}
+
+// One group of images after the other, with weights that are packed once.
+class GroupedConv {
+ public:
+  GroupedConv(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in)
+      : args_(args),
+        output_(output),
+        bring_in_(bring_in),
+        groups_(groups_of(args, output)),
+        geometry_(geometry_of(args, output.sizes())) {
+    geometry_.images = std::min(groups_.step(), output.size(0));
+    if (geometry_.flops() >= kWinogradFlops)
+      geometry_.algorithm = choose_algorithm(geometry_, largest_trained_tile(geometry_));
   }
-  const bool raw = is_trained(a.weight) && takes_raw_weights(g);
-  const at::Tensor raw_weight = raw ? widened(a.weight) : at::Tensor();
-  const auto packed = raw ? nullptr : packed_weight(a.weight, g);
-  const AlignedFloats scale = channel_values(g, a.scale), shift = channel_values(g, a.bias);
-  const PackedConv weights =
-      raw ? PackedConv(raw_weight.const_data_ptr<float>(), weight_strides(raw_weight), scale, shift)
-          : PackedConv(*packed, scale, shift);
-  const View out = view_of(output);
-  const ConvJob job(g, {input.data - ph * input.row - pw * input.pixel, input.image, input.row, input.pixel},
-                    out, residual);
-  const int threads = g.flops() < kSerialFlops ? 1 : team_size();
-  parallel_team(threads, [&](int thread, int team, Barrier&) { job.run(weights, thread, team); });
+
+  void run() {
+    const bool raw = is_trained(args_.weight) && takes_raw_weights(geometry_);
+    const at::Tensor raw_weight = raw ? widened(args_.weight) : at::Tensor();
+    const auto packed = raw ? nullptr : packed_weight(args_.weight, geometry_);
+    const AlignedFloats scale = channel_values(geometry_, args_.scale),
+                        shift = channel_values(geometry_, args_.bias);
+    const PackedConv weights =
+        raw ? PackedConv(raw_weight.const_data_ptr<float>(), weight_strides(raw_weight), scale, shift)
+            : PackedConv(*packed, scale, shift);
+    groups_.each([&](int64_t first, int64_t count) { run_group(weights, first, count); });
+  }
+
+ private:
+  void run_group(const PackedConv& weights, int64_t first, int64_t count) const {
+    const at::Tensor target = images_at(output_, first, count);
+    const bool narrow = target.scalar_type() == at::kBFloat16;
+    const at::Tensor output = narrow ? output_empty(target.sizes(), target.options().dtype(at::kFloat),
+                                                    at::MemoryFormat::ChannelsLast)
+                                     : target;
+    ConvGeometry g = geometry_;
+    g.images = count;
+    const Overreach beyond = overreach(g);
+    at::Tensor padded, residual;
+    const int64_t ph = args_.params.padding[0], pw = args_.params.padding[1];
+    const View input = bring_in_(images_at(args_.input, first, count),
+                                 {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
+    const View added = residual_view(first, count, residual);
+    const ConvJob job(g,
+                      {input.data - ph * input.row - pw * input.pixel, input.image, input.row, input.pixel},
+                      view_of(output), added);
+    parallel_team(g.flops() < kSerialFlops ? 1 : team_size(),
+                  [&](int thread, int team, Barrier&) { job.run(weights, thread, team); });
+    if (narrow) write_images(view_of(output), target);
+  }
+
+  View residual_view(int64_t first, int64_t count, at::Tensor& storage) const {
+    if (!present(args_.residual)) return {};
+    storage = widened(images_at(*args_.residual, first, count));
+    if (!channels_adjacent(storage)) storage = storage.contiguous(at::MemoryFormat::ChannelsLast);
+    return view_of(storage);
+  }
+
+  const Conv2dArgs& args_;
+  const at::Tensor& output_;
+  const BringIn& bring_in_;
+  ImageGroups groups_;
+  ConvGeometry geometry_;  // of the first group
+};
+
+}  // namespace
+
+void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in) {
+  if (output.numel() > 0) GroupedConv(args, output, bring_in).run();
 }
 
 namespace {
@@ -98,7 +144,7 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const O
                         activation};
   const auto sizes = check_conv2d("conv2d", args);
   const at::Tensor paired = wide ? paired_conv2d(args, sizes) : at::Tensor();
-  return paired.defined() ? paired : rounded_to(input.scalar_type(), conv2d_float(args, sizes));
+  return paired.defined() ? paired : conv2d_in(input.scalar_type(), args, sizes);
 }
 
 }  // namespace

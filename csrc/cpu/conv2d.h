@@ -10,11 +10,10 @@ namespace cnnfast::cpu {
 // Brings the input into memory with its border, as with_border does: where a prologue is applied on the way.
 using BringIn = std::function<View(const at::Tensor&, Border, at::Tensor& storage)>;
 
-// Arguments must have passed check_conv2d, which gave `sizes`; bfloat16 ones are widened, the output is
-// float32.
-at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
-at::Tensor conv2d_float(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes,
-                        const BringIn& bring_in);
+// Arguments must have passed check_conv2d, which gave `sizes`; bfloat16 ones are widened some images at a
+// time. `type`: the output's, float32 or bfloat16.
+at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes,
+                     const BringIn& bring_in = with_border);
 // The same into a tensor of the output's sizes whose channels are adjacent: a slice of a concatenation, too.
 void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in = with_border);
 

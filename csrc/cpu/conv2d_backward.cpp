@@ -7,7 +7,8 @@
 #include <optional>
 
 #include "cpu/bordered.h"
-#include "cpu/conv_input_grad.h"
+#include "cpu/conv_backward.h"
+#include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
 #include "cpu/paired_backward.h"
 #include "cpu/paired_conv.h"
@@ -21,45 +22,33 @@
 namespace cnnfast::cpu {
 namespace {
 
-bool serves(const InputGradient*, const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p) {
-  return InputGradient::serves(input, weight, p);
-}
-bool serves(const PairedInputGradient*, const at::Tensor&, const at::Tensor& weight, const Conv2dParams& p) {
-  return PairedInputGradient::serves(weight, p);
-}
-at::Tensor run(InputGradient& gradient, const Bordered& grad) { return gradient.run(grad.view); }
-at::Tensor run(PairedInputGradient& gradient, const Bordered& grad) {
-  return gradient.run(with_border16(grad, gradient.border()));
-}
-
-// Gradients of input and weight from that of the output: in float32, or bfloat16 for products of pairs.
-template <class OfInput>
-class ConvBackwardBy {
+// Gradients of input and weight from that of the output, by products of pairs.
+class PairedConvBackward {
  public:
-  ConvBackwardBy(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
-                 at::IntArrayRef output_sizes, bool need_input, bool need_weight)
+  PairedConvBackward(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
+                     at::IntArrayRef output_sizes, bool need_input, bool need_weight)
       : input_(input), weight_(weight), params_(params), need_input_(need_input), need_weight_(need_weight) {
-    if (need_input && serves(static_cast<const OfInput*>(nullptr), input, weight, params))
+    if (need_input && PairedInputGradient::serves(weight, params))
       input_gradient_.emplace(input, weight, params, output_sizes);
   }
-  Border border() const { return input_gradient_ ? input_gradient_->border() : Border{}; }
-  ConvGradients gradients(const Bordered& grad) {
+  ImageGroups groups() const { return {input_.size(0), 0, 0}; }
+  Border border(int64_t) const { return input_gradient_ ? input_gradient_->border() : Border{}; }
+  void add(int64_t, const Bordered& grad) {
     const bool ours = input_gradient_.has_value();
-    ConvGradients g =
+    found_ =
         conv_gradients(grad.tensor, input_, weight_, params_, {need_input_ && !ours, need_weight_, false});
-    if (ours) g.input = run(*input_gradient_, grad);
-    return g;
+    if (ours) found_.input = input_gradient_->run(with_border16(grad, input_gradient_->border()));
   }
+  ConvGradients take() { return std::move(found_); }
 
  private:
   const at::Tensor& input_;
   const at::Tensor& weight_;
   Conv2dParams params_;
   bool need_input_, need_weight_;
-  std::optional<OfInput> input_gradient_;
+  std::optional<PairedInputGradient> input_gradient_;
+  ConvGradients found_;
 };
-using ConvBackward = ConvBackwardBy<InputGradient>;
-using PairedConvBackward = ConvBackwardBy<PairedInputGradient>;
 
 at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
   const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
@@ -67,36 +56,41 @@ at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOpt
   return t;
 }
 
-// grad_output and output may be bfloat16: they are widened in cache.
+// Images may be bfloat16: they are widened in cache, or some at a time. The weight is float32.
 Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
                                       const at::Tensor& weight, const at::Tensor& output,
                                       const Conv2dParams& params, const Activation& act,
                                       std::array<bool, 5> output_mask) {
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
+  const auto sums_as_tensor = [&](const std::vector<double>& sums) {
+    return channel_tensor(sums, input.options().dtype(at::kFloat));
+  };
   if (!need_residual) {
     const auto found =
         strip_backward(grad_output, input, weight, output, params, act, {need_input, need_weight, need_bias});
     if (found)
       return {need_input ? found->input : none(), need_weight ? found->weight : none(),
-              need_bias ? channel_tensor(found->bias, input.options()) : none(), none(), none()};
+              need_bias ? sums_as_tensor(found->bias) : none(), none(), none()};
   }
   ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
-  std::vector<double> sums;
-  at::Tensor residual;
-  // The residual's gradient is a tensor of its own, from which the convolution's is copied.
-  if (need_residual)
-    residual = act.kind == Activation::kNone
-                   ? grad_output.clone()
-                   : activation_gradient(grad_output, output, act, {}, nullptr).tensor;
-  ConvGradients found;
-  if (need_input || need_weight || need_bias)
-    found = conv.gradients(activation_gradient(need_residual ? residual : grad_output, output,
-                                               need_residual ? Activation{} : act, conv.border(),
-                                               need_bias ? &sums : nullptr));
+  std::vector<double> bias(static_cast<size_t>(grad_output.size(1)), 0.0);
+  const at::Tensor residual = need_residual ? gradient_empty(grad_output.sizes(), grad_output.options(),
+                                                             at::MemoryFormat::ChannelsLast)
+                                            : none();
+  conv.groups().each([&](int64_t first, int64_t count) {
+    std::vector<double> sums;
+    const Bordered grad =
+        activation_gradient(images_at(grad_output, first, count), images_at(output, first, count), act,
+                            conv.border(count), need_bias ? &sums : nullptr);
+    for (size_t c = 0; c < sums.size(); ++c) bias[c] += sums[c];
+    // Memory of its own.
+    if (need_residual) write_images(grad.view, images_at(residual, first, count));
+    conv.add(first, grad);
+  });
+  const ConvGradients found = conv.take();
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
-          need_bias ? channel_tensor(sums, input.options()) : none(), none(),
-          need_residual ? residual : none()};
+          need_bias ? sums_as_tensor(bias) : none(), none(), residual};
 }
 
 // All tensors are bfloat16.
@@ -118,10 +112,10 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
   }
   PairedConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> sums;
-  const Bordered grad =
-      activation_gradient16(grad_output, output, act, conv.border(), need_bias ? &sums : nullptr);
-  ConvGradients found;
-  if (need_input || need_weight) found = conv.gradients(grad);
+  const Bordered grad = activation_gradient16(grad_output, output, act, conv.border(grad_output.size(0)),
+                                              need_bias ? &sums : nullptr);
+  if (need_input || need_weight) conv.add(0, grad);
+  const ConvGradients found = conv.take();
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           need_bias ? rounded(sums) : none(), none(),
           need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
@@ -129,6 +123,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
 
 // Else products of widened values serve: in first layers in one pass over memory.
 bool pairs_serve(const at::Tensor& weight, std::array<bool, 5> output_mask) {
+  if (weight.scalar_type() != at::kBFloat16) return false;
   return multiplies_bfloat16() && (output_mask[0] || pairs_serve_weight_gradient(weight));
 }
 
@@ -139,21 +134,21 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
                                     std::array<bool, 5> output_mask) {
   const Activation act = parse_activation("conv2d_backward", activation);
   const Conv2dParams params{stride, padding, dilation, groups};
-  const auto type = input.scalar_type();
-  const bool narrow = takes_widened(grad_output, {input, weight, output});
+  const auto type = input.scalar_type(), parameters = weight.scalar_type();
+  const bool narrow = takes_widened(grad_output, {input, output});
   if (narrow && !present(scale) && pairs_serve(weight, output_mask)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
     return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
   }
   if (narrow && !present(scale)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
-    return rounded_to({type, type, type, type, type},
-                      conv2d_backward_float(grad_output, widened_kept(input), widened_kept(weight), output,
-                                            params, act, output_mask));
+    return rounded_to(
+        {type, type, type, type, type},
+        conv2d_backward_float(grad_output, input, widened_kept(weight), output, params, act, output_mask));
   }
   if (narrow) {
     const at::Tensor grad = widened_kept(grad_output);
-    return rounded_to({type, type, type, type, type},
+    return rounded_to({type, parameters, parameters, type, type},
                       conv2d_backward(grad, widened_kept(input), widened_kept(weight), widened_kept(scale),
                                       output.is_same(grad_output) ? grad : widened_kept(output), stride,
                                       padding, dilation, groups, activation, output_mask));
@@ -168,30 +163,38 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   return conv2d_backward_float(grad_output, input, weight, output, params, act, output_mask);
 }
 
-// grad_output, conv_output and output may be bfloat16: they are widened in cache.
-// With ConvBackward, or with PairedConvBackward where all images are bfloat16.
+// Images may be bfloat16. With ConvBackward, or with PairedConvBackward where all images are.
 template <class Backward>
 BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, const at::Tensor& input,
                                                  const at::Tensor& weight, const OptionalTensor& bn_weight,
                                                  const at::Tensor& conv_output, const at::Tensor& conv_mean,
                                                  const at::Tensor& var, const at::Tensor& output,
                                                  const Conv2dParams& params, double eps,
-                                                 std::string_view activation,
+                                                 std::string_view activation, at::ScalarType products,
                                                  std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const bool need_conv = need_input || need_weight;
   Backward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
-  std::optional<Bordered> grad_conv;
-  if (need_conv) grad_conv = bordered(grad_output.sizes(), input.options(), conv.border());
-  const auto norm = batch_norm2d_backward_into(
-      grad_conv ? &*grad_conv : nullptr, conv.border(), grad_output, conv_output, conv_mean, var, bn_weight,
-      output, eps, activation, {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
-  ConvGradients found;
-  if (need_conv) found = conv.gradients(*grad_conv);
+  // The gradient of the convolution's output exists for some images at a time.
+  const auto through_conv = [&](const NormGradientWriter& write) {
+    conv.groups().each([&](int64_t first, int64_t count) {
+      std::vector<int64_t> sizes = grad_output.sizes().vec();
+      sizes[0] = count;
+      const Border border = conv.border(count);
+      const Bordered grad = bordered(sizes, input.options().dtype(products), border);
+      write(first, grad, border);
+      conv.add(first, grad);
+    });
+  };
+  const auto norm = batch_norm2d_backward_by_images(
+      need_conv ? NormGradientReader(through_conv) : NormGradientReader(), grad_output, conv_output,
+      conv_mean, var, bn_weight, output, eps, activation,
+      {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
+  const ConvGradients found = conv.take();
   const auto none = [&] { return no_gradient(input); };
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           // The mean takes any bias away again: its gradient is zero, not merely small.
-          need_bias ? at::zeros_like(conv_mean, input.options()) : none(), std::get<3>(norm),
+          need_bias ? at::zeros_like(conv_mean, weight.options()) : none(), std::get<3>(norm),
           std::get<4>(norm), std::get<5>(norm)};
 }
 
@@ -203,20 +206,20 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                   at::IntArrayRef dilation, int64_t groups, double eps,
                                                   std::string_view activation,
                                                   std::array<bool, 6> output_mask) {
-  if (takes_widened(grad_output, {input, weight, conv_output, output})) {
-    const auto type = input.scalar_type();
+  if (takes_widened(grad_output, {input, conv_output, output})) {
+    const auto type = input.scalar_type(), of_weight = weight.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
-    if (multiplies_bfloat16())
+    if (multiplies_bfloat16() && of_weight == at::kBFloat16)
       return rounded_to(
-          {type, type, type, parameters, parameters, type},
+          {type, of_weight, of_weight, parameters, parameters, type},
           conv2d_batch_norm_backward_by<PairedConvBackward>(
               grad_output, input, weight, widened(bn_weight), conv_output, widened(conv_mean), widened(var),
-              output, {stride, padding, dilation, groups}, eps, activation, output_mask));
-    return rounded_to({type, type, type, parameters, parameters, type},
+              output, {stride, padding, dilation, groups}, eps, activation, at::kBFloat16, output_mask));
+    return rounded_to({type, of_weight, of_weight, parameters, parameters, type},
                       conv2d_batch_norm_backward_by<ConvBackward>(
-                          grad_output, widened_kept(input), widened_kept(weight), widened(bn_weight),
-                          conv_output, widened(conv_mean), widened(var), output,
-                          {stride, padding, dilation, groups}, eps, activation, output_mask));
+                          grad_output, input, widened_kept(weight), widened(bn_weight), conv_output,
+                          widened(conv_mean), widened(var), output, {stride, padding, dilation, groups}, eps,
+                          activation, at::kFloat, output_mask));
   }
   const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, output}) &&
                     is_plain_float(grad_output) && grad_output.numel() > 0;
@@ -226,7 +229,7 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                 activation, output_mask);
   return conv2d_batch_norm_backward_by<ConvBackward>(
       grad_output, input, weight, bn_weight, conv_output, conv_mean, var, output,
-      {stride, padding, dilation, groups}, eps, activation, output_mask);
+      {stride, padding, dilation, groups}, eps, activation, at::kFloat, output_mask);
 }
 
 }  // namespace

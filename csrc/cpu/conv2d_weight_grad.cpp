@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cpu/conv_job.h"
+#include "cpu/conv_weight_grad.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
@@ -135,10 +136,40 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
   });
 }
 
+}  // namespace
+
+bool serves_weight_gradient(const at::Tensor& weight, int64_t groups) {
+  return is_plain_float(weight) &&
+         (groups == 1 || std::min(weight.size(0) / groups, weight.size(1)) >= kLeastGroup);
+}
+
+at::Tensor weight_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                           const Conv2dParams& p) {
+  at::Tensor weight_grad = gradient_empty_like(weight);
+  if (grad_output.numel() == 0) return weight_grad.zero_();
+  ConvGeometry g = group_geometry(grad_output, weight, p);
+  g.algorithm = choose_gradient_algorithm(g);
+  const bool winograd = !g.algorithm.direct();
+  const Overreach beyond = overreach(g);
+  at::Tensor input_storage, grad_storage;
+  const View in = bring_in(input, p, beyond, input_storage);
+  const View grad = with_border_kept(grad_output, {}, grad_storage);
+  for (int64_t group = 0; group < p.groups; ++group) {
+    View own_in = in, own_grad = grad;
+    own_in.data += group * g.in_channels;
+    own_grad.data += group * g.out_channels;
+    (winograd ? run_winograd : run_direct)(g, own_in, own_grad,
+                                           weight_grad.narrow(0, group * g.out_channels, g.out_channels));
+  }
+  return weight_grad;
+}
+
+namespace {
+
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
-  const bool narrow = takes_widened(grad_output, {input, weight});
+  const bool narrow = takes_widened(grad_output, {input});
   if (narrow && multiplies_bfloat16()) {
     check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight,
                           {stride, padding, dilation, groups});
@@ -151,28 +182,11 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
     return rounded_to(weight.scalar_type(),
                       conv2d_weight_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                              widened_kept(weight), stride, padding, dilation, groups));
-  const bool filled = groups == 1 || std::min(weight.size(0) / groups, weight.size(1)) >= kLeastGroup;
-  if (!is_plain_float(grad_output) || !is_plain_float(input) || !filled)
+  if (!is_plain_float(grad_output) || !is_plain_float(input) || !serves_weight_gradient(weight, groups))
     return conv2d_weight_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   const Conv2dParams p{stride, padding, dilation, groups};
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
-  at::Tensor weight_grad = gradient_empty_like(weight);
-  if (grad_output.numel() == 0) return weight_grad.zero_();
-  ConvGeometry g = group_geometry(grad_output, weight, p);
-  g.algorithm = choose_gradient_algorithm(g);
-  const bool winograd = !g.algorithm.direct();
-  const Overreach beyond = overreach(g);
-  at::Tensor input_storage, grad_storage;
-  const View in = bring_in(input, p, beyond, input_storage);
-  const View grad = with_border_kept(grad_output, {}, grad_storage);
-  for (int64_t group = 0; group < groups; ++group) {
-    View own_in = in, own_grad = grad;
-    own_in.data += group * g.in_channels;
-    own_grad.data += group * g.out_channels;
-    (winograd ? run_winograd : run_direct)(g, own_in, own_grad,
-                                           weight_grad.narrow(0, group * g.out_channels, g.out_channels));
-  }
-  return weight_grad;
+  return weight_gradient(grad_output, input, weight, p);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ bool is_depthwise(const at::Tensor& weight, int64_t groups) {
 }  // namespace
 
 bool InputGradient::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p) {
-  if (!is_plain_float(input) || !is_plain_float(weight)) return false;
+  if (!(is_plain_float(input) || takes_widened(input)) || !is_plain_float(weight)) return false;
   if (!has_phases(p)) return false;
   return p.groups == 1 || is_depthwise(weight, p.groups) ||
          std::min(weight.size(1), weight.size(0) / p.groups) >= kLeastGroup;
@@ -72,10 +72,18 @@ std::vector<PackedConv> InputGradient::weights(float* to, at::Tensor& held) cons
 }
 
 at::Tensor InputGradient::run(const View& grad) const {
+  const auto options = input_.options().dtype(at::kFloat);
+  const auto format = input_.suggest_memory_format();
   const bool direct_write = channels_adjacent(input_) && input_.is_non_overlapping_and_dense();
-  const at::Tensor result =
-      !direct_write ? gradient_empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast)
-                    : gradient_empty_like(input_);
+  const at::Tensor result = !direct_write
+                                ? gradient_empty(input_.sizes(), options, at::MemoryFormat::ChannelsLast)
+                            : input_.is_contiguous(format) ? gradient_empty(input_.sizes(), options, format)
+                                                           : at::empty_like(input_, options);
+  run_into(grad, result);
+  return direct_write ? result : at::empty_like(input_, options).copy_(result);
+}
+
+void InputGradient::run_into(const View& grad, const at::Tensor& result) const {
   float* packed = thread_scratch(ScratchSlot::kPacked, packed_floats_);
   at::Tensor held;
   const std::vector<PackedConv> packed_weights = weights(packed, held);
@@ -99,7 +107,6 @@ at::Tensor InputGradient::run(const View& grad) const {
     }
     for (size_t i = 0; i < jobs.size(); ++i) jobs[i].run(packed_weights[i], thread, team);
   });
-  return direct_write ? result : at::empty_like(input_).copy_(result);
 }
 
 namespace {
@@ -108,16 +115,16 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
   const Conv2dParams p{stride, padding, dilation, groups};
-  if (takes_widened(grad_output, {input, weight}) && PairedInputGradient::serves(weight, p)) {
+  if (takes_widened(grad_output, {input}) && PairedInputGradient::serves(weight, p)) {
     check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
     PairedInputGradient gradient(input, weight, p, grad_output.sizes());
     return gradient.run(bring_in16(grad_output, gradient.border()));
   }
-  if (takes_widened(grad_output, {input, weight}))
+  if (takes_widened(grad_output, {input}))
     return rounded_to(input.scalar_type(),
                       conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                             widened_kept(weight), stride, padding, dilation, groups));
-  if (!is_plain_float(grad_output) || !InputGradient::serves(input, weight, p))
+  if (!is_plain_float(grad_output) || !is_plain_float(input) || !InputGradient::serves(input, weight, p))
     return conv2d_input_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
   if (grad_output.numel() == 0) return at::zeros_like(input);

@@ -9,7 +9,7 @@ namespace cnnfast::cpu {
 
 class InputGradient {
  public:
-  // `output_sizes`: of the convolution's output.
+  // `output_sizes`: of the convolution's output. The input's values are not read; it may be bfloat16.
   InputGradient(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
                 at::IntArrayRef output_sizes);
 
@@ -21,6 +21,8 @@ class InputGradient {
 
   // `grad`: first pixel inside the border. The result has the input's strides.
   at::Tensor run(const View& grad) const;
+  // The same into float32 images whose channels are adjacent.
+  void run_into(const View& grad, const at::Tensor& result) const;
 
  private:
   struct Packing {

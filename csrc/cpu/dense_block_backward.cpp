@@ -192,8 +192,9 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
         widened(bn_biases), widened(means), widened(vars), widened(mean), widened(var), eps, activation,
         output_mask);
     const auto type = given_output.scalar_type();
-    return {rounded_to(type, of_input), rounded_to(type, std::move(of_weights)),
-            rounded_to(type, std::move(of_biases)), rounded_like(bn_weights, std::move(of_bn_weights)),
+    const auto of_conv = weights[0].scalar_type();
+    return {rounded_to(type, of_input), rounded_to(of_conv, std::move(of_weights)),
+            rounded_to(of_conv, std::move(of_biases)), rounded_like(bn_weights, std::move(of_bn_weights)),
             rounded_like(bn_biases, std::move(of_bn_biases))};
   }
   const bool served = is_plain_float(given_output) && is_plain_float(grad_output) && given_output.numel() &&

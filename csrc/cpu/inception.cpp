@@ -56,12 +56,12 @@ void run_narrow_stage(const Stage& stage, const at::Tensor& input, const at::Ten
                                   plain_activation_name(stage.activation.kind)},
                                  target))
     return;
-  if (!conv && stage.activation.kind == Activation::kNone)
+  if (conv || stage.activation.kind == Activation::kNone)
     return run_stage(stage, input, weight, bias, target);
   const at::Tensor output =
       output_empty(target.sizes(), target.options().dtype(at::kFloat), at::MemoryFormat::ChannelsLast);
-  run_stage(stage, conv ? input : widened(input), weight, bias, output);
-  round_into(output, target);
+  run_stage(stage, widened(input), weight, bias, output);
+  write_images(view_of(output), target);
 }
 
 std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList weights,

@@ -298,8 +298,11 @@ void backward_values(const NormBackwardCall& call, const BackwardRows& from, con
   });
 }
 
+// Of `size.images` images from `first_image` on.
 void backward_values(const NormBackwardCall& call, const BackwardRows& from, ImageSize size,
-                     const Bordered& grad_input, const Border& border, const OutputRows& grad_residual) {
+                     int64_t first_image, const Bordered& grad_input, const Border& border,
+                     const OutputRows& grad_residual) {
+  const int64_t first_row = first_image * size.height;
   const View& v = grad_input.view;
   const View16& v16 = grad_input.view16;
   parallel_team(threads_for(size.images * size.height * size.width * size.channels), [&](int thread, int team,
@@ -310,7 +313,8 @@ void backward_values(const NormBackwardCall& call, const BackwardRows& from, Ima
       OutputRows own(v.data ? v.data + image * v.image + y * v.row : nullptr);
       if (v16.data) own.narrow = v16.data + image * v16.image + y * v16.row;
       own.channels = size.channels;
-      backward_rows(call, from, row * size.width, (row + 1) * size.width, own, grad_residual);
+      const int64_t pixel = (first_row + row) * size.width;
+      backward_rows(call, from, pixel, pixel + size.width, own, grad_residual);
     }
     const auto [first, last] = share(size.images, 1, thread, team);
     v16.data ? zero_border(v16, size, border, first, last) : zero_border(v, size, border, first, last);
@@ -353,12 +357,10 @@ struct Coefficients {
 
 namespace {
 
-// Where the gradient of the input goes: pixels side by side, or with a border around every image.
+// Where the gradient of the input goes: pixels side by side, or some images at a time with borders.
 struct InputTarget {
   OutputRows dense;
-  const Bordered* bordered = nullptr;
-  Border border{};
-  bool wanted() const { return dense.wanted() || bordered; }
+  NormGradientReader reader;
 };
 
 BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& grad_output,
@@ -387,9 +389,11 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
   call.slope = coefficients.slope.data();
   call.tilt = through_statistics ? coefficients.tilt.data() : nullptr;
   call.offset = coefficients.offset.data();
-  if (x.rows > 0 && target.bordered)
-    backward_values(call, from, image_size(input), *target.bordered, target.border, of_residual);
-  else if (x.rows > 0 && (target.wanted() || need_residual))
+  if (x.rows > 0 && target.reader)
+    target.reader([&](int64_t first, const Bordered& to, const Border& border) {
+      backward_values(call, from, image_size(to.tensor), first, to, border, of_residual);
+    });
+  else if (x.rows > 0 && (target.dense.wanted() || need_residual))
     backward_values(call, from, target.dense, of_residual);
   auto per_channel = [&](bool wanted, auto&& value) {
     if (!wanted) return no_gradient(input);
@@ -439,15 +443,14 @@ BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, con
   return found;
 }
 
-BatchNormGradients batch_norm2d_backward_into(const Bordered* grad_input, const Border& border,
-                                              const at::Tensor& grad_output, const at::Tensor& input,
-                                              const at::Tensor& mean, const at::Tensor& var,
-                                              const OptionalTensor& weight, const at::Tensor& output,
-                                              double eps, std::string_view activation,
-                                              std::array<bool, 6> output_mask) {
+BatchNormGradients batch_norm2d_backward_by_images(const NormGradientReader& reader,
+                                                   const at::Tensor& grad_output, const at::Tensor& input,
+                                                   const at::Tensor& mean, const at::Tensor& var,
+                                                   const OptionalTensor& weight, const at::Tensor& output,
+                                                   double eps, std::string_view activation,
+                                                   std::array<bool, 6> output_mask) {
   InputTarget target;
-  target.bordered = grad_input;
-  target.border = border;
+  target.reader = reader;
   return norm_backward(target, grad_output, input, mean, var, weight, output, eps, activation,
                        /*batch_statistics=*/true, output_mask);
 }

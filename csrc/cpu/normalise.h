@@ -3,6 +3,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 #include "cpu/bordered.h"
 #include "cpu/conv_job.h"
 #include "cpu/tensor_view.h"
@@ -83,14 +85,19 @@ BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, con
                                               double eps, std::string_view activation, bool batch_statistics,
                                               std::array<bool, 6> output_mask);
 
-// The same where the statistics are the batch's own, with the input's gradient (if wanted) and a border of
-// zeros written to `grad_input`; the first of the results is empty.
-BatchNormGradients batch_norm2d_backward_into(const Bordered* grad_input, const Border& border,
-                                              const at::Tensor& grad_output, const at::Tensor& input,
-                                              const at::Tensor& mean, const at::Tensor& var,
-                                              const OptionalTensor& weight, const at::Tensor& output,
-                                              double eps, std::string_view activation,
-                                              std::array<bool, 6> output_mask);
+// Writes the input's gradient of the images from `first` on, as many as `to` has, with a border of zeros.
+using NormGradientWriter = std::function<void(int64_t first, const Bordered& to, const Border& border)>;
+// Has all images written, and takes them.
+using NormGradientReader = std::function<void(const NormGradientWriter&)>;
+
+// The same where the statistics are the batch's own, with the input's gradient (if wanted) for `reader`; the
+// first of the results is empty.
+BatchNormGradients batch_norm2d_backward_by_images(const NormGradientReader& reader,
+                                                   const at::Tensor& grad_output, const at::Tensor& input,
+                                                   const at::Tensor& mean, const at::Tensor& var,
+                                                   const OptionalTensor& weight, const at::Tensor& output,
+                                                   double eps, std::string_view activation,
+                                                   std::array<bool, 6> output_mask);
 
 // Whether the float32 kernels take these tensors.
 bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> others);

@@ -40,7 +40,7 @@ bool multiplies_bfloat16() {
 
 bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
   const Conv2dParams& p = a.params;
-  if (!multiplies_bfloat16() || present(a.scale)) return false;
+  if (!multiplies_bfloat16() || present(a.scale) || a.weight.scalar_type() != at::kBFloat16) return false;
   if (p.groups > 1 && a.weight.size(0) / p.groups < kLeastGroup) return false;
   const int64_t ph = p.padding[0], pw = p.padding[1];
   const ConvGeometry g{a.input.size(0),

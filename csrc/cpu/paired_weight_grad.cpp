@@ -251,7 +251,8 @@ void PairedWeightGradient::scatter_folded(const float* sums, int64_t in_tile, in
 
 bool pairs_serve_weight_gradient(const at::Tensor& weight) {
   const bool tiles = bf16_kernels().begin_thread != nullptr;
-  return bf16_kernels().pair_gradient && (tiles || weight.size(1) >= kFewInputs);
+  return bf16_kernels().pair_gradient && weight.scalar_type() == at::kBFloat16 &&
+         (tiles || weight.size(1) >= kFewInputs);
 }
 
 at::Tensor paired_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,

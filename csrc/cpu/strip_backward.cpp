@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
@@ -67,7 +68,7 @@ class StripBackward {
     StripGradients found;
     if (wanted_.input) {
       found.input = gradient_empty_like(like_input);
-      grad_input_ = found.input.data_ptr<float>();
+      grad_input_ = found.input.data_ptr();
       float* packed = thread_scratch(ScratchSlot::kPacked, packed_floats(to_input_));
       pack_weight_into(to_input_, weight_.const_data_ptr<float>(),
                        {weight_.stride(1), weight_.stride(0), weight_.stride(2), weight_.stride(3)}, packed);
@@ -104,8 +105,9 @@ class StripBackward {
     const int64_t begin = grad_.rows * part / parts_, end = grad_.rows * (part + 1) / parts_;
     const int64_t strips = (end - begin + strip_ - 1) / strip_;
     float* masked = masks() ? thread_scratch(ScratchSlot::kStrip, strip_ * out_) : nullptr;
-    float* wide =
-        grad_.narrow || output_.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * strip_ * out_) : nullptr;
+    const bool widens = grad_.narrow || output_.narrow || narrow_input_.narrow;
+    float* wide = widens ? thread_scratch(ScratchSlot::kWidened, 2 * strip_ * (out_ + in_)) : nullptr;
+    float* const wide_input = wide + 2 * strip_ * out_;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t first = begin + (end - begin) * s / strips,
                     pixels = begin + (end - begin) * (s + 1) / strips - first;
@@ -116,12 +118,27 @@ class StripBackward {
         grad = masked;
       }
       if (bias) kernels().column_sum(grad, strip_stride(), pixels, out_, nullptr, bias);
-      if (wanted_.weight) add_products(first, first + pixels, grad, sums_ + part * part_floats(), s > 0);
-      if (wanted_.input) {
-        static const AlignedFloats none(0);
-        job_.run_pixels(PackedConv(packed_, none, none), grad, grad_input_ + first * in_, 0, pixels, false);
-      }
+      if (wanted_.weight)
+        add_products(first, first + pixels, grad, input_at(first, pixels, wide_input),
+                     sums_ + part * part_floats(), s > 0);
+      if (wanted_.input) add_input_gradient(first, pixels, grad, wide_input + strip_ * in_);
     }
+  }
+
+  // The input as if it began at pixel 0, of which at least a strip from `first` on is there.
+  View input_at(int64_t first, int64_t pixels, float* scratch) const {
+    if (!narrow_input_.narrow) return input_;
+    const FloatRows rows = float_rows(narrow_input_, first, pixels, scratch);
+    return {const_cast<float*>(rows.data) - first * rows.stride, 0, 0, rows.stride};
+  }
+
+  void add_input_gradient(int64_t first, int64_t pixels, const float* grad, float* scratch) const {
+    static const AlignedFloats none(0);
+    const bool narrow = narrow_input_.narrow;
+    float* const to = narrow ? scratch : static_cast<float*>(grad_input_) + first * in_;
+    job_.run_pixels(PackedConv(packed_, none, none), grad, to, 0, pixels, false);
+    if (narrow)
+      bf16_kernels().narrow({to, in_}, {static_cast<uint16_t*>(grad_input_) + first * in_, in_}, pixels, in_);
   }
 
   void mask(const FloatRows& grad, const FloatRows& output, int64_t pixels, float* to) const {
@@ -141,7 +158,8 @@ class StripBackward {
   // A 1x1 kernel does not ask where a row or an image ends: all of them as one row.
   void join_rows(PixelRows rows) {
     held_ = rows.storage;
-    input_ = {const_cast<float*>(rows.data), 0, 0, rows.stride};
+    if (rows.narrow) narrow_input_ = rows;
+    input_ = {const_cast<float*>(rows.data), 0, 0, rows.narrow ? rows.channels : rows.stride};
     to_weight_.out_width = rows.rows;
     to_weight_.images = to_weight_.out_height = 1;
   }
@@ -152,11 +170,12 @@ class StripBackward {
     input_.data -= ph * input_.row + pw * input_.pixel;
   }
 
-  void add_products(int64_t first, int64_t end, const float* grad, float* sums, bool adds) const {
+  void add_products(int64_t first, int64_t end, const float* grad, const View& input, float* sums,
+                    bool adds) const {
     const ConvGeometry& g = to_weight_;
     const int64_t stride = strip_stride();
     WeightGradCall call{};
-    call.input = input_;
+    call.input = input;
     call.grad = {const_cast<float*>(grad) - first * stride, g.out_height * g.out_width * stride,
                  g.out_width * stride, stride};
     call.images = g.images;
@@ -178,13 +197,23 @@ class StripBackward {
 
   // What run_part needs next.
   void fetch_strip(int64_t first, int64_t pixels, FarFloats* ahead) const {
-    const auto rows = [&](const float* data, int64_t stride) {
-      *ahead++ = {data + first * stride, pixels * stride};
+    // Memory is all that counts: two bfloat16 values lie where one float does.
+    const auto rows = [&](const void* data, bool narrow, int64_t stride) {
+      const int64_t step = narrow ? 2 : 1;
+      *ahead++ = {static_cast<const float*>(data) + first * stride / step, pixels * stride / step};
     };
-    if (wanted_.input || in_ > kMostFirstChannels) rows(input_.data, input_.pixel);
-    if (grad_.data && grad_.stride < 2 * out_) rows(grad_.data, grad_.stride);
-    if (output_.data && output_.stride < 2 * out_) rows(output_.data, output_.stride);
-    if (wanted_.input) rows(grad_input_, in_);
+    const auto dense_rows = [&](const PixelRows& r) {
+      if (r.given() && r.stride < 2 * out_)
+        r.narrow ? rows(r.narrow, true, r.stride) : rows(r.data, false, r.stride);
+    };
+    const bool narrow = narrow_input_.narrow;
+    if (narrow)
+      rows(narrow_input_.narrow, true, narrow_input_.stride);
+    else if (wanted_.input || in_ > kMostFirstChannels)
+      rows(input_.data, false, input_.pixel);
+    dense_rows(grad_);
+    dense_rows(output_);
+    if (wanted_.input) rows(grad_input_, narrow, in_);
   }
 
   // The sums of all parts into those of the first.
@@ -204,11 +233,12 @@ class StripBackward {
   Panels panels_;
   ConvGeometry to_input_;
   ConvJob job_;
-  View input_{};  // the first position of the first pixel
+  View input_{};              // the first position of the first pixel
+  PixelRows narrow_input_{};  // instead of its data: bfloat16 pixels of a 1x1 convolution
   at::Tensor held_;
   std::vector<int64_t> offsets_;
   const float* packed_ = nullptr;
-  float* grad_input_ = nullptr;
+  void* grad_input_ = nullptr;  // of the input's type
   float* sums_ = nullptr;
 };
 

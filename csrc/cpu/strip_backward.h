@@ -15,7 +15,8 @@ struct StripGradients {
   std::vector<double> bias;
 };
 
-// act(conv(input, weight) + bias) with its output and the output's gradient, all float32 by is_plain_float.
+// act(conv(input, weight) + bias) with its output and the output's gradient. The weight is float32 by
+// is_plain_float; images may be bfloat16, and are widened, and the input's gradient rounded, strip by strip.
 // For 1x1 kernels, and for first layers: few channels, of which no gradient is wanted. Nothing where geometry
 // or sizes (never the number of threads) are better served one gradient at a time.
 std::optional<StripGradients> strip_backward(const at::Tensor& grad_output, const at::Tensor& input,

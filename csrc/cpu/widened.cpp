@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/bf16_table.h"
+#include "cpu/images16.h"
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -22,10 +23,6 @@ int threads_for(int64_t elements) { return elements < kSerialElements ? 1 : team
 
 bool is_plain_bfloat16(const at::Tensor& t) {
   return t.scalar_type() == at::kBFloat16 && t.layout() == at::kStrided && !t.is_conj() && !t.is_neg();
-}
-
-const uint16_t* bits_of(const at::Tensor& t) {
-  return reinterpret_cast<const uint16_t*>(t.const_data_ptr<at::BFloat16>());
 }
 
 // Memory of another type with the strides of `t`, which has no gaps.
@@ -121,19 +118,20 @@ at::Tensor rounded_to(at::ScalarType type, const at::Tensor& t) {
   return narrow;
 }
 
-void round_into(const at::Tensor& from, const at::Tensor& to) {
-  const int64_t stride = to.numel() > 0 ? pixel_stride(to) : 0;
-  if (stride == 0) {
-    to.copy_(from);
-    return;
-  }
-  const int64_t channels = to.size(1);
-  const float* source = from.const_data_ptr<float>();
-  auto* target = reinterpret_cast<uint16_t*>(to.data_ptr<at::BFloat16>());
+void write_images(const View& from, const at::Tensor& to) {
+  if (to.numel() == 0) return;
+  const ImageSize size = image_size(to);
+  const bool narrow = to.scalar_type() == at::kBFloat16;
+  const View16 to16 = narrow ? view16_of(to) : View16{};
   parallel_team(threads_for(to.numel()), [&](int thread, int team, Barrier&) {
-    const auto [begin, end] = share(to.numel() / channels, 1, thread, team);
-    bf16_kernels().narrow({source + begin * channels, channels}, {target + begin * stride, stride},
-                          end - begin, channels);
+    const auto [begin, end] = share(size.images * size.height, 1, thread, team);
+    if (!narrow) return copy_out(from, size, to.data_ptr<float>(), tensor_strides(to), begin, end);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t n = row / size.height, y = row % size.height;
+      bf16_kernels().narrow({from.data + n * from.image + y * from.row, from.pixel},
+                            {to16.data + n * to16.image + y * to16.row, to16.pixel}, size.width,
+                            size.channels);
+    }
   });
 }
 

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/kernel_table.h"
 #include "ops/dense_block.h"
 
 namespace cnnfast::cpu {
@@ -31,8 +32,9 @@ std::vector<at::Tensor> widened_kept(at::TensorList list);
 at::Tensor rounded_to(at::ScalarType type, const at::Tensor& t);
 std::vector<at::Tensor> rounded_to(at::ScalarType type, std::vector<at::Tensor> list);
 
-// Rounds a float32 tensor in channels_last memory into a bfloat16 one of its sizes: a slice of channels, too.
-void round_into(const at::Tensor& from, const at::Tensor& to);
+// Copies images into a tensor of their sizes whose channels are adjacent, a slice of channels, too: float32,
+// or bfloat16, to which they are rounded.
+void write_images(const View& from, const at::Tensor& to);
 
 // rounded_to for the results of an operator, each with its own type.
 template <class... T>

@@ -36,7 +36,7 @@ Conv2dGradients conv2d_backward_meta(const at::Tensor& grad_output, const at::Te
                                      at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
                                      std::string_view, std::array<bool, 5> mask) {
   return {gradient_like(mask[0], input), gradient_like(mask[1], weight),
-          channel_gradient(mask[2], weight, input.options()),
+          channel_gradient(mask[2], weight, weight.options()),
           channel_gradient(mask[3], weight, input.options()), gradient_like(mask[4], grad_output)};
 }
 
@@ -69,7 +69,7 @@ BatchNormGradients conv2d_batch_norm_backward_meta(const at::Tensor& grad_output
   const auto parameters = present(bn_weight) ? bn_weight->options() : var.options();
   return {gradient_like(mask[0], input),
           gradient_like(mask[1], weight),
-          channel_gradient(mask[2], weight, input.options()),
+          channel_gradient(mask[2], weight, weight.options()),
           channel_gradient(mask[3], weight, parameters),
           channel_gradient(mask[4], weight, parameters),
           gradient_like(mask[5], grad_output)};

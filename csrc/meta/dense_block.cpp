@@ -34,7 +34,7 @@ DenseBlockGradients dense_block_backward_meta(const at::Tensor&, const at::Tenso
   DenseBlockGradientLists found(weights.size(), output);
   for (size_t i = 0; i < weights.size(); ++i) {
     if (mask.weight(i)) found.weights[i] = at::empty_like(weights[i]);
-    if (mask.bias(i)) found.biases[i] = at::empty_symint({weights[i].sym_size(0)}, output.options());
+    if (mask.bias(i)) found.biases[i] = at::empty_symint({weights[i].sym_size(0)}, weights[i].options());
     found.bn_weights[i] = like_optional(mask.bn_weight(i), bn_weights.get(i), output);
     found.bn_biases[i] = like_optional(mask.bn_bias(i), bn_biases.get(i), output);
   }

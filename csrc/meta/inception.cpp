@@ -21,7 +21,7 @@ InceptionGradients inception_backward_meta(const at::Tensor&, const at::Tensor& 
   for (size_t i = 0; i < weights.size(); ++i) {
     grad_weights.push_back(mask.get(1 + i) ? at::empty_like(weights[i]) : no_gradient(input));
     grad_biases.push_back(mask.get(1 + weights.size() + i)
-                              ? at::empty_symint({weights[i].sym_size(0)}, input.options())
+                              ? at::empty_symint({weights[i].sym_size(0)}, weights[i].options())
                               : no_gradient(input));
   }
   const at::Tensor grad_input =

@@ -34,7 +34,7 @@ std::vector<c10::SymInt> check_conv2d_batch_norm(const ConvBatchNormArgs& a) {
   auto sizes = check_conv2d_geometry(kOp, a.input, a.weight, a.params);
   TORCH_CHECK(at::isFloatingType(a.input.scalar_type()), "cnnfast::", kOp,
               ": input must be of a floating-point type, not ", a.input.scalar_type());
-  check_same_kind(kOp, a.input, "bias", a.bias);
+  check_parameter(kOp, a.input, "bias", a.bias);
   check_same_kind(kOp, a.input, "residual", a.residual);
   check_per_channel(kOp, "bias", a.bias, sizes[1]);
   check_statistic(kOp, "bn_weight", a.bn_weight, a.input, sizes[1]);
@@ -98,8 +98,8 @@ BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::
                            {stride, padding, dilation, groups},
                            eps,
                            activation});
-  const at::Tensor conv =
-      fresh_channels_last(at::conv2d(input, weight, std::nullopt, stride, padding, dilation, groups));
+  const at::Tensor conv = fresh_channels_last(at::conv2d(input, as_type(weight, input.scalar_type()),
+                                                         std::nullopt, stride, padding, dilation, groups));
   const auto [var, conv_mean] = at::var_mean(as_type(conv, statistics_type(conv.scalar_type())),
                                              at::IntArrayRef({0, 2, 3}), /*correction=*/0);
   const at::Tensor output =
@@ -123,7 +123,7 @@ BatchNormGradients conv2d_batch_norm_backward_composite(
   if (grad.sym_numel() == 0)  // ATen would divide by the number of pixels
     return {need_input ? at::zeros_like(input) : none(),
             need_weight ? at::zeros_like(weight) : none(),
-            need_bias ? at::zeros_like(conv_mean, input.options()) : none(),
+            need_bias ? at::zeros_like(conv_mean, weight.options()) : none(),
             need_bn_weight ? at::zeros_like(*bn_weight) : none(),
             need_bn_bias
                 ? at::zeros_like(conv_mean, present(bn_weight) ? bn_weight->options() : conv_mean.options())
@@ -140,7 +140,7 @@ BatchNormGradients conv2d_batch_norm_backward_composite(
       grad_conv, input, weight, {stride, padding, dilation, groups}, {need_input, need_weight, false});
   return {need_input ? grad_input : none(), need_weight ? grad_weight : none(),
           // The mean takes any bias away again: its gradient is zero, not merely small.
-          need_bias ? at::zeros_like(conv_mean, input.options()) : none(),
+          need_bias ? at::zeros_like(conv_mean, weight.options()) : none(),
           need_bn_weight ? as_type(grad_bn_weight, type) : none(),
           need_bn_bias ? as_type(grad_bn_bias, type) : none(),
           need_residual ? (grad.is_same(grad_output) ? grad.clone() : grad) : none()};

@@ -23,7 +23,7 @@ std::vector<c10::SymInt> check_bn_act_conv2d(const BnActConv2dArgs& a) {
   auto sizes = check_conv2d_geometry(kOp, a.input, a.weight, a.params);
   TORCH_CHECK(at::isFloatingType(a.input.scalar_type()), "cnnfast::", kOp,
               ": input must be of a floating-point type, not ", a.input.scalar_type());
-  check_same_kind(kOp, a.input, "bias", a.bias);
+  check_parameter(kOp, a.input, "bias", a.bias);
   check_per_channel(kOp, "bias", a.bias, sizes[1]);
   const auto in_channels = a.input.sym_size(1);
   check_statistic(kOp, "bn_weight", a.bn_weight, a.input, in_channels);
@@ -62,7 +62,9 @@ BatchNorm2dOutputs bn_act_conv2d_composite(const at::Tensor& input, const at::Te
   const auto [m, v] = present(mean) ? std::tuple(*mean, *var) : batch_statistics_composite(input);
   const at::Tensor activated =
       batch_norm_act_composite(input, m, v, bn_weight, bn_bias, std::nullopt, eps, pre_activation);
-  at::Tensor y = at::conv2d(activated, weight, bias, stride, padding, dilation, groups);
+  const auto type = activated.scalar_type();
+  at::Tensor y =
+      at::conv2d(activated, as_type(weight, type), as_type(bias, type), stride, padding, dilation, groups);
   if (present(residual)) y = y + *residual;
   if (present(mean)) return {fresh_channels_last(y), no_gradient(*mean), no_gradient(*var)};
   return {fresh_channels_last(y), m, v};
@@ -93,7 +95,7 @@ BatchNormGradients bn_act_conv2d_backward(const BnActConv2dSteps& steps, const a
   }
   return {need_input ? std::get<0>(norm) : none(),
           need_weight ? in_layout_of(weight, grad_weight) : none(),
-          need_bias ? grad_output.sum({0, 2, 3}) : none(),
+          need_bias ? as_type(grad_output.sum({0, 2, 3}), weight.scalar_type()) : none(),
           need_bn_weight ? std::get<3>(norm) : none(),
           need_bn_bias ? std::get<4>(norm) : none(),
           need_residual ? fresh_channels_last(grad_output) : none()};

@@ -120,6 +120,12 @@ void check_same_kind(const char* op, const at::Tensor& input, const char* name, 
               input.scalar_type(), ", but ", name, " is ", other->scalar_type());
 }
 
+void check_parameter(const char* op, const at::Tensor& input, const char* name, const OptionalTensor& t) {
+  const bool wide = present(t) && t->scalar_type() == at::kFloat && input.scalar_type() == at::kBFloat16 &&
+                    t->device() == input.device() && (input.is_cpu() || input.is_meta());
+  if (!wide) check_same_kind(op, input, name, t);
+}
+
 void check_per_channel(const char* op, const char* name, const OptionalTensor& t,
                        const c10::SymInt& channels) {
   if (!present(t)) return;
@@ -199,6 +205,10 @@ at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
 
 at::Tensor as_type(const at::Tensor& t, at::ScalarType type) {
   return t.scalar_type() == type ? t : t.to(type);
+}
+
+OptionalTensor as_type(const OptionalTensor& t, at::ScalarType type) {
+  return present(t) ? OptionalTensor(as_type(*t, type)) : t;
 }
 
 at::Tensor fresh_channels_last(const at::Tensor& t) {

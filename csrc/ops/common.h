@@ -35,6 +35,9 @@ inline at::Tensor value_or_undefined(const OptionalTensor& t) { return present(t
 
 // Same device and dtype as `input`; absent tensors pass. Errors name both arguments.
 void check_same_kind(const char* op, const at::Tensor& input, const char* name, const OptionalTensor& other);
+// The same for weights and biases. On the CPU float32 ones go with bfloat16 images, too: where products are
+// of floats, rounded weights would be copies for nothing.
+void check_parameter(const char* op, const at::Tensor& input, const char* name, const OptionalTensor& t);
 // One number per channel.
 void check_per_channel(const char* op, const char* name, const OptionalTensor& t,
                        const c10::SymInt& channels);
@@ -57,6 +60,7 @@ bool& records_gradient();
 // t itself where it has the type already: at::Tensor::to would return an alias, which operators below
 // autograd must not.
 at::Tensor as_type(const at::Tensor& t, at::ScalarType type);
+OptionalTensor as_type(const OptionalTensor& t, at::ScalarType type);
 // A fresh tensor in channels_last memory with t's values.
 at::Tensor fresh_channels_last(const at::Tensor& t);
 // What a backward operator returns for a gradient that nobody asked for.

@@ -21,7 +21,7 @@ std::vector<c10::SymInt> conv2d_output_sizes(const char* op, const at::Tensor& k
   check_pair(op, "stride", p.stride, 1);
   check_pair(op, "padding", p.padding, 0);
   check_pair(op, "dilation", p.dilation, 1);
-  check_same_kind(op, kind, "weight", weight);
+  check_parameter(op, kind, "weight", weight);
   TORCH_CHECK(p.groups >= 1, "cnnfast::", op, ": groups must be at least 1, not ", p.groups);
   const auto in_channels = input[1], out_channels = weight.sym_size(0);
   TORCH_CHECK(in_channels > 0 && out_channels > 0, "cnnfast::", op, ": input ", input, " and weight ",
@@ -47,7 +47,7 @@ std::vector<c10::SymInt> conv2d_output_sizes(const char* op, const at::Tensor& k
 
 std::vector<c10::SymInt> check_conv2d(const char* op, const Conv2dArgs& a) {
   auto sizes = check_conv2d_geometry(op, a.input, a.weight, a.params);
-  check_same_kind(op, a.input, "bias", a.bias);
+  check_parameter(op, a.input, "bias", a.bias);
   check_same_kind(op, a.input, "scale", a.scale);
   check_same_kind(op, a.input, "residual", a.residual);
   check_per_channel(op, "bias", a.bias, sizes[1]);
@@ -66,12 +66,14 @@ at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, c
                             int64_t groups, std::string_view activation) {
   check_conv2d("conv2d",
                {input, weight, bias, scale, residual, {stride, padding, dilation, groups}, activation});
+  const auto type = input.scalar_type();
+  const OptionalTensor shift = as_type(bias, type);
   const bool bias_inside = !present(scale);
-  at::Tensor y =
-      at::conv2d(input, weight, bias_inside ? bias : OptionalTensor(), stride, padding, dilation, groups);
+  at::Tensor y = at::conv2d(input, as_type(weight, type), bias_inside ? shift : OptionalTensor(), stride,
+                            padding, dilation, groups);
   if (!bias_inside) {
     y = y * scale->view({-1, 1, 1});
-    if (present(bias)) y = y + bias->view({-1, 1, 1});
+    if (present(bias)) y = y + shift->view({-1, 1, 1});
   }
   if (present(residual)) y = y + *residual;
   return fresh_channels_last(activate(y, parse_activation("conv2d", activation)));
@@ -99,7 +101,8 @@ Conv2dGradients conv2d_backward(const at::Tensor& grad_output, const at::Tensor&
     if (need_weight) grad_weight = unscaled * scale->view({-1, 1, 1, 1});
   }
   return {need_input ? grad_input : none(), need_weight ? grad_weight : none(),
-          need_bias ? grad.sum({0, 2, 3}) : none(), need_scale ? grad_scale : none(),
+          need_bias ? as_type(grad.sum({0, 2, 3}), weight.scalar_type()) : none(),
+          need_scale ? grad_scale : none(),
           need_residual ? (grad.is_same(grad_output) ? grad.clone() : grad) : none()};
 }
 

@@ -23,9 +23,9 @@ at::Tensor conv2d_input_grad_composite(const at::Tensor& grad_output, const at::
                                        const at::Tensor& weight, at::IntArrayRef stride,
                                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, {stride, padding, dilation, groups});
-  const at::Tensor grad =
-      std::get<0>(at::convolution_backward(grad_output, input, weight, std::nullopt, stride, padding,
-                                           dilation, false, {0, 0}, groups, {true, false, false}));
+  const at::Tensor grad = std::get<0>(
+      at::convolution_backward(grad_output, input, as_type(weight, input.scalar_type()), std::nullopt, stride,
+                               padding, dilation, false, {0, 0}, groups, {true, false, false}));
   return in_strides_of(input, grad);
 }
 
@@ -34,10 +34,10 @@ at::Tensor conv2d_weight_grad_composite(const at::Tensor& grad_output, const at:
                                         at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight,
                         {stride, padding, dilation, groups});
-  const at::Tensor grad =
-      std::get<1>(at::convolution_backward(grad_output, input, weight, std::nullopt, stride, padding,
-                                           dilation, false, {0, 0}, groups, {false, true, false}));
-  return in_strides_of(weight, grad);
+  const at::Tensor grad = std::get<1>(
+      at::convolution_backward(grad_output, input, as_type(weight, input.scalar_type()), std::nullopt, stride,
+                               padding, dilation, false, {0, 0}, groups, {false, true, false}));
+  return in_strides_of(weight, as_type(grad, weight.scalar_type()));
 }
 
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {

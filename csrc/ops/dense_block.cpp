@@ -56,7 +56,7 @@ void check_layer(const DenseBlockArgs& a, size_t i, const std::vector<c10::SymIn
               " must have an odd kernel height and width, for the image to keep its size");
   const int64_t padding[2] = {kernel[0] / 2, kernel[1] / 2};
   conv2d_output_sizes(op, a.input, sizes, weight, {kOnes, padding, kOnes, 1});
-  check_same_kind(op, a.input, "bias", a.biases.get(i));
+  check_parameter(op, a.input, "bias", a.biases.get(i));
   check_per_channel(op, "bias", a.biases.get(i), weight.sym_size(0));
   check_norm(op, "bn_weight", a.bn_weights.get(i), a.input, sizes[1]);
   check_norm(op, "bn_bias", a.bn_biases.get(i), a.input, sizes[1]);
@@ -146,8 +146,9 @@ DenseBlockOutputs dense_block_composite(const at::Tensor& input, at::TensorList 
         layers[i].read(output), layer_statistic(means, statistics.mean, i, layers[i]),
         layer_statistic(vars, statistics.var, i, layers[i]), bn_weights.get(i), bn_biases.get(i),
         std::nullopt, eps, activation);
-    layers[i].own(output).copy_(
-        at::conv2d(activated, weights[i], biases.get(i), p.stride, p.padding, p.dilation, p.groups));
+    layers[i].own(output).copy_(at::conv2d(activated, as_type(weights[i], input.scalar_type()),
+                                           as_type(biases.get(i), input.scalar_type()), p.stride, p.padding,
+                                           p.dilation, p.groups));
     statistics.compute(output, layers[i].inputs, layers[i].growth);
   }
   return {output, statistics.mean, statistics.var};

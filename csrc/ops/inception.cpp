@@ -66,7 +66,7 @@ std::vector<c10::SymInt> conv_sizes(const std::string& where, const Stage& stage
   TORCH_CHECK(weight.sym_size(2) == stage.kernel[0] && weight.sym_size(3) == stage.kernel[1], "cnnfast::", op,
               ": branches gives a kernel of ", at::IntArrayRef(stage.kernel), ", but weight has shape ",
               weight.sym_sizes());
-  check_same_kind(op, input, "bias", bias);
+  check_parameter(op, input, "bias", bias);
   check_per_channel(op, "bias", bias, result[1]);
   return result;
 }
@@ -180,7 +180,8 @@ void run_stage(const Stage& stage, const at::Tensor& input, const at::Tensor& we
                const OptionalTensor& bias, const at::Tensor& target) {
   at::Tensor y;
   if (stage.kind == StageKind::kConv)
-    y = at::conv2d(input, weight, bias, stage.stride, stage.padding, kNoDilation, stage.option);
+    y = at::conv2d(input, as_type(weight, input.scalar_type()), as_type(bias, input.scalar_type()),
+                   stage.stride, stage.padding, kNoDilation, stage.option);
   else if (stage.kind == StageKind::kMaxPool)
     y = std::get<0>(at::max_pool2d_with_indices(input, stage.kernel, stage.stride, stage.padding));
   else

@@ -103,9 +103,35 @@ def test_operator_names_mixed_types(operator):
     tensors = narrow_tensors(operator)
     if len(tensors) == 1 or operator.name == "batch_norm2d":
         pytest.skip("it has no argument of the images' type beside them")
-    tensors[1] = tensors[1].float()
-    with pytest.raises(RuntimeError, match=r"BFloat16.*Float"):
+    tensors[0] = tensors[0].float()
+    with pytest.raises(RuntimeError, match=r"Float.*BFloat16"):
         operator.run(*tensors)
+
+
+@every_operator
+def test_float32_weights_of_bfloat16_images(operator):
+    """As autocast gives them where products are float32; their gradients are float32, too."""
+    tensors = narrow_tensors(operator)
+    weights = [i for i, t in enumerate(tensors) if t.dim() == 4 and i not in operator.batched]
+    if not weights:
+        pytest.skip("it has no convolution")
+    for place in weights:
+        tensors[place] = torch.randn(tensors[place].shape)
+    tensors = [t.requires_grad_() for t in tensors]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    output, truth = operator.run(*tensors), operator.run_reference(*exact)
+    assert output.dtype == torch.bfloat16
+    inner = 2 * ROUNDING if rounds_inside(operator) or operator.name == "dense_block" else 2e-5
+    allowed = ROUNDING * truth.abs() + inner * truth.abs().max()
+    assert ((output.double() - truth).abs() <= allowed).all()
+    cotangent = torch.randn_like(output)
+    found = torch.autograd.grad(output, tensors, cotangent)
+    expected = torch.autograd.grad(truth, exact, cotangent.double())
+    steps = 16 if PAIRS and operator.name == "dense_block" else 8  # there ATen answers, with rounded weights
+    for own, other, tensor in zip(found, expected, tensors, strict=True):
+        assert own.dtype == tensor.dtype
+        scale = other.abs().max().clamp_min(cotangent.double().abs().max())
+        assert (own.double() - other).abs().max() <= steps * ROUNDING * scale
 
 
 @pytest.mark.parametrize("recorded", [False, True])

@@ -1,0 +1,15 @@
+// The gradient of a convolution's weight in float32.
+#pragma once
+#include "ops/conv2d.h"
+
+namespace cnnfast::cpu {
+
+// Small groups of channels are left to ATen.
+bool serves_weight_gradient(const at::Tensor& weight, int64_t groups);
+
+// `input` may be bfloat16: it is widened on its way into memory with its border. The result has the weight's
+// strides.
+at::Tensor weight_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                           const Conv2dParams& params);
+
+}  // namespace cnnfast::cpu
