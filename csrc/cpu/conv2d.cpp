@@ -58,7 +58,7 @@ namespace {
 ImageGroups groups_of(const Conv2dArgs& a, const at::Tensor& output) {
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
   return {output.size(0), image_values(a.input.sizes(), {ph, pw, ph, pw}) + image_values(output.sizes()),
-          a.weight.numel()};
+          a.weight.numel(), a.input.scalar_type() != at::kFloat};
 }
 
 // One group of images after the other, with weights that are packed once.

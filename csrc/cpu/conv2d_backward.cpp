@@ -31,7 +31,7 @@ class PairedConvBackward {
     if (need_input && PairedInputGradient::serves(weight, params))
       input_gradient_.emplace(input, weight, params, output_sizes);
   }
-  ImageGroups groups() const { return {input_.size(0), 0, 0}; }
+  ImageGroups groups() const { return {input_.size(0), 0, 0, false}; }
   Border border(int64_t) const { return input_gradient_ ? input_gradient_->border() : Border{}; }
   void add(int64_t, const Bordered& grad) {
     const bool ours = input_gradient_.has_value();

@@ -23,7 +23,7 @@ ImageGroups ConvBackward::groups() const {
   const int64_t ph = params_.padding[0], pw = params_.padding[1];
   const int64_t of_input = image_values(input_.sizes(), {ph, pw, ph, pw}),
                 of_gradient = image_values(output_sizes_, border(input_.size(0)));
-  return {input_.size(0), of_input + of_gradient, weight_.numel()};
+  return {input_.size(0), of_input + of_gradient, weight_.numel(), input_.scalar_type() != at::kFloat};
 }
 
 Border ConvBackward::border(int64_t images) const {

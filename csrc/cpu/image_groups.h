@@ -12,9 +12,11 @@ namespace cnnfast::cpu {
 class ImageGroups {
  public:
   // Of a convolution whose copies take `image_floats` per image. Weights are packed or transformed anew for
-  // every group: that should be little beside its images. By sizes alone, never by the number of threads.
-  ImageGroups(int64_t images, int64_t image_floats, int64_t weight_floats) : images_(images) {
-    const int64_t floats = std::max(kGroupFloats, kWeightShare * weight_floats);
+  // every group: that should be little beside its images. Widened images are twice as large as what they come
+  // from: of those there may be fewer. By sizes alone, never by the number of threads.
+  ImageGroups(int64_t images, int64_t image_floats, int64_t weight_floats, bool widens) : images_(images) {
+    const int64_t share = widens ? kWidenedWeightShare : kWeightShare;
+    const int64_t floats = std::max(kGroupFloats, share * weight_floats);
     const int64_t groups =
         std::clamp<int64_t>((images * image_floats + floats - 1) / floats, 1, std::max<int64_t>(images, 1));
     step_ = std::max<int64_t>(1, (images + groups - 1) / groups);
@@ -29,7 +31,7 @@ class ImageGroups {
   }
 
  private:
-  static constexpr int64_t kGroupFloats = 512 * 1024, kWeightShare = 4;
+  static constexpr int64_t kGroupFloats = 512 * 1024, kWeightShare = 12, kWidenedWeightShare = 4;
   int64_t images_, step_;
 };
 
