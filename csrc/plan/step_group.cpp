@@ -20,15 +20,10 @@ constexpr double kMostUneven = 1.15;
 
 }  // namespace
 
-int64_t StepGroup::parts(int team) const {
-  if (images_at_once_ > 0) return images_ < team ? 0 : images_;
-  (void)team;
-  return images_ * ((height_ + rows_at_once_ - 1) / rows_at_once_);
-}
-
 bool StepGroup::fits(int team) const {
-  const int64_t count = parts(team), most = (count + team - 1) / team;
-  return count > 0 && static_cast<double>(most * team) <= kMostUneven * static_cast<double>(count);
+  const int64_t parts = images_at_once_ > 0 ? images_ : images_ * strips();
+  const int64_t most = (parts + team - 1) / team;
+  return static_cast<double>(most * team) <= kMostUneven * static_cast<double>(parts);
 }
 
 bool StepGroup::has_inside(int buffer) const {
@@ -48,20 +43,33 @@ std::string StepGroup::text() const {
 }
 
 void StepGroup::run(const Memory& memory, int thread, int team, double* seconds) const {
-  const auto [begin, end] = cpu::share(parts(team), 1, thread, team);
-  if (begin >= end) return;
   float* scratch = cpu::thread_scratch(cpu::ScratchSlot::kGroup, scratch_floats_);
   if (images_at_once_ > 0) {
+    const auto [begin, end] = cpu::share(images_, 1, thread, team);
     const int64_t turns = (end - begin + images_at_once_ - 1) / images_at_once_;
     for (int64_t turn = 0; turn < turns; ++turn)
       run_images(memory, begin + (end - begin) * turn / turns, begin + (end - begin) * (turn + 1) / turns,
                  scratch, seconds);
     return;
   }
-  const int64_t strips = parts(team) / images_;
+  const auto [begin, end] = cpu::share(images_ * strips(), 1, thread, team);
   for (int64_t part = begin; part < end; ++part) {
-    const int64_t first = part % strips * rows_at_once_;
-    run_strip(memory, part / strips, {first, std::min(first + rows_at_once_, height_)}, scratch, seconds);
+    const int64_t first = part % strips() * rows_at_once_;
+    run_strip(memory, part / strips(), {first, std::min(first + rows_at_once_, height_)}, scratch, seconds);
+  }
+}
+
+// rows_of(step): over all images.
+template <class RowsOf>
+void StepGroup::run_steps(const Memory& memory, RowsOf&& rows_of, double* seconds) const {
+  double last = seconds ? now_seconds() : 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const Rows rows = rows_of(i);
+    steps_[i]->compute_rows(memory, rows.begin, rows.end);
+    if (!seconds) continue;
+    const double now = now_seconds();
+    seconds[i] += now - last;
+    last = now;
   }
 }
 
@@ -72,16 +80,13 @@ void StepGroup::run_images(const Memory& memory, int64_t begin, int64_t end, flo
   for (const Inside& inside : inside_)
     local.buffers[inside.place.buffer] =
         reinterpret_cast<float*>(values16(scratch + inside.offset) - begin * inside.place.image());
-  double last = seconds ? now_seconds() : 0;
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const int64_t height = steps_[i]->writes().size.height;
+  // A step's borders right before it: until then other values may lie there.
+  const auto rows_of = [&](size_t i) {
     steps_[i]->fill_borders(local, begin, end);
-    steps_[i]->compute_rows(local, begin * height, end * height);
-    if (!seconds) continue;
-    const double now = now_seconds();
-    seconds[i] += now - last;
-    last = now;
-  }
+    const int64_t height = steps_[i]->writes().size.height;
+    return Rows{begin * height, end * height};
+  };
+  run_steps(local, rows_of, seconds);
 }
 
 // What every step has to compute for rows of the last.
@@ -107,15 +112,11 @@ void StepGroup::run_strip(const Memory& memory, int64_t image, Rows rows, float*
         reinterpret_cast<float*>(values16(scratch + inside.offset) - image * inside.place.image() -
                                  (inside.place.border.top + all[inside.writer].begin) * inside.place.row());
   if (rows.begin == 0) steps_.back()->fill_borders(local, image, image + 1);
-  double last = seconds ? now_seconds() : 0;
-  for (size_t i = 0; i < steps_.size(); ++i) {
+  const auto rows_of = [&](size_t i) {
     const int64_t first = image * steps_[i]->writes().size.height;
-    steps_[i]->compute_rows(local, first + all[i].begin, first + all[i].end);
-    if (!seconds) continue;
-    const double now = now_seconds();
-    seconds[i] += now - last;
-    last = now;
-  }
+    return Rows{first + all[i].begin, first + all[i].end};
+  };
+  run_steps(local, rows_of, seconds);
 }
 
 }  // namespace cnnfast::plan
