@@ -10,7 +10,7 @@ namespace {
 
 // Of a second-level cache of 2 MiB: what a part of a group reads and writes. Weights want the rest.
 constexpr int64_t kPartBytes = 1400 * 1024;
-// Strips are read again in the next-level cache, and leave room for the rows around them.
+// Of what a strip hands on: the rows that it reads, which lie elsewhere, and the weights want the rest.
 constexpr int64_t kStripBytes = 768 * 1024;
 // What less is handed on stays in cache anyway.
 constexpr int64_t kFarBytes = 1 << 20;

@@ -128,10 +128,8 @@ std::vector<at::Tensor> Program::run(const std::vector<at::Tensor>& inputs, std:
   return outputs;
 }
 
-const StepGroup* Program::group_at(size_t step) const {
-  for (const StepGroup& group : groups_)
-    if (group.begin() == step) return &group;
-  return nullptr;
+const StepGroup* Program::take_group(size_t step, size_t& next) const {
+  return next < groups_.size() && groups_[next].begin() == step ? &groups_[next++] : nullptr;
 }
 
 // Shares are cut the same way everywhere, and the first ones may be larger: threads change places from step
@@ -139,8 +137,9 @@ const StepGroup* Program::group_at(size_t step) const {
 void Program::run_steps(const Memory& memory, int thread, int team, cpu::Barrier& barrier) const {
   int rank = thread;
   bool grouped = false;  // the steps in front of this one
+  size_t next_group = 0;
   for (size_t i = 0; i < steps_.size(); ++i) {
-    const StepGroup* group = group_at(i);
+    const StepGroup* group = take_group(i, next_group);
     const bool depth_first = group && group->fits(team);
     if (waits(i) || grouped || (depth_first && i > 0)) {
       rank = thread;
@@ -161,8 +160,9 @@ void Program::run_steps(const Memory& memory, int thread, int team, cpu::Barrier
 void Program::run_timed(const Memory& memory, int thread, int team, cpu::Barrier& barrier,
                         std::vector<double>& seconds) const {
   double last = now_seconds();
+  size_t next_group = 0;
   for (size_t i = 0; i < steps_.size(); ++i) {
-    const StepGroup* group = group_at(i);
+    const StepGroup* group = take_group(i, next_group);
     if (group && group->fits(team)) {
       std::vector<double> parts(group->end() - i, 0.0);
       group->run(memory, thread, team, parts.data());
@@ -183,10 +183,11 @@ void Program::run_timed(const Memory& memory, int thread, int team, cpu::Barrier
 
 std::string Program::text() const {
   std::ostringstream out;
+  size_t next_group = 0;
   for (size_t i = 0; i < steps_.size(); ++i) {
     const auto& step = steps_[i];
     const Place& to = step->writes();
-    if (const StepGroup* group = group_at(i)) out << "depth first: " << group->text() << "\n";
+    if (const StepGroup* group = take_group(i, next_group)) out << "depth first: " << group->text() << "\n";
     out << "phase " << phase_[i] << ", node " << step->node() << ": " << step->text();
     if (to.buffer_channels != to.size.channels)
       out << ", channels " << to.channel << " to " << to.channel + to.size.channels << " of "

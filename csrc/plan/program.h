@@ -49,7 +49,8 @@ class Program {
   void run_timed(const Memory& memory, int thread, int team, cpu::Barrier& barrier,
                  std::vector<double>& seconds) const;
 
-  const StepGroup* group_at(size_t step) const;
+  // The group that begins with a step, if there is one, among those from `next` on; takes it from them.
+  const StepGroup* take_group(size_t step, size_t& next) const;
   // Every step whose phase is not that of the step before it waits for all threads.
   bool waits(size_t step) const { return step > 0 && phase_[step] != phase_[step - 1]; }
 

@@ -44,18 +44,19 @@ std::string StepGroup::text() const {
 
 void StepGroup::run(const Memory& memory, int thread, int team, double* seconds) const {
   float* scratch = cpu::thread_scratch(cpu::ScratchSlot::kGroup, scratch_floats_);
+  Memory local = memory;
   if (images_at_once_ > 0) {
     const auto [begin, end] = cpu::share(images_, 1, thread, team);
     const int64_t turns = (end - begin + images_at_once_ - 1) / images_at_once_;
     for (int64_t turn = 0; turn < turns; ++turn)
-      run_images(memory, begin + (end - begin) * turn / turns, begin + (end - begin) * (turn + 1) / turns,
+      run_images(local, begin + (end - begin) * turn / turns, begin + (end - begin) * (turn + 1) / turns,
                  scratch, seconds);
     return;
   }
   const auto [begin, end] = cpu::share(images_ * strips(), 1, thread, team);
   for (int64_t part = begin; part < end; ++part) {
     const int64_t first = part % strips() * rows_at_once_;
-    run_strip(memory, part / strips(), {first, std::min(first + rows_at_once_, height_)}, scratch, seconds);
+    run_strip(local, part / strips(), {first, std::min(first + rows_at_once_, height_)}, scratch, seconds);
   }
 }
 
@@ -74,9 +75,7 @@ void StepGroup::run_steps(const Memory& memory, RowsOf&& rows_of, double* second
 }
 
 // Steps count images from the first of the batch: the thread's memory stands where the part would lie.
-void StepGroup::run_images(const Memory& memory, int64_t begin, int64_t end, float* scratch,
-                           double* seconds) const {
-  Memory local = memory;
+void StepGroup::run_images(Memory& local, int64_t begin, int64_t end, float* scratch, double* seconds) const {
   for (const Inside& inside : inside_)
     local.buffers[inside.place.buffer] =
         reinterpret_cast<float*>(values16(scratch + inside.offset) - begin * inside.place.image());
@@ -103,10 +102,8 @@ std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows rows) const {
   return all;
 }
 
-void StepGroup::run_strip(const Memory& memory, int64_t image, Rows rows, float* scratch,
-                          double* seconds) const {
+void StepGroup::run_strip(Memory& local, int64_t image, Rows rows, float* scratch, double* seconds) const {
   const std::vector<Rows> all = rows_of_steps(rows);
-  Memory local = memory;
   for (const Inside& inside : inside_)
     local.buffers[inside.place.buffer] =
         reinterpret_cast<float*>(values16(scratch + inside.offset) - image * inside.place.image() -

@@ -34,8 +34,9 @@ class StepGroup {
   };
 
   int64_t strips() const { return (height_ + rows_at_once_ - 1) / rows_at_once_; }
-  void run_images(const Memory& memory, int64_t begin, int64_t end, float* scratch, double* seconds) const;
-  void run_strip(const Memory& memory, int64_t image, Rows rows, float* scratch, double* seconds) const;
+  // local: the memory of the call, where buffers inside are moved to the part.
+  void run_images(Memory& local, int64_t begin, int64_t end, float* scratch, double* seconds) const;
+  void run_strip(Memory& local, int64_t image, Rows rows, float* scratch, double* seconds) const;
   template <class RowsOf>
   void run_steps(const Memory& memory, RowsOf&& rows_of, double* seconds) const;
   std::vector<Rows> rows_of_steps(Rows last) const;

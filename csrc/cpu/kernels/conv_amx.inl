@@ -176,8 +176,7 @@ struct Ahead {
   const char *at, *end;
   int64_t lines;  // per step
   void some() {
-    for (int64_t i = 0; i < lines && at < end; ++i, at += kLineBytes)
-      asm volatile("prefetcht1 (%0)" : : "r"(at));
+    for (int64_t i = 0; i < lines && at < end; ++i, at += kLineBytes) __builtin_prefetch(at, 0, 2);
   }
 };
 
