@@ -63,7 +63,7 @@ def images(batch: int, shape: tuple[int, ...], seed: int) -> Tensor:
     fy, fx, phase = (torch.rand(3, batch, channels, 1, 1, generator=generator) - 0.5) * 12.0
     y = torch.arange(height).view(1, 1, -1, 1) / height
     x = torch.arange(width).view(1, 1, 1, -1) / width
-    image = torch.arange(batch).view(-1, 1, 1, 1)
+    image = (torch.arange(batch) + seed).view(-1, 1, 1, 1)  # batches of one image differ as well
     waves = torch.sin(2 * math.pi * (fy * y + fx * x + phase / 12.0))
     noise = 0.1 * (torch.rand(batch, channels, height, width, generator=generator) - 0.5)
     values = 0.5 + (0.1 + 0.3 * (image % 2)) * waves - 0.08 * (image % 3) + noise

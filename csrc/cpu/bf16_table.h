@@ -83,7 +83,7 @@ struct ActivationBackward16 {
 
 struct Bf16Kernels {
   const char* name;
-  bool multiplies;  // has instructions that multiply bfloat16: faster than float32 wherever there is a choice
+  bool multiplies;  // has instructions that multiply bfloat16
   void (*widen)(PixelRun<const uint16_t> from, PixelRun<float> to, int64_t pixels, int64_t channels);
   // To nearest, ties to even; NaN stays NaN.
   void (*narrow)(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, int64_t channels);
@@ -112,5 +112,8 @@ extern const Bf16Kernels kPortableBf16Kernels, kAvx2Bf16Kernels, kAvx512Bf16Kern
 
 // Those of the set chosen for this process.
 const Bf16Kernels& bf16_kernels();
+
+// Whether products are those of tiles: several times as many a cycle as vectors of pairs give.
+inline bool multiplies_by_tiles() { return bf16_kernels().begin_thread != nullptr; }
 
 }  // namespace cnnfast::cpu

@@ -27,6 +27,11 @@ constexpr double kDirectEfficiency = 0.88;
 constexpr double kProductEfficiency = 0.93;
 constexpr double kCyclesPerByte = 0.3;  // weights streamed from memory by all cores together
 
+// kernels/conv16.inl with products of pairs as instructions, by whole layers of networks.
+constexpr double kStretchCycles = 5;
+constexpr double kPixelCycles = 12;
+constexpr double kFinishCycles = 4;
+
 // Transforming one vector of channels of one tile, there and back.
 double transform_cycles(const ConvAlgorithm& a) {
   const double per_point = a.points == 8 ? 36 : 20;
@@ -38,7 +43,9 @@ double overlapped(double compute, double stream) {
   return std::max(compute, stream) + 0.3 * std::min(compute, stream);
 }
 
-double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
+}  // namespace
+
+double conv_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto width = static_cast<double>(kernels().vector_width);
   const auto in = static_cast<double>(g.group_in());
   const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
@@ -58,6 +65,22 @@ double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
   const double transforms = groups * tiles * transform_cycles(a) * (0.6 * in_vectors + 0.4 * out_vectors);
   return overlapped(products + transforms, weights * points * kCyclesPerByte);
 }
+
+double pair_cycles(const ConvGeometry& g) {
+  const auto pairs = static_cast<double>(divide_up(g.depth(), 2));
+  const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
+  // Stretches of values side by side are gathered, a vector at a time, then every vector of sums is finished.
+  const bool adjacent = g.dilation_w == 1 && g.groups == 1;
+  const auto stretches = static_cast<double>(g.kernel_h * (adjacent ? 1 : g.kernel_w));
+  const double gathered = kStretchCycles * stretches + 2 * pairs / static_cast<double>(kernels().vector_width);
+  const double finished = kPixelCycles + kFinishCycles * out_vectors;
+  const double pixels = static_cast<double>(g.groups * g.images * g.out_height * g.out_width);
+  const double weights = 4.0 * static_cast<double>(g.groups * kernels().vector_width) * pairs * out_vectors;
+  return overlapped(pixels * (pairs * out_vectors / kDirectEfficiency + gathered + finished),
+                    weights * kCyclesPerByte);
+}
+
+namespace {
 
 // Rows of the kernel transform: the powers of a point over the product of its distances to the other points.
 template <int N>
@@ -102,9 +125,9 @@ std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& g, int64_t la
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
   ConvAlgorithm best;
-  double best_cost = cost(g, best);
+  double best_cost = conv_cycles(g, best);
   for (const ConvAlgorithm& a : possible_algorithms(g, largest_tile)) {
-    const double c = cost(g, a);
+    const double c = conv_cycles(g, a);
     if (c < best_cost) {
       best = a;
       best_cost = c;

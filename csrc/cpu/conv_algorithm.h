@@ -29,6 +29,11 @@ std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int
 // 0: direct. Does not depend on the number of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
 
+// Cycles of one core by that model.
+double conv_cycles(const ConvGeometry& geometry, const ConvAlgorithm& algorithm);
+// Of bfloat16 values, where a vector instruction adds products of pairs (no tiles).
+double pair_cycles(const ConvGeometry& geometry);
+
 // Rows below and columns to the right that are read beyond those of a direct convolution: tiles that reach
 // over the output's end. Finite values must be there; they do not enter the result.
 struct Overreach {

@@ -250,7 +250,7 @@ void PairedWeightGradient::scatter_folded(const float* sums, int64_t in_tile, in
 }
 
 bool pairs_serve_weight_gradient(const at::Tensor& weight) {
-  const bool tiles = bf16_kernels().begin_thread != nullptr;
+  const bool tiles = multiplies_by_tiles();
   return bf16_kernels().pair_gradient && weight.scalar_type() == at::kBFloat16 &&
          (tiles || weight.size(1) >= kFewInputs);
 }

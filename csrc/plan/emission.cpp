@@ -108,16 +108,11 @@ void Lowering::emit_conv(int64_t node) {
                 place(read_by(node)), place(node), residual ? &*residual : nullptr, prologue_of(node)));
 }
 
-// Over flattened images a linear layer is a convolution whose kernel covers the image: no flattened copy is
-// made.
 void Lowering::emit_linear(int64_t node) {
-  const Node& n = graph_.nodes[node];
-  const Value& in = values_[n.inputs[0]];
-  const cpu::ConvGeometry g{in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
-                            1,         1,           1,         1, 1,         n.activation};
+  const cpu::ConvGeometry g = linear_geometry(node);
   if (graph_.half()) return emit_conv16(node, g, 0, 0);
-  add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(n.inputs[0]), place(node), nullptr,
-                {}));
+  add(conv_step(node, g, 0, 0, constants_.conv_constants(node, g), place(graph_.nodes[node].inputs[0]),
+                place(node), nullptr, {}));
 }
 
 // A sum or a product; with what is added to a product.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "plan/steps16.h"
 #include "plan/tuning.h"
 
 namespace cnnfast::plan {
@@ -26,6 +27,7 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       constants_(constants),
       program_(program),
       algorithm_(graph.nodes.size()),
+      pairs_(graph.nodes.size(), false),
       prologue_(graph.nodes.size(), false),
       projected_(graph.nodes.size(), false),
       scaled_(graph.nodes.size(), false),
@@ -89,10 +91,25 @@ cpu::ConvGeometry Lowering::conv_geometry(int64_t node) const {
   return g;
 }
 
+// Over flattened images a linear layer is a convolution whose kernel covers the image: no flattened copy is
+// made.
+cpu::ConvGeometry Lowering::linear_geometry(int64_t node) const {
+  const Node& n = graph_.nodes[node];
+  const Value& in = values_[n.inputs[0]];
+  return {in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
+          1,         1,           1,         1, 1,         n.activation};
+}
+
 void Lowering::choose_algorithms() {
-  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node)
-    if (graph_.nodes[node].op == Op::kConv2d && values_[node].images > 0 && !takes_pairs_here(node))
-      algorithm_[node] = algorithm_of(graph_.nodes[node], conv_geometry(node));
+  for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
+    const Node& n = graph_.nodes[node];
+    if (n.op == Op::kLinear) pairs_[node] = graph_.half() && takes_pairs(linear_geometry(node));
+    if (n.op != Op::kConv2d || values_[node].images == 0) continue;
+    cpu::ConvGeometry g = conv_geometry(node);
+    g.algorithm = algorithm_of(n, g);
+    pairs_[node] = graph_.half() && takes_pairs(g);
+    if (!pairs_[node]) algorithm_[node] = g.algorithm;
+  }
 }
 
 // An affine node with one reader that can do its work on the way in.

@@ -64,6 +64,7 @@ class Lowering {
   int64_t read_by(int64_t node) const;
   cpu::Prologue prologue_of(int64_t node) const;
   cpu::ConvGeometry conv_geometry(int64_t node) const;
+  cpu::ConvGeometry linear_geometry(int64_t node) const;
   cpu::Border border_of(int64_t node) const;
   bool needs_border(int64_t node) const;
   void demand_border(int64_t node, const cpu::Border& border);
@@ -101,6 +102,7 @@ class Lowering {
   Program& program_;
   std::vector<Buffer> buffers_;
   std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
+  std::vector<bool> pairs_;                    // per node: multiplies pairs of bfloat16
   std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
   std::vector<bool> projected_;                // per node: a pooling done on the way into its 1x1 convolution
   std::vector<bool> scaled_;                   // per node: a product done on the way into its 1x1 convolution

@@ -4,9 +4,7 @@
 
 namespace cnnfast::plan {
 
-bool Lowering::takes_pairs_here(int64_t node) const {
-  return graph_.half() && takes_pairs(conv_geometry(node));
-}
+bool Lowering::takes_pairs_here(int64_t node) const { return pairs_[node]; }
 
 // Without a norm on the way in, whose results would be no bfloat16 values.
 bool Lowering::is_max_pool_as_stored(int64_t node) const {
@@ -20,7 +18,7 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   const Place* added = residual ? &*residual : nullptr;
-  if (takes_pairs(g))
+  if (takes_pairs_here(node))
     return add_step(pair_conv_step(node, g, pad_top, pad_left,
                                    constants_.conv_constants(node, g, WeightForm::kPairs), from, place(node),
                                    added));

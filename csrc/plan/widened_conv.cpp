@@ -3,11 +3,10 @@
 // convolution, depthwise and grouped ones all run so; a pooling behind the convolution takes the strip before
 // it is rounded.
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 #include <sstream>
 
-#include "cpu/conv16_job.h"
+#include "cpu/bf16_table.h"
 #include "cpu/parallel.h"
 #include "plan/steps16.h"
 
@@ -27,11 +26,6 @@ constexpr int64_t kMostFloats = int64_t{1} << 31;
 // Weights of more floats come from memory: better read for many pixels than for each of many strips, even
 // where those leave the cache.
 constexpr int64_t kFarWeights = 1 << 18, kFarStripFloats = 16 * kStripFloats;
-// Few pixels, many weights: reading the weights takes longer than the products, and pairs are half as long.
-constexpr int64_t kFewPixels = 16;
-constexpr int64_t kManyWeights = 1 << 18;
-// Fewer channels leave most of a panel of pairs empty.
-constexpr int64_t kLeastChannels = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
@@ -305,13 +299,6 @@ class WidenedConv : public Step {
 };
 
 }  // namespace
-
-bool takes_pairs(const cpu::ConvGeometry& g) {
-  static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;  // for tests
-  if (g.group_out() < kLeastChannels && g.groups > 1) return false;
-  if (everywhere || cpu::bf16_kernels().multiplies) return true;
-  return g.images * g.out_height * g.out_width <= kFewPixels && g.out_channels * g.depth() >= kManyWeights;
-}
 
 std::unique_ptr<Step> widened_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                         int64_t pad_left, std::shared_ptr<const ConvConstants> constants,

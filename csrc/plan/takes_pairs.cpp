@@ -1,0 +1,37 @@
+// Which convolutions of bfloat16 values multiply them as pairs, and which are widened to float32.
+#include <cstdlib>
+
+#include "cpu/bf16_table.h"
+#include "cpu/conv16_job.h"
+#include "plan/steps16.h"
+
+namespace cnnfast::plan {
+namespace {
+
+// Without instructions for pairs: few pixels, many weights. Reading the weights takes longer than the
+// products, and pairs are half as long.
+constexpr int64_t kFewPixels = 16;
+constexpr int64_t kManyWeights = 1 << 18;
+// Fewer channels leave most of a panel of pairs empty.
+constexpr int64_t kLeastChannels = 8;
+// Cycles of one core to widen or to round a value.
+constexpr double kWideningCycles = 0.15;
+
+double widened_cycles(const cpu::ConvGeometry& g) {
+  const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
+  const double values =
+      pixels * static_cast<double>(g.in_channels * g.stride_h * g.stride_w + g.out_channels);
+  return cpu::conv_cycles(g, g.algorithm) + kWideningCycles * values;
+}
+
+}  // namespace
+
+bool takes_pairs(const cpu::ConvGeometry& g) {
+  static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;  // for tests
+  if (g.group_out() < kLeastChannels && g.groups > 1) return false;
+  if (everywhere || cpu::multiplies_by_tiles()) return true;
+  if (cpu::bf16_kernels().multiplies) return cpu::pair_cycles(g) < widened_cycles(g);
+  return g.images * g.out_height * g.out_width <= kFewPixels && g.out_channels * g.depth() >= kManyWeights;
+}
+
+}  // namespace cnnfast::plan
