@@ -90,11 +90,21 @@ inline void finish_vector(const Conv16Call& c, Vec sum, const OutputPixel& pixel
         : Bf16::store_first(sum, pixel.output + channel, lanes);
 }
 
+// Weights that do not stay in the second-level cache beside the pixels they meet are asked for so many values
+// ahead of the products: memory would rest while a block multiplies. Those of very few pixels come at
+// memory's pace, faster if asked for a whole block at a time.
+constexpr int64_t kResidentValues = 1 << 17, kAheadValues = 1 << 12, kFarAheadValues = 1 << 14;
+constexpr int64_t kStreamPixels = 2, kLineValues = 32;
+
+// Beyond the last weights it reads nothing.
+inline void fetch16(const uint16_t* weight) { __builtin_prefetch(weight, 0, 2); }
+
 // R pixels of H halves of a panel. x: gathered values, `step` apart; halves: those that the panel stores.
-template <class Dot, int H, int R>
+template <class Dot, int H, bool kFetches, int R>
 void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
                const uint16_t* weight, int64_t halves, int64_t channel) {
   constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
+  constexpr bool kStreams = R <= kStreamPixels;
   Vec acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -102,9 +112,15 @@ void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step
     for (int j = 0; j < NV; ++j) acc[r][j] = Vec::zero();
   for (int64_t k = 0; k < padded_depth(c); k += kPairBlock) {
     const uint16_t* w = weight + k * halves * kHalfPanel;
+    if constexpr (kFetches && kStreams)
+      for (int64_t i = 0; i < H * kPairBlock * kHalfPanel; i += kLineValues) fetch16(w + kFarAheadValues + i);
     const int64_t left = (depth_of(c) - k + 1) / 2, pairs = left < kPairBlock / 2 ? left : kPairBlock / 2;
     for (int64_t p = 0; p < pairs; ++p, w += 2 * kHalfPanel) {
       typename Dot::Weights loaded[NV];
+      if constexpr (kFetches && !kStreams) {
+#pragma GCC unroll 2
+        for (int h = 0; h < H; ++h) fetch16(w + kAheadValues + h * (kPairBlock * kHalfPanel));
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j)
         loaded[j] = Dot::load(w + j / kPerHalf * (kPairBlock * kHalfPanel) + j % kPerHalf * 2 * Vec::kWidth);
@@ -125,13 +141,14 @@ void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step
     }
 }
 
-template <class Dot, int H, int R = kDotPixels>
+template <class Dot, int H, bool kFetches, int R = kDotPixels>
 void dot_block_of(int64_t count, const Conv16Call& c, const typename Dot::Operand* x, int64_t step,
                   const OutputPixel* pixels, const uint16_t* weight, int64_t halves, int64_t channel) {
   if constexpr (R > 1) {
-    if (count < R) return dot_block_of<Dot, H, R - 1>(count, c, x, step, pixels, weight, halves, channel);
+    if (count < R)
+      return dot_block_of<Dot, H, kFetches, R - 1>(count, c, x, step, pixels, weight, halves, channel);
   }
-  dot_block<Dot, H, R>(c, x, step, pixels, weight, halves, channel);
+  dot_block<Dot, H, kFetches, R>(c, x, step, pixels, weight, halves, channel);
 }
 
 // Register blocks as equal as possible, so that none is tiny.
@@ -141,7 +158,9 @@ void dot_blocks(const Conv16Call& c, const typename Dot::Operand* x, int64_t ste
   const int64_t blocks = (count + kDotPixels - 1) / kDotPixels;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = count * b / blocks, last = count * (b + 1) / blocks;
-    dot_block_of<Dot, H>(last - first, c, x + first * step, step, pixels + first, weight, halves, channel);
+    const bool fetches = b == 0 && c.channels * padded_depth(c) > kResidentValues;
+    (fetches ? dot_block_of<Dot, H, true> : dot_block_of<Dot, H, false>)(
+        last - first, c, x + first * step, step, pixels + first, weight, halves, channel);
   }
 }
 
