@@ -19,7 +19,7 @@ SAME = -1  # every padding of a window: just enough for ceil(size / stride) posi
 ANY = -1
 ALIGNMENT = 16  # floats: constants start on a cache line
 DIRECT = 0  # largest_tile: no Winograd convolution
-ANY_TILE = 6  # largest_tile: every tile that the kernels have
+ANY_TILE = 6  # largest_tile: every tile that the kernels have, one more where values are bfloat16
 
 
 class Op(IntEnum):

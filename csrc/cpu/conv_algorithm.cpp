@@ -13,7 +13,7 @@ namespace {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What is compiled, see kernels/winograd.inl.
-constexpr std::array<ConvAlgorithm, 6> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}, {6, 2}, {8, 4}}};
+constexpr std::array<ConvAlgorithm, 7> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}}};
 
 bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
   const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
@@ -34,7 +34,7 @@ constexpr double kFinishCycles = 4;
 
 // Transforming one vector of channels of one tile, there and back.
 double transform_cycles(const ConvAlgorithm& a) {
-  const double per_point = a.points == 8 ? 36 : 20;
+  const double per_point = a.points >= 8 ? 36 : 20;
   return per_point * static_cast<double>(a.points * a.points);
 }
 
@@ -105,9 +105,9 @@ std::vector<double> kernel_matrix(int64_t kernel) {
 }
 
 const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
-  static const std::array<std::vector<double>, 6> matrices{kernel_matrix<4>(3), kernel_matrix<5>(3),
-                                                           kernel_matrix<6>(3), kernel_matrix<8>(3),
-                                                           kernel_matrix<6>(5), kernel_matrix<8>(5)};
+  static const std::array<std::vector<double>, 7> matrices{
+      kernel_matrix<4>(3), kernel_matrix<5>(3), kernel_matrix<6>(3), kernel_matrix<8>(3),
+      kernel_matrix<9>(3), kernel_matrix<6>(5), kernel_matrix<8>(5)};
   const auto at = std::find(kWinograd.begin(), kWinograd.end(), a) - kWinograd.begin();
   return matrices[static_cast<size_t>(at)];
 }

@@ -37,4 +37,11 @@ struct WinogradPoints<8> {
   static constexpr double kPair[] = {0.5, 1.0, 2.0};
 };
 
+template <>
+struct WinogradPoints<9> {
+  static constexpr int kPairs = 4;
+  static constexpr bool kZero = false;
+  static constexpr double kPair[] = {0.25, 0.65, 1.3, 2.25};
+};
+
 }  // namespace

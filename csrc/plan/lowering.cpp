@@ -106,7 +106,7 @@ void Lowering::choose_algorithms() {
     if (n.op == Op::kLinear) pairs_[node] = graph_.half() && takes_pairs(linear_geometry(node));
     if (n.op != Op::kConv2d || values_[node].images == 0) continue;
     cpu::ConvGeometry g = conv_geometry(node);
-    g.algorithm = algorithm_of(n, g);
+    g.algorithm = algorithm_of(n, g, graph_.half());
     pairs_[node] = graph_.half() && takes_pairs(g);
     if (!pairs_[node]) algorithm_[node] = g.algorithm;
   }

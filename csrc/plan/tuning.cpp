@@ -59,10 +59,15 @@ void measure(const cpu::ConvGeometry& g, const std::vector<cpu::ConvAlgorithm>& 
   for (size_t i = 0; i < algorithms.size(); ++i) table[with_algorithm(conv_of(g), algorithms[i])] = times[i];
 }
 
+int64_t largest_tile_of(const Node& node, bool half) {
+  const int64_t bound = node.attr[Conv2dAttr::kLargestTile];
+  return half ? cpu::largest_tile16(bound) : bound;
+}
+
 }  // namespace
 
-cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& g) {
-  const int64_t largest_tile = node.attr[Conv2dAttr::kLargestTile];
+cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& g, bool half) {
+  const int64_t largest_tile = largest_tile_of(node, half);
   const cpu::ConvAlgorithm by_cost = cpu::choose_algorithm(g, largest_tile);
   if (!node.attr[Conv2dAttr::kTuned]) return by_cost;
   const auto possible = cpu::possible_algorithms(g, largest_tile);
@@ -82,7 +87,7 @@ Tuned tune(const Graph& graph, const std::vector<std::vector<int64_t>>& input_si
     const Node& node = graph.nodes[id];
     if (node.op != Op::kConv2d || !node.attr[Conv2dAttr::kTuned] || values[id].images == 0) continue;
     const cpu::ConvGeometry g = conv_geometry_of(node, values[node.inputs[0]], values[id]);
-    const auto possible = cpu::possible_algorithms(g, node.attr[Conv2dAttr::kLargestTile]);
+    const auto possible = cpu::possible_algorithms(g, largest_tile_of(node, graph.half()));
     if (possible.size() < 2) continue;
     const auto times = look_up(conv_of(g), possible);
     if (std::find(times.begin(), times.end(), -1) != times.end()) {

@@ -12,8 +12,13 @@ needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason="needs the compi
 
 
 def takes_pairs():
-    """Whether convolutions of bfloat16 values multiply packed pairs here."""
-    return "CNNFAST_BF16_PAIRS" in os.environ or _ext.active_isa() in ("amx", "avx512_bf16")
+    """Whether all convolutions of bfloat16 values multiply packed pairs here."""
+    return "CNNFAST_BF16_PAIRS" in os.environ or _ext.active_isa() == "amx"
+
+
+def widens_all():
+    """Whether those of more than a few pixels are all computed on widened values."""
+    return not takes_pairs() and _ext.active_isa() != "avx512_bf16"
 
 
 def truth(model, x):

@@ -7,12 +7,12 @@ from torch import nn
 import cnnfast
 from cnnfast.nn import Inception
 
-from .support import assert_independent_of_threads, needs_extension, steps_of, takes_pairs, truth
+from .support import assert_independent_of_threads, needs_extension, steps_of, widens_all, truth
 from .test_bfloat16 import assert_as_near_as_autocast, frozen_in_bfloat16, run_elsewhere
 
 pytestmark = needs_extension
 
-needs_widening = pytest.mark.skipif(takes_pairs(), reason="this CPU multiplies pairs of bfloat16")
+needs_widening = pytest.mark.skipif(not widens_all(), reason="this CPU multiplies pairs of bfloat16")
 
 
 class Branches(nn.Module):
@@ -167,6 +167,6 @@ def test_the_plan_says_what_shares_a_step():
     model, x = cnnfast.models.googlenet().eval(), torch.randn(1, 1, 96, 96)
     text = steps_of(frozen_in_bfloat16(model, x), x)
     assert (text.count("3 siblings") >= 7, text.count("max pool 3x3 / 1x1, conv 1x1") >= 7) == (
-        not takes_pairs(),
-        not takes_pairs(),
+        widens_all(),
+        widens_all(),
     )

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from .support import assert_independent_of_threads, needs_extension, steps_of, takes_pairs
+from .support import assert_independent_of_threads, needs_extension, steps_of, widens_all
 from .test_bfloat16 import assert_as_near_as_autocast, frozen_in_bfloat16
 
 pytestmark = [
     needs_extension,
-    pytest.mark.skipif(takes_pairs(), reason="this CPU multiplies pairs of bfloat16"),
+    pytest.mark.skipif(not widens_all(), reason="this CPU multiplies pairs of bfloat16"),
 ]
 
 LAYERS = {

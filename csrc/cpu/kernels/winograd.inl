@@ -58,6 +58,8 @@ void winograd(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64
       return winograd_tiles<6, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 8 * 16 + 6:
       return winograd_tiles<8, 6>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 9 * 16 + 7:
+      return winograd_tiles<9, 7>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 6 * 16 + 2:
       return winograd_tiles<6, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 8 * 16 + 4:

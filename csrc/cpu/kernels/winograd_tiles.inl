@@ -106,11 +106,11 @@ void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, cons
     const Vec scale = kPrologue ? load(c.prologue.scale + channel) : Vec::zero();
     const Vec shift = kPrologue ? load(c.prologue.shift + channel) : Vec::zero();
     Vec t[N * N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int y = 0; y < N; ++y) {
       Vec d[N];
       const float* p = from + y * c.input.row + channel;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int x = 0; x < N; ++x, p += c.input.pixel)
         if constexpr (kPrologue)
           d[x] = rows.holds(y) && columns.holds(x)
@@ -121,11 +121,11 @@ void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, cons
       transform_input<N>(d, 1, t + y * N, 1);
     }
     float* out = to + s.offset(tile, channel);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int x = 0; x < N; ++x) {
       Vec v[N];
       transform_input<N>(t + x, N, v, 1);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int y = 0; y < N; ++y) v[y].store(out + (y * N + x) * s.point);
     }
   }
@@ -145,23 +145,23 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
     const float* from = product + tile * s.product_row + channel;
     if (ahead) fetch_pixels<1>(ahead + channel, c.output, M, 0, M);
     Vec t[M * N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int x = 0; x < N; ++x) {
       Vec m[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.product_point);
       transform_output<N, M>(m, 1, t + x, N);
     }
     const Vec scale = c.scale ? Vec::load(c.scale + panel_channel + channel) : Vec::set1(1.0f);
     const Vec shift = c.shift ? Vec::load(c.shift + panel_channel + channel) : Vec::zero();
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int y = 0; y < M; ++y) {
       if (y >= rows) break;
       Vec v[M];
       transform_output<N, M>(t + y * N, 1, v, 1);
       float* out = to + y * c.output.row + channel;
       const float* residual = added ? added + y * c.residual.row + channel : nullptr;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int x = 0; x < M; ++x) {
         if (x >= columns) break;
         Vec r = c.scale ? Vec::fma(v[x], scale, shift) : v[x] + shift;

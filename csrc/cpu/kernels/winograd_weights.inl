@@ -16,11 +16,11 @@ void transform_kernels(const float* gathered, int64_t inputs, int64_t lanes, flo
         for (int y = 0; y < K; ++y) g[y] = Vec::load(gathered + (y * K + x) * lanes + lane);
         transform_kernel<N, K>(g, t + x, K);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int y = 0; y < N; ++y) {
         Vec u[N];
         transform_kernel<N, K>(t + y * K, u, 1);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int x = 0; x < N; ++x) u[x].store(to + (y * N + x) * point + lane);
       }
     }
@@ -37,6 +37,8 @@ void quick_winograd_weights(const WinogradWeightsCall& c) {
       return transform_kernels<6, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
     case 8 * 16 + 3:
       return transform_kernels<8, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 9 * 16 + 3:
+      return transform_kernels<9, 3>(c.kernels, c.inputs, c.lanes, c.output, c.step);
     case 6 * 16 + 5:
       return transform_kernels<6, 5>(c.kernels, c.inputs, c.lanes, c.output, c.step);
     case 8 * 16 + 5:
