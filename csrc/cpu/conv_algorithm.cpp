@@ -72,7 +72,8 @@ double pair_cycles(const ConvGeometry& g) {
   // Stretches of values side by side are gathered, a vector at a time, then every vector of sums is finished.
   const bool adjacent = g.dilation_w == 1 && g.groups == 1;
   const auto stretches = static_cast<double>(g.kernel_h * (adjacent ? 1 : g.kernel_w));
-  const double gathered = kStretchCycles * stretches + 2 * pairs / static_cast<double>(kernels().vector_width);
+  const double gathered =
+      kStretchCycles * stretches + 2 * pairs / static_cast<double>(kernels().vector_width);
   const double finished = kPixelCycles + kFinishCycles * out_vectors;
   const double pixels = static_cast<double>(g.groups * g.images * g.out_height * g.out_width);
   const double weights = 4.0 * static_cast<double>(g.groups * kernels().vector_width) * pairs * out_vectors;

@@ -35,7 +35,7 @@ void run(const ConvGeometry& g, const Images16& input, const AlignedFloats& pair
 
 bool multiplies_bfloat16() {
   static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;
-  return everywhere || bf16_kernels().multiplies;
+  return everywhere || multiplies_by_tiles();
 }
 
 bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {

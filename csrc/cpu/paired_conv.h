@@ -1,11 +1,12 @@
-// Convolutions on bfloat16 tensors where instructions multiply pairs of bfloat16 values. The kernels are
+// Convolutions on bfloat16 tensors where tiles multiply pairs of bfloat16 values. The kernels are
 // those of networks frozen in bfloat16 (cpu/conv16_job.h).
 #pragma once
 #include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
 
-// Whether products of bfloat16 values are faster than those of widened ones; CNNFAST_BF16_PAIRS: yes, on any
+// Whether products of bfloat16 values are faster than those of widened ones. Vectors of pairs (AVX512-BF16)
+// are not, over whole steps: Winograd's algorithm saves more than they do. CNNFAST_BF16_PAIRS: yes, on any
 // CPU, for tests.
 bool multiplies_bfloat16();
 

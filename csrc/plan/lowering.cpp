@@ -96,8 +96,7 @@ cpu::ConvGeometry Lowering::conv_geometry(int64_t node) const {
 cpu::ConvGeometry Lowering::linear_geometry(int64_t node) const {
   const Node& n = graph_.nodes[node];
   const Value& in = values_[n.inputs[0]];
-  return {in.images, in.channels, n.attr[1], 1, in.height, in.width,    1,
-          1,         1,           1,         1, 1,         n.activation};
+  return {in.images, in.channels, n.attr[1], 1, in.height, in.width, 1, 1, 1, 1, 1, 1, n.activation};
 }
 
 void Lowering::choose_algorithms() {

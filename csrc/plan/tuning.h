@@ -23,7 +23,8 @@ enum class TimeColumn : size_t {
   kCount
 };
 
-// Of a convolution node, `half`: of bfloat16 values. Measurements count for the present number of threads alone.
+// Of a convolution node, `half`: of bfloat16 values. Measurements count for the present number of threads
+// alone.
 cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& geometry, bool half);
 
 struct Tuned {

@@ -7,7 +7,7 @@ from torch import nn
 import cnnfast
 from cnnfast.nn import Inception
 
-from .support import assert_independent_of_threads, needs_extension, steps_of, widens_all, truth
+from .support import assert_independent_of_threads, needs_extension, steps_of, truth, widens_all
 from .test_bfloat16 import assert_as_near_as_autocast, frozen_in_bfloat16, run_elsewhere
 
 pytestmark = needs_extension

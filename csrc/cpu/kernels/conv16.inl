@@ -159,8 +159,9 @@ void dot_blocks(const Conv16Call& c, const typename Dot::Operand* x, int64_t ste
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = count * b / blocks, last = count * (b + 1) / blocks;
     const bool fetches = b == 0 && c.channels * padded_depth(c) > kResidentValues;
-    (fetches ? dot_block_of<Dot, H, true> : dot_block_of<Dot, H, false>)(
-        last - first, c, x + first * step, step, pixels + first, weight, halves, channel);
+    (fetches ? dot_block_of<Dot, H, true> : dot_block_of<Dot, H, false>)(last - first, c, x + first * step,
+                                                                         step, pixels + first, weight, halves,
+                                                                         channel);
   }
 }
 
