@@ -43,8 +43,13 @@ ISAS = (
         "#include <immintrin.h>\n__m512 f(__m512 a) { return _mm512_fmadd_ps(a, a, a); }\n",
     ),
     Isa(
+        "avx512_vnni",
+        (*_AVX512, "-mavx512vnni"),
+        "#include <immintrin.h>\n__m512i f(__m512i a) { return _mm512_dpwssd_epi32(a, a, a); }\n",
+    ),
+    Isa(
         "avx512_bf16",
-        (*_AVX512, "-mavx512bf16"),
+        (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
         "#include <immintrin.h>\n__m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }\n",
     ),
     Isa(  # tile instructions are written as assembly: the assembler must know them

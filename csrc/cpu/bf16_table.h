@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "cpu/fixed_winograd.h"
 #include "cpu/kernel_table.h"
 #include "cpu/view16.h"
 
@@ -104,11 +105,16 @@ struct Bf16Kernels {
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();
+  // Tiles [tile_begin, tile_end) over all images, panels [panel_begin, panel_end). Null where the set has no
+  // products of whole numbers, or better ones.
+  void (*fixed_winograd)(const FixedWinogradCall&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                         int64_t panel_end) = nullptr;
+  int64_t (*fixed_winograd_scratch)(const FixedWinogradCall&) = nullptr;
 };
 
 // One per instruction set that was compiled.
-extern const Bf16Kernels kPortableBf16Kernels, kAvx2Bf16Kernels, kAvx512Bf16Kernels, kAvx512WithBf16Kernels,
-    kAmxBf16Kernels;
+extern const Bf16Kernels kPortableBf16Kernels, kAvx2Bf16Kernels, kAvx512Bf16Kernels, kAvx512VnniKernels,
+    kAvx512WithBf16Kernels, kAmxBf16Kernels;
 
 // Those of the set chosen for this process.
 const Bf16Kernels& bf16_kernels();

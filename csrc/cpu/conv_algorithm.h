@@ -1,15 +1,18 @@
 // How a convolution is computed: directly, or by Winograd's algorithm with one of several tile sizes.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace cnnfast::cpu {
 
 struct ConvGeometry;
 
-// tile 0: direct. Else tile x tile output pixels from points x points input pixels.
+// tile 0: direct. Else tile x tile output pixels from points x points input pixels. fixed: by products of whole
+// numbers (cpu/fixed_winograd.h), from bfloat16 values.
 struct ConvAlgorithm {
   int64_t points = 0, tile = 0;
+  bool fixed = false;
   bool direct() const { return tile == 0; }
   bool operator==(const ConvAlgorithm&) const = default;
 };
@@ -33,6 +36,9 @@ std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int
 // a 3x3 convolution, and for larger kernels the number of points that goes with it, on which errors depend;
 // 0: direct. Does not depend on the number of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
+
+// The cheapest with products of whole numbers, where there is one for these sizes.
+std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& geometry);
 
 // Cycles of one core by that model.
 double conv_cycles(const ConvGeometry& geometry, const ConvAlgorithm& algorithm);

@@ -18,8 +18,8 @@ double ConvGeometry::flops() const {
 
 int64_t ConvGeometry::packed_bytes() const {
   const int64_t taps = algorithm.direct() ? kernel_h * kernel_w : algorithm.points * algorithm.points;
-  return groups * round_up(group_out(), kernels().vector_width) * group_in() * taps *
-         static_cast<int64_t>(sizeof(float));
+  const auto value = static_cast<int64_t>(algorithm.fixed ? sizeof(int16_t) : sizeof(float));
+  return groups * round_up(group_out(), kernels().vector_width) * group_in() * taps * value;
 }
 
 namespace {

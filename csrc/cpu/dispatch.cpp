@@ -31,7 +31,8 @@ std::vector<Isa> compiled() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #if defined(CNNFAST_ISA_AVX512_BF16)
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  // Every CPU with AVX512-BF16 has VNNI too.
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #if defined(CNNFAST_ISA_AMX)
   const std::string& refusal = bf16 ? amx_refusal() : kNoAmx;
   const bool amx = bf16 && refusal.empty();
@@ -44,6 +45,9 @@ std::vector<Isa> compiled() {
                   bf16 || emulated("avx512_bf16"),
                   {},
                   !__builtin_cpu_is("intel") || emulated("avx512_bf16")});
+#endif
+#if defined(CNNFAST_ISA_AVX512_VNNI)
+  isas.push_back({&kAvx512Kernels, &kAvx512VnniKernels, avx512 && __builtin_cpu_supports("avx512vnni")});
 #endif
   isas.push_back({&kAvx512Kernels, &kAvx512Bf16Kernels, avx512});
 #endif

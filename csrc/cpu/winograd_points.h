@@ -31,6 +31,13 @@ struct WinogradPoints<6> {
 };
 
 template <>
+struct WinogradPoints<7> {
+  static constexpr int kPairs = 3;
+  static constexpr bool kZero = false;
+  static constexpr double kPair[] = {0.35, 0.9, 1.8};
+};
+
+template <>
 struct WinogradPoints<8> {
   static constexpr int kPairs = 3;
   static constexpr bool kZero = true;

@@ -14,6 +14,8 @@ namespace {
 
 // What may be read again for every strip of a convolution with pooling.
 constexpr int64_t kStripWeightBytes = 5 << 19;
+// Strips of whole numbers' products that overlap by more than this cost more than pooling apart.
+constexpr double kMostRepeated = 1.1;
 
 // Cheap enough to be computed wherever a value is read.
 bool is_short(const Activation& a) { return a.kind <= Activation::kLeakyReLU; }
@@ -154,10 +156,14 @@ void Lowering::find_conv_pools() {
     if ((op != Op::kMaxPool2d && op != Op::kAvgPool2d) || g.narrow_groups() ||
         g.packed_bytes() > kStripWeightBytes || g.images == 0 || takes_pairs_here(static_cast<int64_t>(node)))
       continue;
+    const Value& in = values_[graph_.nodes[pool].inputs[0]];
+    std::vector<Strip> strips = cut_strips(g, window_on(graph_.nodes[pool], in).height, values_[pool].height);
+    // What pools is rounded there already.
+    if (g.algorithm.fixed && (normed || op != Op::kMaxPool2d || rows_repeated(g, strips) > kMostRepeated))
+      continue;
     pooled_by_[node] = pool;
     if (normed) pooled_by_[reader[node]] = pool;
-    const Value& in = values_[graph_.nodes[pool].inputs[0]];
-    strips_[node] = cut_strips(g, window_on(graph_.nodes[pool], in).height, values_[pool].height);
+    strips_[node] = std::move(strips);
   }
 }
 

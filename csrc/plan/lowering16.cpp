@@ -22,9 +22,11 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
     return add_step(pair_conv_step(node, g, pad_top, pad_left,
                                    constants_.conv_constants(node, g, WeightForm::kPairs), from, place(node),
                                    added));
-  add_step(widened_conv_step(node, g, pad_top, pad_left,
-                             constants_.conv_constants(node, g, WeightForm::kRounded), from, place(node),
-                             added, prologue_of(node), std::nullopt));
+  const bool fixed = g.algorithm.fixed;
+  const auto step = fixed ? fixed_conv_step : widened_conv_step;
+  add_step(step(node, g, pad_top, pad_left,
+                constants_.conv_constants(node, g, fixed ? WeightForm::kFixed : WeightForm::kRounded), from,
+                place(node), added, prologue_of(node), std::nullopt));
 }
 
 void Lowering::emit_widened_pixels(int64_t node) {
@@ -39,9 +41,12 @@ void Lowering::emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<
   const cpu::ConvGeometry g = conv_geometry(conv);
   const Node& n = graph_.nodes[conv];
   const bool max = graph_.nodes[pool].op == Op::kMaxPool2d;
-  add_step(widened_conv_step(conv, g, n.attr[Conv2dAttr::kPadTop], n.attr[Conv2dAttr::kPadLeft],
-                             constants_.conv_constants(conv, g, WeightForm::kRounded), place(n.inputs[0]),
-                             place(pool), nullptr, {}, PoolBehind{strips_[conv], norm, max, pool_of(pool)}));
+  const bool fixed = g.algorithm.fixed;
+  const auto step = fixed ? fixed_conv_step : widened_conv_step;
+  add_step(step(conv, g, n.attr[Conv2dAttr::kPadTop], n.attr[Conv2dAttr::kPadLeft],
+                constants_.conv_constants(conv, g, fixed ? WeightForm::kFixed : WeightForm::kRounded),
+                place(n.inputs[0]), place(pool), nullptr, {},
+                PoolBehind{strips_[conv], norm, max, pool_of(pool)}));
 }
 
 // Steps that do not know bfloat16 run on widened strips.

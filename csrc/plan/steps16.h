@@ -35,6 +35,11 @@ std::unique_ptr<Step> widened_conv_step(int64_t node, const cpu::ConvGeometry& g
                                         int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                         Place from, Place to, const Place* residual,
                                         const cpu::Prologue& prologue, std::optional<PoolBehind> behind);
+// The same by products of whole numbers; a pooling behind is a max pooling without a norm.
+std::unique_ptr<Step> fixed_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                      Place from, Place to, const Place* residual,
+                                      const cpu::Prologue& prologue, std::optional<PoolBehind> behind);
 // Siblings (1x1 convolutions of one value, one of them at least) by the float32 kernels; `pool` is a max
 // pooling on the way into them.
 std::unique_ptr<Step> widened_pixels_step(int64_t node, Place from, std::optional<cpu::PoolCall> pool,

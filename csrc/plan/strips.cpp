@@ -23,7 +23,8 @@ int64_t rows_of_a_tile(const cpu::ConvGeometry& g, const Window& w) {
 
 // Pooled rows per strip: as many as fit, or somewhat fewer where tiles then fill better.
 int64_t rows_per_strip(const cpu::ConvGeometry& g, const Window& w, int64_t pool_height) {
-  const int64_t row_bytes = g.out_width * g.out_channels * static_cast<int64_t>(sizeof(float));
+  const auto value = static_cast<int64_t>(g.algorithm.fixed ? sizeof(uint16_t) : sizeof(float));
+  const int64_t row_bytes = g.out_width * g.out_channels * value;
   const int64_t most = std::max<int64_t>(1, (kStripBytes / row_bytes - w.extent) / w.stride + 1);
   const int64_t wanted = std::max<int64_t>(1, kUnits / std::max<int64_t>(1, g.images));
   const int64_t fitting = std::min(most, std::max<int64_t>(1, (pool_height + wanted - 1) / wanted));
@@ -52,6 +53,12 @@ std::vector<Strip> cut_strips(const cpu::ConvGeometry& g, const Window& w, int64
                       std::min(g.out_height, (end - 1) * w.stride - w.pad_begin + w.extent)});
   }
   return strips;
+}
+
+double rows_repeated(const cpu::ConvGeometry& g, const std::vector<Strip>& strips) {
+  double rows = 0;
+  for (const Strip& s : strips) rows += static_cast<double>(rows_computed(g, s.rows()));
+  return rows / static_cast<double>(rows_computed(g, g.out_height));
 }
 
 int64_t strips_overreach(const cpu::ConvGeometry& g, const std::vector<Strip>& strips) {

@@ -17,6 +17,9 @@ struct Strip {
 // does not depend on the number of threads: where a strip begins decides how Winograd's tiles lie.
 std::vector<Strip> cut_strips(const cpu::ConvGeometry& geometry, const Window& window, int64_t pool_height);
 
+// How often rows are computed, on average: strips overlap, and reach over their last rows by parts of tiles.
+double rows_repeated(const cpu::ConvGeometry& geometry, const std::vector<Strip>& strips);
+
 // Rows below the image that the strips' convolutions read beyond those of a direct one.
 int64_t strips_overreach(const cpu::ConvGeometry& geometry, const std::vector<Strip>& strips);
 

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "cpu/conv_timing.h"
+#include "cpu/fixed_conv_job.h"
 #include "cpu/parallel.h"
 #include "plan/shapes.h"
 #include "plan/steps.h"
@@ -69,6 +70,10 @@ int64_t largest_tile_of(const Node& node, bool half) {
 cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& g, bool half) {
   const int64_t largest_tile = largest_tile_of(node, half);
   const cpu::ConvAlgorithm by_cost = cpu::choose_algorithm(g, largest_tile);
+  if (half && largest_tile == cpu::kLargestTile16 && cpu::has_fixed_winograd()) {
+    const auto fixed = cpu::choose_fixed(g);
+    if (fixed && cpu::conv_cycles(g, *fixed) < cpu::conv_cycles(g, by_cost)) return *fixed;
+  }
   if (!node.attr[Conv2dAttr::kTuned]) return by_cost;
   const auto possible = cpu::possible_algorithms(g, largest_tile);
   const auto times = look_up(conv_of(g), possible);

@@ -16,6 +16,11 @@ def takes_pairs():
     return "CNNFAST_BF16_PAIRS" in os.environ or _ext.active_isa() == "amx"
 
 
+def takes_fixed_point():
+    """Whether Winograd's products are those of whole numbers where values are bfloat16."""
+    return _ext.active_isa() in ("avx512_vnni", "avx512_bf16")
+
+
 def widens_all():
     """Whether those of more than a few pixels are all computed on widened values."""
     return not takes_pairs() and _ext.active_isa() != "avx512_bf16"

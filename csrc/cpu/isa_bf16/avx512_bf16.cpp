@@ -2,6 +2,7 @@
 
 #include "cpu/kernels/bf16_table.inl"
 #include "cpu/kernels/weight_gradient16.inl"
+#include "cpu/kernels/winograd_fixed.inl"
 
 namespace cnnfast::cpu {
 extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
@@ -17,5 +18,7 @@ extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
                                                    max_pool16,
                                                    max_pool_scratch,
                                                    nullptr,
-                                                   nullptr};
+                                                   nullptr,
+                                                   fixed_winograd,
+                                                   fixed_winograd_scratch};
 }  // namespace cnnfast::cpu

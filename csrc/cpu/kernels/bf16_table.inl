@@ -17,7 +17,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/conv16.inl"
 #include "cpu/kernels/max_pool16.inl"
 
-#define CNNFAST_WIDENED_KERNELS(name) \
+#define CNNFAST_WIDENED_KERNELS(name, ...) \
   {name,                              \
    false,                             \
    widen,                             \
@@ -31,4 +31,4 @@ using namespace cnnfast::cpu;
    max_pool16,                        \
    max_pool_scratch,                  \
    nullptr,                           \
-   nullptr}
+   nullptr, __VA_ARGS__}

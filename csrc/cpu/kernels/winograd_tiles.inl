@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/kernels/activation.inl"
 #include "cpu/kernels/stream.inl"
+#include "cpu/kernels/winograd_places.inl"
 #include "cpu/kernels/winograd_transforms.inl"
 
 namespace {
@@ -48,37 +49,6 @@ struct WinogradScratch {
     floats += points * kernel_point + gathered;
   }
 };
-
-struct TilePlace {
-  int64_t image, y, x;  // output pixel at the top left
-  TilePlace(const WinogradCall& c, int64_t tile) {
-    const int64_t row = tile / c.tile_columns;
-    x = tile % c.tile_columns * c.tile;
-    y = row % c.tile_rows * c.tile;
-    image = row / c.tile_rows;
-  }
-
-  TilePlace next(const WinogradCall& c) const {
-    TilePlace place = *this;
-    if ((place.x += c.tile) < c.tile_columns * c.tile) return place;
-    place.x = 0;
-    if ((place.y += c.tile) < c.tile_rows * c.tile) return place;
-    place.y = 0;
-    ++place.image;
-    return place;
-  }
-};
-
-// Part of a tile's rows or columns that lies inside the image.
-struct Inside {
-  int64_t begin, end;
-  Inside(int64_t first, int64_t size) : begin(-first), end(size - first) {}
-  bool holds(int64_t i) const { return i >= begin && i < end; }
-};
-
-inline float* at_place(const View& v, const TilePlace& at) {
-  return v.data + at.image * v.image + at.y * v.row + at.x * v.pixel;
-}
 
 // Asks for a line of each of these pixels, to read (0) or to write (1).
 template <int kWrites>

@@ -1,0 +1,49 @@
+// Winograd convolution of bfloat16 values by products of 16-bit whole numbers (AVX512-VNNI: twice the
+// products of floats a second). Transformed pixels and weights are scaled to whole numbers in blocks,
+// multiplied and summed exactly in 32 bits, and scaled back: block floating point. Tiles then err by less
+// than rounding weights to bfloat16 does (docs/performance.md).
+#pragma once
+#include <stdint.h>
+
+#include "cpu/kernel_table.h"
+#include "cpu/view16.h"
+
+namespace cnnfast::cpu {
+
+// Input channels whose products are summed as whole numbers; each such chunk of a transformed tile has a
+// scale of its own at every point.
+constexpr int64_t kFixedChunk = 64;
+// Largest whole number of a transformed pixel. Weights are scaled so that no sum of a chunk leaves 32 bits.
+constexpr int32_t kFixedLimit = (1 << 14) - 1;
+
+// Input channels are cut evenly, at multiples of 16.
+struct FixedChunks {
+  int64_t count, length;  // the last may have fewer channels
+  explicit constexpr FixedChunks(int64_t channels)
+      : count((channels + kFixedChunk - 1) / kFixedChunk),
+        length(((channels + count - 1) / count + 15) / 16 * 16) {
+    count = (channels + length - 1) / length;
+  }
+  constexpr int64_t channels() const { return count * length; }
+};
+
+// y = act(conv(act'(x * in_scale + in_shift)) + shift + residual) for one group of channels, stride 1,
+// rounded once. weight: point, panel of output channels, pair of input channels, output channel, channel of
+// the pair; zero up to channels() of FixedChunks. weight_scale: point, output channel up to whole vectors.
+struct FixedWinogradCall {
+  View16 input, output, residual;  // residual.data may be null
+  int64_t top, left;               // output pixel (y, x) begins at input pixel (y - top, x - left)
+  int64_t in_height, in_width;     // what lies outside is zero, and not read
+  int64_t height, width;           // of the output
+  int64_t points, tile, tile_rows, tile_columns;
+  int64_t in_channels, channels, panel_vectors;
+  const int16_t* weight;
+  const float* weight_scale;
+  const float* shift;                // up to whole vectors, or null
+  const float *in_scale, *in_shift;  // one per input channel; null: x as it is
+  Activation in_activation, activation;
+  int64_t block_tiles, block_panels;  // worked on at once
+  float* scratch;                     // fixed_winograd_scratch floats of the calling thread
+};
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,9 @@
+#include "cpu/vec16/avx512_vnni.h"
+
+#include "cpu/kernels/bf16_table.inl"
+#include "cpu/kernels/winograd_fixed.inl"
+
+namespace cnnfast::cpu {
+extern const Bf16Kernels kAvx512VnniKernels =
+    CNNFAST_WIDENED_KERNELS("avx512_vnni", fixed_winograd, fixed_winograd_scratch);
+}  // namespace cnnfast::cpu

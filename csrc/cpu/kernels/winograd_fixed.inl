@@ -1,0 +1,307 @@
+// The kernels behind cpu/fixed_winograd.h. A block of tiles is transformed and scaled to whole numbers,
+// multiplied point by point, and transformed back, while it is in the second-level cache.
+#pragma once
+#include "cpu/fixed_winograd.h"
+#include "cpu/kernels/winograd_places.inl"
+#include "cpu/kernels/winograd_transforms.inl"
+#include "cpu/vec16/avx512_vnni.h"
+
+namespace {
+
+// Tiles of a register block.
+constexpr int kFixedTiles = 12;
+// Vectors of a chunk.
+constexpr int kChunkVectors = static_cast<int>(kFixedChunk / Vec::kWidth);
+// Weights of one thread that stay in its second-level cache; others are asked for so far ahead of the
+// products.
+constexpr int64_t kResidentNumbers = 1 << 17, kAheadNumbers = 1 << 12;
+
+// Where the parts of a block of tiles lie in scratch memory. Numbers: point, chunk, tile, channel. Scales:
+// chunk, tile, point. Products: point, panel, tile, channel. Distances of points are kept off multiples of 4
+// KB, which would put all points into one set of the first-level cache.
+struct FixedScratch {
+  int64_t chunk, point;  // of numbers
+  int64_t scale_tile, scale_chunk;
+  int64_t product_row, product_panel, product_point;
+  int64_t scales, products, stage, floats;  // beginnings, and the end
+  FixedScratch(const FixedWinogradCall& c, int points) {
+    const FixedChunks chunks(c.in_channels);
+    chunk = c.block_tiles * kFixedChunk;
+    point = chunks.count * chunk + 32;
+    scale_tile = (points + 15) / 16 * 16;
+    scale_chunk = c.block_tiles * scale_tile;
+    product_row = c.panel_vectors * Vec::kWidth;
+    product_panel = c.block_tiles * product_row;
+    product_point = c.block_panels * product_panel + Vec::kWidth;
+    scales = points * point / 2;
+    products = scales + chunks.count * scale_chunk;
+    stage = products + points * product_point;
+    floats = stage + scale_tile * kFixedChunk;
+  }
+};
+
+// Loads pixel `p` of a tile's input, channels from `channel` on.
+struct FixedLoad {
+  const float *scale, *shift;
+  int64_t lanes;
+  Vec operator()(const uint16_t* p) const {
+    return lanes >= Vec::kWidth ? Bf16::load(p) : Bf16::load_first(p, lanes);
+  }
+  Vec factor(const float* of) const {
+    return lanes >= Vec::kWidth ? Vec::load(of) : Vec::load_first(of, lanes);
+  }
+};
+
+// One vector of channels of a tile, transformed, to to[point * kFixedChunk].
+template <int N, bool kAffine, bool kWhole>
+void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t channel, const Inside& rows,
+                     const Inside& columns, float* to) {
+  const FixedLoad load{c.in_scale, c.in_shift, c.in_channels - channel};
+  const Vec scale = kAffine ? load.factor(c.in_scale + channel) : Vec::zero();
+  const Vec shift = kAffine ? load.factor(c.in_shift + channel) : Vec::zero();
+  Vec t[N * N];
+#pragma GCC unroll 16
+  for (int y = 0; y < N; ++y) {
+    Vec d[N];
+    const uint16_t* p = from + y * c.input.row + channel;
+    const bool inside = kWhole || rows.holds(y);
+#pragma GCC unroll 16
+    for (int x = 0; x < N; ++x, p += c.input.pixel) {
+      d[x] = Vec::zero();
+      if (!kWhole && !(inside && columns.holds(x))) continue;
+      d[x] = load(p);
+      if constexpr (kAffine) d[x] = apply(c.in_activation, Vec::fma(d[x], scale, shift));
+    }
+    transform_input<N>(d, 1, t + y * N, 1);
+  }
+#pragma GCC unroll 16
+  for (int x = 0; x < N; ++x) {
+    Vec v[N];
+    transform_input<N>(t + x, N, v, 1);
+#pragma GCC unroll 16
+    for (int y = 0; y < N; ++y) v[y].store(to + (y * N + x) * kFixedChunk);
+  }
+}
+
+// Scales the transformed values of a chunk, `vectors` at every point.
+template <int N>
+void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_step, float* scales) {
+  alignas(64) float to_fixed[16];
+  for (int first = 0; first < N * N; first += 16) {
+    __m512i most[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const float* p = stage + (first + i) * kFixedChunk;
+      most[i] = Fixed::magnitude(Vec::load(p));
+      for (int v = 1; v < vectors; ++v)
+        most[i] = Fixed::larger(most[i], Fixed::magnitude(Vec::load(p + v * Vec::kWidth)));
+    }
+    Vec scale, back;
+    Fixed::scales(Fixed::largest_lanes(most), static_cast<float>(kFixedLimit), scale, back);
+    scale.store(to_fixed);
+    back.store(scales + first);
+    const int count = N * N - first < 16 ? N * N - first : 16;
+    for (int i = 0; i < count; ++i) {
+      const float* p = stage + (first + i) * kFixedChunk;
+      int16_t* out = to + (first + i) * point_step;
+      const Vec s = Vec::set1(to_fixed[i]);
+      for (int v = 0; v < vectors; v += 2)
+        Fixed::store_two(Vec::load(p + v * Vec::kWidth),
+                         v + 1 < vectors ? Vec::load(p + (v + 1) * Vec::kWidth) : Vec::zero(), s,
+                         out + v * Vec::kWidth);
+    }
+  }
+}
+
+template <int N, bool kAffine>
+void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
+                 float* scratch) {
+  const FixedChunks chunks(c.in_channels);
+  const uint16_t* from = at_place(c.input, at) - c.top * c.input.row - c.left * c.input.pixel;
+  const Inside rows(at.y - c.top, c.in_height), columns(at.x - c.left, c.in_width);
+  const bool whole = rows.holds_all(N) && columns.holds_all(N);
+  float* stage = scratch + s.stage;
+  for (int64_t k = 0; k < chunks.count; ++k) {
+    const int64_t begin = k * chunks.length;
+    const int64_t left = c.in_channels - begin, used = left < chunks.length ? left : chunks.length;
+    const int vectors = static_cast<int>((used + Vec::kWidth - 1) / Vec::kWidth);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t channel = begin + v * Vec::kWidth;
+      if (whole)
+        fixed_transform<N, kAffine, true>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
+      else
+        fixed_transform<N, kAffine, false>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
+    }
+    fixed_round<N>(stage, vectors, reinterpret_cast<int16_t*>(scratch) + k * s.chunk + tile * kFixedChunk,
+                   s.point, scratch + s.scales + k * s.scale_chunk + tile * s.scale_tile);
+  }
+}
+
+// R tiles of NV vectors of output channels at one point. numbers: of the first tile and chunk; scale: of the
+// first tile and chunk.
+template <int NV, int R>
+void fixed_multiply(const FixedWinogradCall& c, const FixedScratch& s, const int16_t* numbers,
+                    const float* scale, const int16_t* weight, float* out, bool fetches) {
+  const FixedChunks chunks(c.in_channels);
+  for (int64_t k = 0; k < chunks.count; ++k, numbers += s.chunk, scale += s.scale_chunk) {
+    const int64_t left = c.in_channels - k * chunks.length;
+    const int64_t pairs = ((left < chunks.length ? left : chunks.length) + 1) / 2;
+    __m512i acc[R][NV];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = _mm512_setzero_si512();
+    const int16_t* b = weight + k * chunks.length * NV * Vec::kWidth;
+    for (int64_t p = 0; p < pairs; ++p, b += 2 * NV * Vec::kWidth) {
+      __m512i w[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        if (fetches) __builtin_prefetch(b + kAheadNumbers + 2 * j * Vec::kWidth, 0, 2);
+        w[j] = Fixed::load(b + 2 * j * Vec::kWidth);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const __m512i pair = Fixed::spread(numbers + r * kFixedChunk + 2 * p);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) Fixed::add_pairs(acc[r][j], pair, w[j]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec back = Vec::set1(scale[r * s.scale_tile]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        float* to = out + r * s.product_row + j * Vec::kWidth;
+        const Vec sums = Fixed::value(acc[r][j]);
+        (k == 0 ? sums * back : Vec::fma(sums, back, Vec::load(to))).store(to);
+      }
+    }
+  }
+}
+
+template <int NV, int R = kFixedTiles>
+void fixed_multiply_rows(int64_t rows, const FixedWinogradCall& c, const FixedScratch& s,
+                         const int16_t* numbers, const float* scale, const int16_t* weight, float* out,
+                         bool fetches) {
+  if (rows == R) return fixed_multiply<NV, R>(c, s, numbers, scale, weight, out, fetches);
+  if constexpr (R > 1) fixed_multiply_rows<NV, R - 1>(rows, c, s, numbers, scale, weight, out, fetches);
+}
+
+// Panels [begin, end) of all points and tiles of a block.
+void fixed_products(const FixedWinogradCall& c, const FixedScratch& s, int points, int64_t tiles,
+                    int64_t begin, int64_t end, bool fetches) {
+  const int64_t w = Vec::kWidth, vectors = (c.channels + w - 1) / w,
+                depth = FixedChunks(c.in_channels).channels();
+  const int64_t blocks = (tiles + kFixedTiles - 1) / kFixedTiles;
+  const auto* numbers = reinterpret_cast<const int16_t*>(c.scratch);
+  for (int point = 0; point < points; ++point)
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t first = panel * c.panel_vectors;
+      const int64_t used = vectors - first < c.panel_vectors ? vectors - first : c.panel_vectors;
+      const int16_t* weight = c.weight + (point * vectors + first) * w * depth;
+      float* product = c.scratch + s.products + point * s.product_point + (panel - begin) * s.product_panel;
+      for (int64_t t = 0; t < blocks; ++t) {
+        const int64_t from = tiles * t / blocks, to = tiles * (t + 1) / blocks;
+        const auto run = used == 1 ? fixed_multiply_rows<1> : fixed_multiply_rows<2>;
+        run(to - from, c, s, numbers + point * s.point + from * kFixedChunk,
+            c.scratch + s.scales + from * s.scale_tile + point, weight, product + from * s.product_row,
+            fetches && t == 0);
+      }
+    }
+}
+
+template <int N, int M>
+void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
+                  const float* product, int64_t panel_channel) {
+  const int64_t rows = c.height - at.y < M ? c.height - at.y : M;
+  const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
+  const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
+  const int64_t padded = (c.channels + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
+  uint16_t* const to = at_place(c.output, at) + panel_channel;
+  const uint16_t* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
+  for (int64_t channel = 0; channel < end; channel += Vec::kWidth) {
+    const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
+    const float* from = product + tile * s.product_row + channel;
+    const float* scale = c.weight_scale + panel_channel + channel;
+    Vec t[M * N];
+#pragma GCC unroll 16
+    for (int x = 0; x < N; ++x) {
+      Vec m[N];
+#pragma GCC unroll 16
+      for (int y = 0; y < N; ++y)
+        m[y] = Vec::load(from + (y * N + x) * s.product_point) * Vec::load(scale + (y * N + x) * padded);
+      transform_output<N, M>(m, 1, t + x, N);
+    }
+    const Vec shift = c.shift ? Vec::load(c.shift + panel_channel + channel) : Vec::zero();
+#pragma GCC unroll 16
+    for (int y = 0; y < M; ++y) {
+      if (y >= rows) break;
+      Vec v[M];
+      transform_output<N, M>(t + y * N, 1, v, 1);
+      uint16_t* out = to + y * c.output.row + channel;
+      const uint16_t* residual = added ? added + y * c.residual.row + channel : nullptr;
+#pragma GCC unroll 16
+      for (int x = 0; x < M; ++x) {
+        if (x >= columns) break;
+        Vec r = v[x] + shift;
+        if (residual) {
+          const uint16_t* p = residual + x * c.residual.pixel;
+          r = r + (lanes == Vec::kWidth ? Bf16::load(p) : Bf16::load_first(p, lanes));
+        }
+        r = apply(c.activation, r);
+        if (lanes == Vec::kWidth)
+          Bf16::store_sum(r, out + x * c.output.pixel);
+        else
+          Bf16::store_first(r, out + x * c.output.pixel, lanes);
+      }
+    }
+  }
+}
+
+template <int N, int M>
+void fixed_tiles(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                 int64_t panel_end) {
+  const FixedScratch s(c, N * N);
+  const bool fetches = (panel_end - panel_begin) * s.product_row * c.in_channels * N * N > kResidentNumbers;
+  for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
+    const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
+    const TilePlace first(c, begin);
+    TilePlace at = first;
+    for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
+      if (c.in_scale)
+        fixed_input<N, true>(c, s, t, at, c.scratch);
+      else
+        fixed_input<N, false>(c, s, t, at, c.scratch);
+    for (int64_t from = panel_begin; from < panel_end; from += c.block_panels) {
+      const int64_t to = panel_end - from < c.block_panels ? panel_end : from + c.block_panels;
+      fixed_products(c, s, N * N, tiles, from, to, fetches);
+      at = first;
+      for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
+        for (int64_t panel = from; panel < to; ++panel)
+          fixed_output<N, M>(c, s, t, at, c.scratch + s.products + (panel - from) * s.product_panel,
+                             panel * s.product_row);
+    }
+  }
+}
+
+void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                    int64_t panel_end) {
+  switch (c.points * 16 + c.tile) {
+    case 5 * 16 + 3:
+      return fixed_tiles<5, 3>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 6 * 16 + 4:
+      return fixed_tiles<6, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 7 * 16 + 5:
+      return fixed_tiles<7, 5>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 8 * 16 + 6:
+      return fixed_tiles<8, 6>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 8 * 16 + 4:
+      return fixed_tiles<8, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+  }
+}
+
+int64_t fixed_winograd_scratch(const FixedWinogradCall& c) {
+  return FixedScratch(c, static_cast<int>(c.points * c.points)).floats;
+}
+
+}  // namespace

@@ -1,0 +1,185 @@
+"""Winograd's algorithm with products of 16-bit whole numbers, in plans of bfloat16 values."""
+
+import pytest
+import torch
+from torch import nn
+
+import cnnfast
+
+from .support import assert_independent_of_threads, steps_of, takes_fixed_point, takes_pairs, truth
+
+pytestmark = pytest.mark.skipif(
+    takes_pairs() or not takes_fixed_point(), reason="needs AVX512-VNNI, and no tiles of AMX"
+)
+
+FIXED = "in 16-bit fixed point"
+# Rounding to bfloat16 errs by 1.7e-3 of root mean square, rounding weights before by as much again.
+ALLOWED = 2.8e-3
+
+
+def relative_error(actual, wanted):
+    return ((actual.double() - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+
+
+class Conv(nn.Module):
+    def __init__(self, channels, out, kernel=3, groups=1, behind=None, activation=None, residual=False):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, groups=groups)
+        self.activation, self.behind, self.residual = activation, behind, residual
+
+    def forward(self, x):
+        y = self.conv(x) + x if self.residual else self.conv(x)
+        if self.activation is not None:
+            y = self.activation(y)
+        return y if self.behind is None else self.behind(y)
+
+
+def images(*shape, seed=0):
+    """Values that bfloat16 holds, half of them zero, as behind a ReLU."""
+    torch.manual_seed(seed)
+    return torch.randn(*shape).relu().bfloat16().float()
+
+
+def frozen(model, x):
+    result = cnnfast.freeze(model.eval(), x, dtype=torch.bfloat16, strict=True)
+    assert FIXED in steps_of(result, x), steps_of(result, x)
+    return result
+
+
+CASES = {
+    "tiles of 4": (Conv(64, 64), (2, 64, 28, 28)),
+    "tiles of 5": (Conv(64, 96), (3, 64, 14, 15)),
+    "tiles of 6": (Conv(128, 128), (2, 128, 12, 12)),
+    "tiles of 3": (Conv(256, 256), (8, 256, 3, 3)),
+    "5x5": (Conv(48, 64, kernel=5), (2, 48, 27, 26)),
+    "odd channels": (Conv(67, 45), (3, 67, 21, 20)),
+    "several chunks, the last shorter": (Conv(150, 70), (2, 150, 17, 19)),
+    "groups": (Conv(128, 160, groups=2), (2, 128, 19, 20)),
+    "residual": (Conv(64, 64, activation=nn.ReLU(), residual=True), (2, 64, 23, 25)),
+    "sigmoid": (Conv(64, 80, activation=nn.Sigmoid()), (2, 64, 24, 24)),
+    "clamp": (Conv(64, 80, activation=nn.ReLU6()), (2, 64, 24, 24)),
+    "max pooling": (Conv(32, 64, behind=nn.MaxPool2d(2)), (4, 32, 56, 56)),
+    "max pooling with overlap": (Conv(64, 64, behind=nn.MaxPool2d(3, 2, 1)), (8, 64, 27, 27)),
+    "average pooling": (Conv(64, 64, behind=nn.AvgPool2d(2)), (8, 64, 28, 28)),
+    "one image": (Conv(64, 64), (1, 64, 56, 56)),
+    "three rows": (Conv(64, 64), (4, 64, 3, 90)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_errors_are_those_of_rounding(case):
+    torch.manual_seed(1)
+    model, shape = CASES[case]
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    x = images(*shape)
+    result = frozen(model, x)
+    assert relative_error(result(x), truth(model, x)) < ALLOWED
+    assert_independent_of_threads(result, x)
+
+
+def test_batch_norm_on_the_way_in():
+    """Padding is zero behind the norm, not in front of it."""
+    torch.manual_seed(2)
+
+    class Twice(nn.Module):
+        """Two readers of the first convolution keep the norm out of it."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(8, 64, 1), nn.BatchNorm2d(64)
+            self.second = nn.Conv2d(64, 64, 3, padding=1)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.second(torch.relu(self.norm(y))) + y
+
+    network = Twice().eval()
+    with torch.no_grad():
+        network.norm.weight.uniform_(0.5, 1.5)
+        network.norm.bias.uniform_(0.5, 1.0)
+        network.norm.running_mean.normal_()
+    x = images(2, 8, 28, 28)
+    result = frozen(network, x)
+    assert any("affine" in line and FIXED in line for line in steps_of(result, x).splitlines())
+    assert relative_error(result(x), truth(network, x)) < 2 * ALLOWED
+
+
+def test_images_do_not_depend_on_each_other():
+    model = Conv(64, 64)
+    x = images(5, 64, 28, 28)
+    x[3] *= 1000
+    result = frozen(model, x)
+    y = result(x)
+    for order in ([4, 3, 2, 1, 0], [0, 1, 2, 4, 3]):
+        assert torch.equal(result(x[order]), y[order])
+
+
+def test_an_outlier_costs_its_neighbours_alone():
+    """Other chunks of channels, other tiles and other images keep their accuracy."""
+    model = Conv(128, 32)
+    with torch.no_grad():
+        model.conv.weight[:, 0] = 0
+    x = images(2, 128, 24, 24)
+    result = frozen(model, x)
+    y = result(x)
+    x[0, 0, 0, 0] = 1e4
+    wanted = truth(model, x)
+    z = result(x)
+    assert torch.equal(z[1], y[1]) and torch.equal(z[0, :, 8:], y[0, :, 8:])
+    # values of the same chunk there: whole numbers of a scale 1e4 / 2^14
+    assert (z.double() - wanted).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so_and_in_its_image(value):
+    model = Conv(64, 64)
+    x = images(3, 64, 20, 20)
+    result = frozen(model, x)
+    y = result(x)
+    x[1, 5, 7, 9] = value
+    z = result(x)
+    assert not torch.isfinite(z[1, :, 6:9, 8:11]).any()
+    assert torch.equal(z[0], y[0]) and torch.equal(z[2], y[2])
+
+
+def test_weights_that_are_not_finite_reach_their_channel():
+    model = Conv(64, 64)
+    with torch.no_grad():
+        model.conv.weight[7, 3, 1, 1] = float("nan")
+    x = images(2, 64, 20, 20)
+    y = frozen(model, x)(x)
+    finite = torch.isfinite(y).all(dim=(0, 2, 3))
+    assert not torch.isfinite(y[:, 7]).any() and finite.sum() == 63
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-36, 1e-20, 1e20])
+def test_sizes_of_values(size):
+    """Far from one nothing is lost, down to 2^-100, below which values count as zero."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False))
+    x = images(2, 64, 20, 20).mul(size).bfloat16().float()
+    y, wanted = frozen(model, x)(x), truth(model, x)
+    if size < 1e-30:
+        assert (y.double() - wanted).abs().max() <= 64 * 9 * 2**-100
+    else:
+        assert relative_error(y, wanted) < ALLOWED
+
+
+def test_largest_sums_stay_in_32_bits():
+    """Every product as large as it can be, all of one sign: what scales are made for."""
+    model = nn.Sequential(nn.Conv2d(128, 32, 3, padding=1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].weight[1::2] = -1.0
+    x = torch.full((2, 128, 24, 24), 3.0)
+    y, wanted = frozen(model, x)(x), truth(model, x)
+    assert (y.double() - wanted).abs().max() < 2**-8 * wanted.abs().max()
+
+
+def test_a_bound_on_tiles_leaves_it_out():
+    model, x = Conv(64, 64), images(2, 64, 28, 28)
+    result = frozen(model, x)
+    assert FIXED not in steps_of(result.with_conv_attributes(largest_tile=4), x)
+    assert FIXED not in steps_of(cnnfast.freeze(model, x), x)
