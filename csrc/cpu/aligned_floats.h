@@ -22,7 +22,18 @@ class AlignedFloats {
 };
 
 // Scratch memory of the calling thread, kept for its next call. Each user has a slot of its own.
-enum class ScratchSlot { kWinograd, kStrip, kSums, kPacked, kWidened, kGathered, kPooled, kGroup, kCount };
+enum class ScratchSlot {
+  kWinograd,
+  kStrip,
+  kSums,
+  kPacked,
+  kTransformed,
+  kWidened,
+  kGathered,
+  kPooled,
+  kGroup,
+  kCount
+};
 float* thread_scratch(ScratchSlot slot, int64_t floats);
 
 }  // namespace cnnfast::cpu

@@ -82,6 +82,15 @@ struct ActivationBackward16 {
   float* sums;  // += the gradient of every channel, before it is rounded; or null
 };
 
+// Winograd's algorithm with products of whole numbers.
+struct FixedWinograd {
+  // Tiles [tile_begin, tile_end) over all images, panels [panel_begin, panel_end).
+  void (*run)(const FixedWinogradCall&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+              int64_t panel_end);
+  int64_t (*scratch)(const FixedWinogradCall&);  // floats
+  void (*weights)(const FixedWeightsCall&);
+};
+
 struct Bf16Kernels {
   const char* name;
   bool multiplies;  // has instructions that multiply bfloat16
@@ -105,11 +114,8 @@ struct Bf16Kernels {
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();
-  // Tiles [tile_begin, tile_end) over all images, panels [panel_begin, panel_end). Null where the set has no
-  // products of whole numbers, or better ones.
-  void (*fixed_winograd)(const FixedWinogradCall&, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
-                         int64_t panel_end) = nullptr;
-  int64_t (*fixed_winograd_scratch)(const FixedWinogradCall&) = nullptr;
+  // Null where the set has no products of whole numbers, or better ones.
+  const FixedWinograd* fixed = nullptr;
 };
 
 // One per instruction set that was compiled.

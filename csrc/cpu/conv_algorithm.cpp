@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/conv_job.h"
+#include "cpu/fixed_pack.h"
 #include "cpu/winograd_points.h"
 
 namespace cnnfast::cpu {
@@ -13,19 +14,16 @@ namespace {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What is compiled, see kernels/winograd.inl.
-constexpr std::array<ConvAlgorithm, 7> kWinograd{
-    {{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}}};
+constexpr std::array<ConvAlgorithm, 7> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}}};
 
 // See kernels/winograd_fixed.inl.
 constexpr std::array<ConvAlgorithm, 5> kFixed{
     {{5, 3, true}, {6, 4, true}, {7, 5, true}, {8, 6, true}, {8, 4, true}}};
 
-bool can_serve(const ConvGeometry &g, const ConvAlgorithm &a) {
-  const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 &&
-                     g.dilation_w == 1;
+bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
+  const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
   const int64_t kernel = a.points - a.tile + 1;
-  return plain && !g.narrow_groups() && g.kernel_h == kernel &&
-         g.kernel_w == kernel;
+  return plain && !g.narrow_groups() && g.kernel_h == kernel && g.kernel_w == kernel;
 }
 
 // Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with
@@ -33,8 +31,7 @@ bool can_serve(const ConvGeometry &g, const ConvAlgorithm &a) {
 // decide.
 constexpr double kDirectEfficiency = 0.88;
 constexpr double kProductEfficiency = 0.93;
-constexpr double kCyclesPerByte =
-    0.3; // weights streamed from memory by all cores together
+constexpr double kCyclesPerByte = 0.3;  // weights streamed from memory by all cores together
 
 // kernels/conv16.inl with products of pairs as instructions, by whole layers of
 // networks.
@@ -45,19 +42,13 @@ constexpr double kFinishCycles = 4;
 // kernels/winograd_fixed.inl: products, and for every point of a tile's vector
 // of channels the way there, which includes scaling, and back.
 constexpr double kFixedEfficiency = 0.9;
-double fixed_in_cycles(const ConvAlgorithm &a) {
-  return a.points >= 8 ? 20 : 14;
-}
-double fixed_out_cycles(const ConvAlgorithm &a) {
-  return a.points >= 8 ? 18 : 13;
-}
+double fixed_in_cycles(const ConvAlgorithm& a) { return a.points >= 8 ? 20 : 14; }
+double fixed_out_cycles(const ConvAlgorithm& a) { return a.points >= 8 ? 18 : 13; }
 // Larger tiles have larger errors: they must be worth it.
-double error_factor(const ConvAlgorithm &a) {
-  return a.points >= 8 ? 1.08 : a.points == 7 ? 1.04 : 1.0;
-}
+double error_factor(const ConvAlgorithm& a) { return a.points >= 8 ? 1.08 : a.points == 7 ? 1.04 : 1.0; }
 
 // Transforming one vector of channels of one tile, there and back.
-double transform_cycles(const ConvAlgorithm &a) {
+double transform_cycles(const ConvAlgorithm& a) {
   const double per_point = a.points >= 8 ? 36 : 20;
   return per_point * static_cast<double>(a.points * a.points);
 }
@@ -67,89 +58,69 @@ double overlapped(double compute, double stream) {
   return std::max(compute, stream) + 0.3 * std::min(compute, stream);
 }
 
-double fixed_cycles(const ConvGeometry &g, const ConvAlgorithm &a) {
+double fixed_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto in = static_cast<double>(round_up(g.group_in(), 2));
-  const auto in_vectors =
-      static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
-  const auto out_vectors =
-      static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
+  const auto in_vectors = static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
+  const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
   const auto points = static_cast<double>(g.groups * a.points * a.points);
   const auto tiles =
-      static_cast<double>(g.images * divide_up(g.out_height, a.tile) *
-                          divide_up(g.out_width, a.tile));
+      static_cast<double>(g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile));
   const double product = in / 2 * out_vectors / kFixedEfficiency;
-  const double transforms =
-      fixed_in_cycles(a) * in_vectors + fixed_out_cycles(a) * out_vectors;
-  const double weight_bytes =
-      2 * in * out_vectors * static_cast<double>(kernels().vector_width);
-  return error_factor(a) * overlapped(tiles * points * (product + transforms),
-                                      points * weight_bytes * kCyclesPerByte);
+  const double transforms = fixed_in_cycles(a) * in_vectors + fixed_out_cycles(a) * out_vectors;
+  const double weight_bytes = 2 * in * out_vectors * static_cast<double>(kernels().vector_width);
+  return error_factor(a) *
+         overlapped(tiles * points * (product + transforms), points * weight_bytes * kCyclesPerByte);
 }
 
-} // namespace
+}  // namespace
 
-double conv_cycles(const ConvGeometry &g, const ConvAlgorithm &a) {
-  if (a.fixed)
-    return fixed_cycles(g, a);
+double conv_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
+  if (a.fixed) return fixed_cycles(g, a);
   const auto width = static_cast<double>(kernels().vector_width);
   const auto in = static_cast<double>(g.group_in());
-  const auto out_vectors =
-      static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
-  const auto in_vectors =
-      static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
+  const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
+  const auto in_vectors = static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
   const auto groups = static_cast<double>(g.groups);
   const double weights = 4.0 * groups * in * out_vectors * width;
   if (a.direct()) {
-    const double pixels =
-        static_cast<double>(g.images * g.out_height * g.out_width);
+    const double pixels = static_cast<double>(g.images * g.out_height * g.out_width);
     const double taps = static_cast<double>(g.kernel_h * g.kernel_w);
-    return overlapped(groups * pixels * taps * in * out_vectors /
-                          kDirectEfficiency,
+    return overlapped(groups * pixels * taps * in * out_vectors / kDirectEfficiency,
                       weights * taps * kCyclesPerByte);
   }
   const auto points = static_cast<double>(a.points * a.points);
   const auto tiles =
-      static_cast<double>(g.images * divide_up(g.out_height, a.tile) *
-                          divide_up(g.out_width, a.tile));
-  const double products =
-      groups * tiles * points * in * out_vectors / kProductEfficiency;
-  const double transforms = groups * tiles * transform_cycles(a) *
-                            (0.6 * in_vectors + 0.4 * out_vectors);
+      static_cast<double>(g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile));
+  const double products = groups * tiles * points * in * out_vectors / kProductEfficiency;
+  const double transforms = groups * tiles * transform_cycles(a) * (0.6 * in_vectors + 0.4 * out_vectors);
   return overlapped(products + transforms, weights * points * kCyclesPerByte);
 }
 
-double pair_cycles(const ConvGeometry &g) {
+double pair_cycles(const ConvGeometry& g) {
   const auto pairs = static_cast<double>(divide_up(g.depth(), 2));
-  const auto out_vectors =
-      static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
+  const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
   // Stretches of values side by side are gathered, a vector at a time, then
   // every vector of sums is finished.
   const bool adjacent = g.dilation_w == 1 && g.groups == 1;
-  const auto stretches =
-      static_cast<double>(g.kernel_h * (adjacent ? 1 : g.kernel_w));
+  const auto stretches = static_cast<double>(g.kernel_h * (adjacent ? 1 : g.kernel_w));
   const double gathered =
-      kStretchCycles * stretches +
-      2 * pairs / static_cast<double>(kernels().vector_width);
+      kStretchCycles * stretches + 2 * pairs / static_cast<double>(kernels().vector_width);
   const double finished = kPixelCycles + kFinishCycles * out_vectors;
-  const double pixels =
-      static_cast<double>(g.groups * g.images * g.out_height * g.out_width);
-  const double weights =
-      4.0 * static_cast<double>(g.groups * kernels().vector_width) * pairs *
-      out_vectors;
-  return overlapped(
-      pixels * (pairs * out_vectors / kDirectEfficiency + gathered + finished),
-      weights * kCyclesPerByte);
+  const double pixels = static_cast<double>(g.groups * g.images * g.out_height * g.out_width);
+  const double weights = 4.0 * static_cast<double>(g.groups * kernels().vector_width) * pairs * out_vectors;
+  return overlapped(pixels * (pairs * out_vectors / kDirectEfficiency + gathered + finished),
+                    weights * kCyclesPerByte);
 }
 
 namespace {
 
 // Rows of the kernel transform: the powers of a point over the product of its
 // distances to the other points.
-template <int N> std::vector<double> kernel_matrix(int64_t kernel) {
+template <int N>
+std::vector<double> kernel_matrix(int64_t kernel) {
   using P = WinogradPoints<N>;
   std::vector<double> point;
-  if (P::kZero)
-    point.push_back(0.0);
+  if (P::kZero) point.push_back(0.0);
   for (const double p : P::kPair) {
     point.push_back(p);
     point.push_back(-p);
@@ -158,11 +129,9 @@ template <int N> std::vector<double> kernel_matrix(int64_t kernel) {
   for (int i = 0; i < N - 1; ++i) {
     double distances = 1.0;
     for (int j = 0; j < N - 1; ++j)
-      if (j != i)
-        distances *= point[i] - point[j];
+      if (j != i) distances *= point[i] - point[j];
     double power = 1.0;
-    for (int64_t k = 0; k < kernel; ++k, power *= point[i])
-      matrix[i * kernel + k] = power / distances;
+    for (int64_t k = 0; k < kernel; ++k, power *= point[i]) matrix[i * kernel + k] = power / distances;
   }
   matrix[N * kernel - 1] = 1.0;
   return matrix;
@@ -173,42 +142,35 @@ struct KernelMatrix {
   std::vector<double> rows;
 };
 
-const std::vector<double> &kernel_matrix_of(const ConvAlgorithm &a) {
-  static const std::array<KernelMatrix, 8> matrices{
-      {{4, 2, kernel_matrix<4>(3)},
-       {5, 3, kernel_matrix<5>(3)},
-       {6, 4, kernel_matrix<6>(3)},
-       {7, 5, kernel_matrix<7>(3)},
-       {8, 6, kernel_matrix<8>(3)},
-       {9, 7, kernel_matrix<9>(3)},
-       {6, 2, kernel_matrix<6>(5)},
-       {8, 4, kernel_matrix<8>(5)}}};
+const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
+  static const std::array<KernelMatrix, 8> matrices{{{4, 2, kernel_matrix<4>(3)},
+                                                     {5, 3, kernel_matrix<5>(3)},
+                                                     {6, 4, kernel_matrix<6>(3)},
+                                                     {7, 5, kernel_matrix<7>(3)},
+                                                     {8, 6, kernel_matrix<8>(3)},
+                                                     {9, 7, kernel_matrix<9>(3)},
+                                                     {6, 2, kernel_matrix<6>(5)},
+                                                     {8, 4, kernel_matrix<8>(5)}}};
   return std::find_if(matrices.begin(), matrices.end(),
-                      [&](const KernelMatrix &m) {
-                        return m.points == a.points && m.tile == a.tile;
-                      })
+                      [&](const KernelMatrix& m) { return m.points == a.points && m.tile == a.tile; })
       ->rows;
 }
 
-} // namespace
+}  // namespace
 
-int64_t largest_trained_tile(const ConvGeometry &g) {
-  return g.kernel_h == 5 ? 6 : 4;
-}
+int64_t largest_trained_tile(const ConvGeometry& g) { return g.kernel_h == 5 ? 6 : 4; }
 
-std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry &g,
-                                               int64_t largest_tile) {
+std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& g, int64_t largest_tile) {
   std::vector<ConvAlgorithm> possible{ConvAlgorithm{}};
-  for (const ConvAlgorithm &a : kWinograd)
-    if (a.points - 2 <= largest_tile && can_serve(g, a))
-      possible.push_back(a);
+  for (const ConvAlgorithm& a : kWinograd)
+    if (a.points - 2 <= largest_tile && can_serve(g, a)) possible.push_back(a);
   return possible;
 }
 
-ConvAlgorithm choose_algorithm(const ConvGeometry &g, int64_t largest_tile) {
+ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
   ConvAlgorithm best;
   double best_cost = conv_cycles(g, best);
-  for (const ConvAlgorithm &a : possible_algorithms(g, largest_tile)) {
+  for (const ConvAlgorithm& a : possible_algorithms(g, largest_tile)) {
     const double c = conv_cycles(g, a);
     if (c < best_cost) {
       best = a;
@@ -218,25 +180,21 @@ ConvAlgorithm choose_algorithm(const ConvGeometry &g, int64_t largest_tile) {
   return best;
 }
 
-std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry &g) {
+std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& g) {
   std::optional<ConvAlgorithm> best;
-  for (const ConvAlgorithm &a : kFixed)
-    if (can_serve(g, a) &&
-        (!best || fixed_cycles(g, a) < fixed_cycles(g, *best)))
-      best = a;
+  if (!has_fixed_winograd()) return best;
+  for (const ConvAlgorithm& a : kFixed)
+    if (can_serve(g, a) && (!best || fixed_cycles(g, a) < fixed_cycles(g, *best))) best = a;
   return best;
 }
 
-Overreach overreach(const ConvGeometry &g) {
-  if (g.algorithm.direct())
-    return {};
+Overreach overreach(const ConvGeometry& g) {
+  if (g.algorithm.direct() || g.algorithm.fixed) return {};
   const int64_t tile = g.algorithm.tile;
   return {divide_up(g.out_height, tile) * tile - g.out_height,
           divide_up(g.out_width, tile) * tile - g.out_width};
 }
 
-const double *kernel_transform(const ConvAlgorithm &a) {
-  return kernel_matrix_of(a).data();
-}
+const double* kernel_transform(const ConvAlgorithm& a) { return kernel_matrix_of(a).data(); }
 
-} // namespace cnnfast::cpu
+}  // namespace cnnfast::cpu

@@ -8,8 +8,8 @@ namespace cnnfast::cpu {
 
 struct ConvGeometry;
 
-// tile 0: direct. Else tile x tile output pixels from points x points input pixels. fixed: by products of whole
-// numbers (cpu/fixed_winograd.h), from bfloat16 values.
+// tile 0: direct. Else tile x tile output pixels from points x points input pixels. fixed: by products of
+// whole numbers (cpu/fixed_winograd.h), from bfloat16 values.
 struct ConvAlgorithm {
   int64_t points = 0, tile = 0;
   bool fixed = false;
@@ -37,7 +37,7 @@ std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int
 // 0: direct. Does not depend on the number of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
 
-// The cheapest with products of whole numbers, where there is one for these sizes.
+// The cheapest with products of whole numbers, where the CPU has them and there is one for these sizes.
 std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& geometry);
 
 // Cycles of one core by that model.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/fixed_pack.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -93,12 +94,14 @@ AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStri
 }
 
 int64_t packed_floats(const ConvGeometry& g) {
+  if (g.algorithm.fixed) return g.groups * fixed_group_floats(g);
   if (g.narrow_groups()) return round_up(g.out_channels, kernels().vector_width) * g.depth();
   return g.packed_bytes() / static_cast<int64_t>(sizeof(float));
 }
 
 void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed,
                       bool quick) {
+  if (g.algorithm.fixed) return pack_fixed_into(g, weight, strides, packed);
   if (g.narrow_groups()) return pack_narrow(g, weight, strides, packed);
   const auto pack = g.algorithm.direct() ? pack_direct : pack_winograd;
   parallel_team(packed_floats(g) < kSerialFloats ? 1 : team_size(), [&](int thread, int team, Barrier&) {
@@ -108,7 +111,8 @@ void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides 
 }
 
 bool takes_raw_weights(const ConvGeometry& g) {
-  if (g.algorithm.direct() || g.packed_bytes() / g.groups <= kNearWeightBytes) return false;
+  if (g.algorithm.direct() || g.algorithm.fixed || g.packed_bytes() / g.groups <= kNearWeightBytes)
+    return false;
   return winograd_tiles(g) <= kRawBlocks * raw_block(g);
 }
 

@@ -1,10 +1,8 @@
 #include "cpu/fixed_conv_job.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <vector>
 
+#include "cpu/fixed_pack.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -18,82 +16,8 @@ constexpr int64_t kProductBytes = 256 * 1024;
 constexpr int64_t kSharedWeightBytes = 4 << 20;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t padded_out(const ConvGeometry& g) { return round_up(g.group_out(), kernels().vector_width); }
-int64_t points_of(const ConvGeometry& g) { return g.algorithm.points * g.algorithm.points; }
-
-// Floats of memory for a group's numbers, and for its scales.
-int64_t number_floats(const ConvGeometry& g) {
-  return points_of(g) * padded_out(g) * FixedChunks(g.group_in()).channels() / 2;
-}
-int64_t scale_floats(const ConvGeometry& g) { return points_of(g) * padded_out(g); }
-
-// The transformed weights of one output channel at one point, `step` apart.
-struct Kernels {
-  const float* data;
-  int64_t step, count;
-  float at(int64_t i) const { return data[i * step]; }
-};
-
-// What a whole number counts for: the largest that fits 16 bits, and no chunk's sum leaves 32.
-float scale_of(const Kernels& weights) {
-  const FixedChunks chunks(weights.count);
-  double largest = 0, most = 0, all = 0;
-  for (int64_t k = 0; k < weights.count; k += chunks.length) {
-    double sum = 0;
-    for (int64_t i = k; i < std::min(k + chunks.length, weights.count); ++i) {
-      const double size = std::abs(static_cast<double>(weights.at(i)));
-      sum += size;
-      largest = std::max(largest, size);
-    }
-    most = std::max(most, sum);
-    all += sum;
-  }
-  if (!std::isfinite(all)) return std::numeric_limits<float>::quiet_NaN();
-  // Every weight may be rounded up by half a number.
-  const double room = static_cast<double>(std::numeric_limits<int32_t>::max()) / kFixedLimit -
-                      static_cast<double>(chunks.length) / 2;
-  const double scale = std::max(largest / std::numeric_limits<int16_t>::max(), most / room);
-  return std::max(static_cast<float>(scale * (1 + 1e-6)), 1e-30f);
-}
-
-int16_t number_of(float weight, float scale) {
-  return std::isnan(scale) ? 0 : static_cast<int16_t>(std::lrint(weight / scale));
-}
 
 }  // namespace
-
-int64_t fixed_floats(const ConvGeometry& g) { return g.groups * (number_floats(g) + scale_floats(g)); }
-
-AlignedFloats pack_fixed(const ConvGeometry& g, const float* weight, WeightStrides strides) {
-  ConvGeometry of_floats = g;
-  of_floats.algorithm.fixed = false;
-  const AlignedFloats transformed = pack_weight(of_floats, weight, strides);
-  AlignedFloats packed(fixed_floats(g));
-  const int64_t in = g.group_in(), depth = FixedChunks(in).channels(), lanes = Panels::of(g).lanes();
-  const int64_t padded = padded_out(g), points = points_of(g);
-  parallel_team(team_size(), [&](int thread, int team, Barrier&) {
-    const auto [begin, end] = share(g.groups * points, 1, thread, team);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t group = unit / points, point = unit % points;
-      float* memory = packed.data() + group * (number_floats(g) + scale_floats(g));
-      auto* numbers = reinterpret_cast<int16_t*>(memory) + point * padded * depth;
-      float* scales = memory + number_floats(g) + point * padded;
-      for (int64_t first = 0; first < padded; first += lanes) {
-        const int64_t stored = std::min(lanes, padded - first);
-        const float* panel = transformed.data() + (unit * padded + first) * in;
-        for (int64_t o = 0; o < stored; ++o) {
-          const Kernels kernels{panel + o, stored, in};
-          const float scale = scale_of(kernels);
-          scales[first + o] = scale;
-          for (int64_t i = 0; i < depth; ++i)
-            numbers[first * depth + i / 2 * (2 * stored) + 2 * o + i % 2] =
-                i < in ? number_of(kernels.at(i), scale) : int16_t{0};
-        }
-      }
-    }
-  });
-  return packed;
-}
 
 FixedConvJob::FixedConvJob(const ConvGeometry& geometry, const FixedPadding& padding, View16 input,
                            View16 output, View16 residual, const Prologue& prologue)
@@ -114,11 +38,11 @@ bool FixedConvJob::split_by_channels(int team) const {
   const int64_t units = panels_.count * g_.groups;
   if (team == 1 || units < team) return false;
   if (tiles_of(g_.images, g_.out_height) < kBlockTiles / 2 * team) return true;
-  return fixed_floats(g_) * 4 > kSharedWeightBytes && units % team == 0;
+  return g_.groups * fixed_group_floats(g_) * 4 > kSharedWeightBytes && units % team == 0;
 }
 
-void FixedConvJob::run(const AlignedFloats& weight, const AlignedFloats& shift, const FixedMemory& memory,
-                       int thread, int team) const {
+void FixedConvJob::run(const float* weight, const AlignedFloats& shift, const FixedMemory& memory, int thread,
+                       int team) const {
   const int64_t tiles = tiles_of(g_.images, g_.out_height), units = panels_.count * g_.groups;
   const bool by_channels = split_by_channels(team);
   const auto [tile_begin, tile_end] =
@@ -129,17 +53,16 @@ void FixedConvJob::run(const AlignedFloats& weight, const AlignedFloats& shift, 
            {unit_begin, unit_end});
 }
 
-void FixedConvJob::run_rows(const AlignedFloats& weight, const AlignedFloats& shift,
-                            const FixedMemory& memory, const FixedRows& rows) const {
+void FixedConvJob::run_rows(const float* weight, const AlignedFloats& shift, const FixedMemory& memory,
+                            const FixedRows& rows) const {
   run_part(weight, shift, memory, rows, {0, tiles_of(rows.images, rows.end - rows.begin)},
            {0, panels_.count * g_.groups});
 }
 
-void FixedConvJob::run_part(const AlignedFloats& weight, const AlignedFloats& shift,
-                            const FixedMemory& memory, const FixedRows& rows, Share tiles,
-                            Share units) const {
+void FixedConvJob::run_part(const float* weight, const AlignedFloats& shift, const FixedMemory& memory,
+                            const FixedRows& rows, Share tiles, Share units) const {
   if (tiles.begin >= tiles.end || units.begin >= units.end) return;
-  const int64_t in = g_.group_in(), out = g_.group_out(), padded = padded_out(g_);
+  const int64_t in = g_.group_in(), out = g_.group_out(), padded = round_up(out, kernels().vector_width);
   FixedWinogradCall call{};
   call.top = padding_.top - rows.begin;
   call.left = padding_.left;
@@ -158,9 +81,10 @@ void FixedConvJob::run_part(const AlignedFloats& weight, const AlignedFloats& sh
   call.activation = g_.activation;
   const int64_t blocks = divide_up(tiles.end - tiles.begin, kBlockTiles);
   call.block_tiles = divide_up(tiles.end - tiles.begin, blocks);  // equal ones
-  const int64_t panel_bytes = points_of(g_) * call.block_tiles * panels_.lanes() * 4;
+  const int64_t panel_bytes =
+      g_.algorithm.points * g_.algorithm.points * call.block_tiles * panels_.lanes() * 4;
   call.block_panels = std::clamp<int64_t>(kProductBytes / panel_bytes, 1, panels_.count);
-  call.scratch = thread_scratch(ScratchSlot::kWinograd, bf16_kernels().fixed_winograd_scratch(call));
+  call.scratch = thread_scratch(ScratchSlot::kWinograd, bf16_kernels().fixed->scratch(call));
   for (int64_t group = 0; group < g_.groups; ++group) {
     const int64_t first = std::max(units.begin, group * panels_.count) - group * panels_.count;
     const int64_t last = std::min(units.end, (group + 1) * panels_.count) - group * panels_.count;
@@ -170,13 +94,13 @@ void FixedConvJob::run_part(const AlignedFloats& weight, const AlignedFloats& sh
     call.output = {memory.output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {memory.residual ? const_cast<uint16_t*>(memory.residual) + group * out : nullptr,
                      residual_.image, residual_.row, residual_.pixel};
-    const float* packed = weight.data() + group * (number_floats(g_) + scale_floats(g_));
+    const float* packed = weight + group * fixed_group_floats(g_);
     call.weight = reinterpret_cast<const int16_t*>(packed);
-    call.weight_scale = packed + number_floats(g_);
+    call.weight_scale = packed + fixed_numbers(g_);
     call.shift = shift.size() ? shift.data() + group * padded : nullptr;
     call.in_scale = prologue_.scale ? prologue_.scale + group * in : nullptr;
     call.in_shift = prologue_.scale ? prologue_.shift + group * in : nullptr;
-    bf16_kernels().fixed_winograd(call, tiles.begin, tiles.end, first, last);
+    bf16_kernels().fixed->run(call, tiles.begin, tiles.end, first, last);
   }
 }
 

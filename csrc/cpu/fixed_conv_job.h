@@ -1,17 +1,11 @@
 // A convolution of bfloat16 values made ready for Winograd's algorithm with products of whole numbers
 // (cpu/fixed_winograd.h): as Conv16Job.
 #pragma once
+#include "cpu/aligned_floats.h"
 #include "cpu/bf16_table.h"
-#include "cpu/conv_job.h"
+#include "cpu/conv_geometry.h"
 
 namespace cnnfast::cpu {
-
-// Whether the active instruction set has the kernels.
-inline bool has_fixed_winograd() { return bf16_kernels().fixed_winograd != nullptr; }
-
-// Transformed weights as whole numbers, then their scales, group by group; not rounded to bfloat16 before.
-AlignedFloats pack_fixed(const ConvGeometry& g, const float* weight, WeightStrides strides);
-int64_t fixed_floats(const ConvGeometry& g);
 
 // Padding above and to the left of an image.
 struct FixedPadding {
@@ -37,10 +31,10 @@ class FixedConvJob {
   FixedConvJob(const ConvGeometry& geometry, const FixedPadding& padding, View16 input, View16 output,
                View16 residual, const Prologue& prologue);
   // The share of `thread` out of `team`.
-  void run(const AlignedFloats& weight, const AlignedFloats& shift, const FixedMemory& memory, int thread,
+  void run(const float* weight, const AlignedFloats& shift, const FixedMemory& memory, int thread,
            int team) const;
   // By the calling thread alone; tiles begin at the rows' first. Without a residual where these are not all.
-  void run_rows(const AlignedFloats& weight, const AlignedFloats& shift, const FixedMemory& memory,
+  void run_rows(const float* weight, const AlignedFloats& shift, const FixedMemory& memory,
                 const FixedRows& rows) const;
   // Threads share channels rather than tiles: weights outweigh those.
   bool split_by_channels(int team) const;
@@ -51,7 +45,7 @@ class FixedConvJob {
     int64_t begin, end;
   };
   int64_t tiles_of(int64_t images, int64_t rows) const;
-  void run_part(const AlignedFloats& weight, const AlignedFloats& shift, const FixedMemory& memory,
+  void run_part(const float* weight, const AlignedFloats& shift, const FixedMemory& memory,
                 const FixedRows& rows, Share tiles, Share units) const;
 
   ConvGeometry g_;

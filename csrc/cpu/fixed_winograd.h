@@ -1,4 +1,4 @@
-// Winograd convolution of bfloat16 values by products of 16-bit whole numbers (AVX512-VNNI: twice the
+// Winograd convolution of bfloat16 images by products of 16-bit whole numbers (AVX512-VNNI: twice the
 // products of floats a second). Transformed pixels and weights are scaled to whole numbers in blocks,
 // multiplied and summed exactly in 32 bits, and scaled back: block floating point. Tiles then err by less
 // than rounding weights to bfloat16 does (docs/performance.md).
@@ -43,7 +43,16 @@ struct FixedWinogradCall {
   const float *in_scale, *in_shift;  // one per input channel; null: x as it is
   Activation in_activation, activation;
   int64_t block_tiles, block_panels;  // worked on at once
-  float* scratch;                     // fixed_winograd_scratch floats of the calling thread
+  float* scratch;                     // of the calling thread, aligned to a cache line
+};
+
+// Weights of one point and panel: `inputs` rows of `lanes` values, whole vectors, to numbers and scales in
+// the order of FixedWinogradCall. A channel with weights that are not finite has the scale NaN.
+struct FixedWeightsCall {
+  const float* weights;
+  int64_t inputs, lanes;
+  int16_t* numbers;
+  float* scales;
 };
 
 }  // namespace cnnfast::cpu

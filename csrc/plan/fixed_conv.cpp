@@ -55,12 +55,14 @@ class FixedConv : public RowStep {
     cpu::FixedMemory at = memory_of(memory);
     at.output += first * writes_.image();
     if (at.residual) at.residual += first * reads_[1].image();
-    job_.run_rows(constants_->weight, constants_->shift, at, {first, images, 0, job_.geometry().out_height});
+    job_.run_rows(constants_->weight.data(), constants_->shift, at,
+                  {first, images, 0, job_.geometry().out_height});
   }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
-    if (!behind_) return job_.run(constants_->weight, constants_->shift, memory_of(memory), thread, team);
+    if (!behind_)
+      return job_.run(constants_->weight.data(), constants_->shift, memory_of(memory), thread, team);
     const auto [begin, end] =
         cpu::share(writes_.size.images * static_cast<int64_t>(behind_->strips.size()), 1, thread, team);
     run_strips(memory, begin, end);
@@ -86,8 +88,8 @@ class FixedConv : public RowStep {
     const int64_t row = g.out_width * g.out_channels;
     auto* rows = reinterpret_cast<uint16_t*>(
         cpu::thread_scratch(cpu::ScratchSlot::kStrip, (strip.rows() * row + 1) / 2));
-    job_.run_rows(constants_->weight, constants_->shift, {reads_[0].view16(memory).data, rows, nullptr},
-                  {image, 1, strip.row_begin, strip.row_end});
+    job_.run_rows(constants_->weight.data(), constants_->shift,
+                  {reads_[0].view16(memory).data, rows, nullptr}, {image, 1, strip.row_begin, strip.row_end});
     View16 pooled = writes_.view16(memory);
     pooled.data += image * pooled.image;
     max_pool16(behind_->pool, strip_view(rows - strip.row_begin * row, g), pooled, strip.pool_begin,

@@ -25,7 +25,7 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   const bool fixed = g.algorithm.fixed;
   const auto step = fixed ? fixed_conv_step : widened_conv_step;
   add_step(step(node, g, pad_top, pad_left,
-                constants_.conv_constants(node, g, fixed ? WeightForm::kFixed : WeightForm::kRounded), from,
+                constants_.conv_constants(node, g, fixed ? WeightForm::kFloat : WeightForm::kRounded), from,
                 place(node), added, prologue_of(node), std::nullopt));
 }
 
@@ -44,7 +44,7 @@ void Lowering::emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<
   const bool fixed = g.algorithm.fixed;
   const auto step = fixed ? fixed_conv_step : widened_conv_step;
   add_step(step(conv, g, n.attr[Conv2dAttr::kPadTop], n.attr[Conv2dAttr::kPadLeft],
-                constants_.conv_constants(conv, g, fixed ? WeightForm::kFixed : WeightForm::kRounded),
+                constants_.conv_constants(conv, g, fixed ? WeightForm::kFloat : WeightForm::kRounded),
                 place(n.inputs[0]), place(pool), nullptr, {},
                 PoolBehind{strips_[conv], norm, max, pool_of(pool)}));
 }

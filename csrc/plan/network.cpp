@@ -5,7 +5,6 @@
 
 #include "cpu/bf16.h"
 #include "cpu/conv16_job.h"
-#include "cpu/fixed_conv_job.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -89,6 +88,7 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
                                  g.kernel_w,
                                  g.algorithm.points,
                                  g.algorithm.tile,
+                                 g.algorithm.fixed,
                                  static_cast<int64_t>(form)};
   auto& packed = constants_[key];
   if (packed) return packed;
@@ -99,9 +99,6 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
   if (form == WeightForm::kPairs) {
     fresh->weight = cpu::pack_pairs(g, weight, weight_strides(g));
     fresh->shift = cpu::pack_panels(g, shift);
-  } else if (form == WeightForm::kFixed) {
-    fresh->weight = cpu::pack_fixed(g, weight, weight_strides(g));
-    fresh->shift = cpu::pack_channels(g, shift);
   } else {
     const std::vector<float> rounded = form == WeightForm::kRounded
                                            ? rounded_to_bf16(weight, g.out_channels * g.depth())

@@ -12,9 +12,9 @@
 
 namespace cnnfast::plan {
 
-// Weights as they are, as float32 after rounding to bfloat16, as pairs of bfloat16 (cpu/bf16_table.h), or as
-// whole numbers (cpu/fixed_winograd.h).
-enum class WeightForm { kFloat, kRounded, kPairs, kFixed };
+// Weights as they are (transformed, and as whole numbers where the algorithm has those), as float32 after
+// rounding to bfloat16, or as pairs of bfloat16 (cpu/bf16_table.h).
+enum class WeightForm { kFloat, kRounded, kPairs };
 
 // Packs the constants of a convolution or linear node, or gives what was packed before; image sizes matter to
 // a linear layer over flattened images.

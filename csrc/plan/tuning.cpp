@@ -9,7 +9,6 @@
 #include <set>
 
 #include "cpu/conv_timing.h"
-#include "cpu/fixed_conv_job.h"
 #include "cpu/parallel.h"
 #include "plan/shapes.h"
 #include "plan/steps.h"
@@ -70,7 +69,7 @@ int64_t largest_tile_of(const Node& node, bool half) {
 cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& g, bool half) {
   const int64_t largest_tile = largest_tile_of(node, half);
   const cpu::ConvAlgorithm by_cost = cpu::choose_algorithm(g, largest_tile);
-  if (half && largest_tile == cpu::kLargestTile16 && cpu::has_fixed_winograd()) {
+  if (half && largest_tile == cpu::kLargestTile16) {
     const auto fixed = cpu::choose_fixed(g);
     if (fixed && cpu::conv_cycles(g, *fixed) < cpu::conv_cycles(g, by_cost)) return *fixed;
   }

@@ -19,6 +19,5 @@ extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
                                                    max_pool_scratch,
                                                    nullptr,
                                                    nullptr,
-                                                   fixed_winograd,
-                                                   fixed_winograd_scratch};
+                                                   &kFixedWinograd};
 }  // namespace cnnfast::cpu

@@ -40,25 +40,24 @@ struct FixedScratch {
   }
 };
 
-// Loads pixel `p` of a tile's input, channels from `channel` on.
-struct FixedLoad {
-  const float *scale, *shift;
-  int64_t lanes;
-  Vec operator()(const uint16_t* p) const {
-    return lanes >= Vec::kWidth ? Bf16::load(p) : Bf16::load_first(p, lanes);
-  }
-  Vec factor(const float* of) const {
-    return lanes >= Vec::kWidth ? Vec::load(of) : Vec::load_first(of, lanes);
-  }
-};
+// Values of a pixel, `lanes` of them where those are fewer than a vector holds.
+inline Vec load_pixel(const uint16_t* p, int64_t lanes) {
+  return lanes >= Vec::kWidth ? Bf16::load(p) : Bf16::load_first(p, lanes);
+}
+inline Vec load_pixel(const float* p, int64_t lanes) {
+  return lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
+}
+inline void store_pixel(Vec x, uint16_t* p, int64_t lanes) {
+  lanes >= Vec::kWidth ? Bf16::store_sum(x, p) : Bf16::store_first(x, p, lanes);
+}
 
 // One vector of channels of a tile, transformed, to to[point * kFixedChunk].
 template <int N, bool kAffine, bool kWhole>
 void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t channel, const Inside& rows,
                      const Inside& columns, float* to) {
-  const FixedLoad load{c.in_scale, c.in_shift, c.in_channels - channel};
-  const Vec scale = kAffine ? load.factor(c.in_scale + channel) : Vec::zero();
-  const Vec shift = kAffine ? load.factor(c.in_shift + channel) : Vec::zero();
+  const int64_t lanes = c.in_channels - channel;
+  const Vec scale = kAffine ? load_pixel(c.in_scale + channel, lanes) : Vec::zero();
+  const Vec shift = kAffine ? load_pixel(c.in_shift + channel, lanes) : Vec::zero();
   Vec t[N * N];
 #pragma GCC unroll 16
   for (int y = 0; y < N; ++y) {
@@ -69,7 +68,7 @@ void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t c
     for (int x = 0; x < N; ++x, p += c.input.pixel) {
       d[x] = Vec::zero();
       if (!kWhole && !(inside && columns.holds(x))) continue;
-      d[x] = load(p);
+      d[x] = load_pixel(p, lanes);
       if constexpr (kAffine) d[x] = apply(c.in_activation, Vec::fma(d[x], scale, shift));
     }
     transform_input<N>(d, 1, t + y * N, 1);
@@ -114,13 +113,12 @@ void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_ste
 }
 
 template <int N, bool kAffine>
-void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
-                 float* scratch) {
+void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at) {
   const FixedChunks chunks(c.in_channels);
-  const uint16_t* from = at_place(c.input, at) - c.top * c.input.row - c.left * c.input.pixel;
+  const auto* from = at_place(c.input, at) - c.top * c.input.row - c.left * c.input.pixel;
   const Inside rows(at.y - c.top, c.in_height), columns(at.x - c.left, c.in_width);
   const bool whole = rows.holds_all(N) && columns.holds_all(N);
-  float* stage = scratch + s.stage;
+  float* stage = c.scratch + s.stage;
   for (int64_t k = 0; k < chunks.count; ++k) {
     const int64_t begin = k * chunks.length;
     const int64_t left = c.in_channels - begin, used = left < chunks.length ? left : chunks.length;
@@ -132,8 +130,8 @@ void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile
       else
         fixed_transform<N, kAffine, false>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
     }
-    fixed_round<N>(stage, vectors, reinterpret_cast<int16_t*>(scratch) + k * s.chunk + tile * kFixedChunk,
-                   s.point, scratch + s.scales + k * s.scale_chunk + tile * s.scale_tile);
+    fixed_round<N>(stage, vectors, reinterpret_cast<int16_t*>(c.scratch) + k * s.chunk + tile * kFixedChunk,
+                   s.point, c.scratch + s.scales + k * s.scale_chunk + tile * s.scale_tile);
   }
 }
 
@@ -217,8 +215,8 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
   const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
   const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
   const int64_t padded = (c.channels + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
-  uint16_t* const to = at_place(c.output, at) + panel_channel;
-  const uint16_t* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
+  auto* const to = at_place(c.output, at) + panel_channel;
+  const auto* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
   for (int64_t channel = 0; channel < end; channel += Vec::kWidth) {
     const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
     const float* from = product + tile * s.product_row + channel;
@@ -238,21 +236,14 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
       if (y >= rows) break;
       Vec v[M];
       transform_output<N, M>(t + y * N, 1, v, 1);
-      uint16_t* out = to + y * c.output.row + channel;
-      const uint16_t* residual = added ? added + y * c.residual.row + channel : nullptr;
+      auto* out = to + y * c.output.row + channel;
+      const auto* residual = added ? added + y * c.residual.row + channel : nullptr;
 #pragma GCC unroll 16
       for (int x = 0; x < M; ++x) {
         if (x >= columns) break;
         Vec r = v[x] + shift;
-        if (residual) {
-          const uint16_t* p = residual + x * c.residual.pixel;
-          r = r + (lanes == Vec::kWidth ? Bf16::load(p) : Bf16::load_first(p, lanes));
-        }
-        r = apply(c.activation, r);
-        if (lanes == Vec::kWidth)
-          Bf16::store_sum(r, out + x * c.output.pixel);
-        else
-          Bf16::store_first(r, out + x * c.output.pixel, lanes);
+        if (residual) r = r + load_pixel(residual + x * c.residual.pixel, lanes);
+        store_pixel(apply(c.activation, r), out + x * c.output.pixel, lanes);
       }
     }
   }
@@ -269,9 +260,9 @@ void fixed_tiles(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_en
     TilePlace at = first;
     for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
       if (c.in_scale)
-        fixed_input<N, true>(c, s, t, at, c.scratch);
+        fixed_input<N, true>(c, s, t, at);
       else
-        fixed_input<N, false>(c, s, t, at, c.scratch);
+        fixed_input<N, false>(c, s, t, at);
     for (int64_t from = panel_begin; from < panel_end; from += c.block_panels) {
       const int64_t to = panel_end - from < c.block_panels ? panel_end : from + c.block_panels;
       fixed_products(c, s, N * N, tiles, from, to, fetches);
@@ -300,8 +291,46 @@ void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile
   }
 }
 
-int64_t fixed_winograd_scratch(const FixedWinogradCall& c) {
+int64_t fixed_scratch(const FixedWinogradCall& c) {
   return FixedScratch(c, static_cast<int>(c.points * c.points)).floats;
 }
+
+// A vector of channels of FixedWeightsCall.
+void fixed_weight_vector(const FixedWeightsCall& c, int64_t first) {
+  const FixedChunks chunks(c.inputs);
+  const float* from = c.weights + first;
+  const auto size_at = [&](int64_t i) { return Fixed::size(Vec::load(from + i * c.lanes)); };
+  Vec largest = Vec::zero(), most = Vec::zero(), all = Vec::zero();
+  for (int64_t k = 0; k < c.inputs; k += chunks.length) {
+    const int64_t end = k + chunks.length < c.inputs ? k + chunks.length : c.inputs;
+    Vec sum = Vec::zero();
+    for (int64_t i = k; i < end; ++i) {
+      const Vec size = size_at(i);
+      sum = sum + size;
+      largest = Vec::at_least(largest, size);
+    }
+    most = Vec::at_least(most, sum);
+    all = all + sum;
+  }
+  // The largest number fits 16 bits, a chunk's sum 32, where every number may be rounded up by a half.
+  const float room =
+      2147483647.0f / static_cast<float>(kFixedLimit) - static_cast<float>(chunks.length) / 2.0f;
+  const Vec bound = Vec::at_least(largest * Vec::set1(1.0f / 32767.0f), most * Vec::set1(1.0f / room));
+  const Vec scale = Vec::at_least(bound * Vec::set1(1.00001f), Vec::set1(1e-30f)) + (all - all);
+  scale.store(c.scales + first);
+  const Vec to_fixed = Vec::set1(1.0f) / scale;
+  int16_t* to = c.numbers + 2 * first;
+  for (int64_t i = 0; i < chunks.channels(); i += 2, to += 2 * c.lanes) {
+    const Vec even = i < c.inputs ? Vec::load(from + i * c.lanes) : Vec::zero();
+    const Vec odd = i + 1 < c.inputs ? Vec::load(from + (i + 1) * c.lanes) : Vec::zero();
+    Fixed::store_pairs(even, odd, to_fixed, to);
+  }
+}
+
+void fixed_weights(const FixedWeightsCall& c) {
+  for (int64_t first = 0; first < c.lanes; first += Vec::kWidth) fixed_weight_vector(c, first);
+}
+
+constexpr FixedWinograd kFixedWinograd = {fixed_winograd, fixed_scratch, fixed_weights};
 
 }  // namespace

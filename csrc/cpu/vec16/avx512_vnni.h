@@ -53,6 +53,13 @@ struct Fixed {
     back = Vec::fma(most, Vec::set1(1.0f / limit), most - most);
   }
 
+  static Vec size(Vec x) { return {_mm512_abs_ps(x.v)}; }
+  // Lane i: numbers of x and of y beside each other.
+  static void store_pairs(Vec x, Vec y, Vec to_fixed, int16_t* p) {
+    const __m512i low = _mm512_and_si512(_mm512_cvtps_epi32((x * to_fixed).v), _mm512_set1_epi32(0xffff));
+    const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32((y * to_fixed).v), 16);
+    _mm512_storeu_si512(p, _mm512_or_si512(low, high));
+  }
   // 32 values, to nearest.
   static void store_two(Vec x, Vec y, Vec to_fixed, int16_t* p) {
     const __m512i quarters =
