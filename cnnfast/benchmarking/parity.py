@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .case import SPREAD, TOLERANCE, Case
+from .case import AUTOCAST_FACTOR, SPREAD, TOLERANCE, Case
 from .fill import fill_weights, images, load_state_dict, take_statistics
 from .libraries import is_library_name
 
@@ -58,7 +58,8 @@ def prepare(case: Case) -> int:
     if case.mode == "training":
         saved["targets"], saved["reference"] = _training_reference(model, batches)
     else:
-        saved["reference"] = _inference_reference(case, model, batches)
+        saved["autocast_error"] = _autocast_error(case, model, batches)
+        saved["reference"] = _inference_reference(case, model, batches, saved["autocast_error"])
     torch.save(saved, case.batches_file)
     return _operations(case, model.eval(), batches[0][:1].double())
 
@@ -78,20 +79,43 @@ def _initial_weights(case: Case, model: nn.Module) -> None:
         model.load_state_dict(load_state_dict(case.spec.state_dict_path))
 
 
-def _inference_reference(case: Case, model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+def _inference_reference(
+    case: Case, model: nn.Module, batches: Sequence[Tensor], autocast_error: float
+) -> list[Tensor]:
     model.double().eval()
     with torch.inference_mode():
         reference = [model(batch.double()) for batch in batches]
-    _require_spread(case, reference)
+    _require_spread(case, reference, autocast_error)
     return reference
 
 
-def _require_spread(case: Case, reference: Sequence[Tensor]) -> None:
+def _autocast_error(case: Case, model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Largest difference that rounding layer by layer makes."""
+    if case.dtype != "bfloat16":
+        return 0.0
+    model.float().eval()
+    error = 0.0
+    for batch in batches:
+        with torch.inference_mode():
+            exact = model(batch)
+            with torch.autocast("cpu", torch.bfloat16):
+                error = max(error, (model(batch).float() - exact).abs().max().item())
+    return error
+
+
+def _tolerance(case: Case, reference: Sequence[Tensor], autocast_error: float) -> float:
+    largest = max(expected.abs().max().item() for expected in reference)
+    return max(TOLERANCE[case.dtype] * largest, AUTOCAST_FACTOR * autocast_error)
+
+
+def _require_spread(case: Case, reference: Sequence[Tensor], autocast_error: float) -> None:
     """A network whose answer hardly depends on its input would make every parity check pass."""
     rows = torch.cat([output.flatten(1) for output in reference])
     spread = (rows - rows.mean(0)).abs().max().item()
-    tolerance = TOLERANCE[case.dtype] * rows.abs().max().item()
-    if not spread > SPREAD[case.dtype] * tolerance:
+    tolerance = _tolerance(case, reference, autocast_error)
+    if not (
+        spread > SPREAD[case.dtype] * TOLERANCE[case.dtype] * rows.abs().max().item() and spread > tolerance
+    ):
         raise ValueError(
             f"{case.title}: outputs of different images differ by {spread:.3g} only, "
             f"too little beside the tolerance {tolerance:.3g} to tell right answers from wrong ones"
@@ -128,9 +152,14 @@ def gradient_norms(model: nn.Module) -> Tensor:
     return torch.tensor(norms, dtype=torch.float64)
 
 
-def compare_outputs(case: Case, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Parity:
-    """Largest difference over all batches against the dtype's part of the largest reference value."""
-    tolerance = TOLERANCE[case.dtype] * max(expected.abs().max().item() for expected in reference)
+def compare_outputs(
+    case: Case, reference: Sequence[Tensor], outputs: Sequence[Tensor], autocast_error: float = 0.0
+) -> Parity:
+    """Largest difference over all batches against the dtype's part of the largest reference value.
+
+    AUTOCAST_FACTOR times `autocast_error`, eager autocast's own largest difference, is allowed as well.
+    """
+    tolerance = _tolerance(case, reference, autocast_error)
     worst = 0.0
     for expected, output in zip(reference, outputs, strict=True):
         if output.shape != expected.shape:

@@ -49,6 +49,7 @@ class Session:
         model = case.spec.module()
         model.load_state_dict(load_state_dict(case.weights_file))
         self.reference = saved["reference"]
+        self.autocast_error = saved.get("autocast_error", 0.0)
         kind = find(contender, case.mode)
         if case.mode == "training":
             parity.without_dropout(model)
@@ -68,7 +69,7 @@ class Session:
     def _parity(self) -> parity.Parity:
         if self.case.mode == "inference":
             outputs = [self.contender.output(self.contender.step(fed)).clone() for fed in self.batches]
-            return parity.compare_outputs(self.case, self.reference, outputs)
+            return parity.compare_outputs(self.case, self.reference, outputs, self.autocast_error)
         loss = self.contender.backward(self.batches[0])
         norms = parity.gradient_norms(self.model)
         return parity.compare_training(self.reference, loss, norms, self.case.dtype)

@@ -26,21 +26,19 @@ bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
   return plain && !g.narrow_groups() && g.kernel_h == kernel && g.kernel_w == kernel;
 }
 
-// Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with
-// kernels/winograd.inl alone, see docs/performance.md; ratios, not seconds,
-// decide.
+// Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with kernels/winograd.inl alone, see
+// docs/performance.md; ratios, not seconds, decide.
 constexpr double kDirectEfficiency = 0.88;
 constexpr double kProductEfficiency = 0.93;
 constexpr double kCyclesPerByte = 0.3;  // weights streamed from memory by all cores together
 
-// kernels/conv16.inl with products of pairs as instructions, by whole layers of
-// networks.
+// kernels/conv16.inl with products of pairs as instructions, by whole layers of networks.
 constexpr double kStretchCycles = 5;
 constexpr double kPixelCycles = 12;
 constexpr double kFinishCycles = 4;
 
-// kernels/winograd_fixed.inl: products, and for every point of a tile's vector
-// of channels the way there, which includes scaling, and back.
+// kernels/winograd_fixed.inl: products, and for every point of a tile's vector of channels the way there,
+// which includes scaling, and back.
 constexpr double kFixedEfficiency = 0.9;
 double fixed_in_cycles(const ConvAlgorithm& a) { return a.points >= 8 ? 20 : 14; }
 double fixed_out_cycles(const ConvAlgorithm& a) { return a.points >= 8 ? 18 : 13; }
@@ -99,8 +97,7 @@ double conv_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
 double pair_cycles(const ConvGeometry& g) {
   const auto pairs = static_cast<double>(divide_up(g.depth(), 2));
   const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
-  // Stretches of values side by side are gathered, a vector at a time, then
-  // every vector of sums is finished.
+  // Stretches of values side by side are gathered, a vector at a time, then every vector of sums is finished.
   const bool adjacent = g.dilation_w == 1 && g.groups == 1;
   const auto stretches = static_cast<double>(g.kernel_h * (adjacent ? 1 : g.kernel_w));
   const double gathered =
@@ -114,8 +111,7 @@ double pair_cycles(const ConvGeometry& g) {
 
 namespace {
 
-// Rows of the kernel transform: the powers of a point over the product of its
-// distances to the other points.
+// Rows of the kernel transform: the powers of a point over the product of its distances to the other points.
 template <int N>
 std::vector<double> kernel_matrix(int64_t kernel) {
   using P = WinogradPoints<N>;

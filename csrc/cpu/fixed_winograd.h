@@ -1,7 +1,7 @@
 // Winograd convolution of bfloat16 images by products of 16-bit whole numbers (AVX512-VNNI: twice the
 // products of floats a second). Transformed pixels and weights are scaled to whole numbers in blocks,
-// multiplied and summed exactly in 32 bits, and scaled back: block floating point. Tiles then err by less
-// than rounding weights to bfloat16 does (docs/performance.md).
+// multiplied and summed exactly in 32 bits, and scaled back: block floating point. Results err by about as
+// much as from weights rounded to bfloat16, or by less (docs/performance.md); weights are not rounded before.
 #pragma once
 #include <stdint.h>
 

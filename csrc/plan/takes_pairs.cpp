@@ -1,4 +1,5 @@
-// Which convolutions of bfloat16 values multiply them as pairs, and which are widened to float32.
+// Which convolutions of bfloat16 values multiply them as pairs. Others are widened to float32, or take
+// products of whole numbers.
 #include <cstdlib>
 
 #include "cpu/bf16_table.h"
@@ -17,7 +18,9 @@ constexpr int64_t kLeastChannels = 8;
 // Cycles of one core to widen or to round a value.
 constexpr double kWideningCycles = 0.15;
 
-double widened_cycles(const cpu::ConvGeometry& g) {
+// Without pairs: on widened values, or by products of whole numbers.
+double other_cycles(const cpu::ConvGeometry& g) {
+  if (g.algorithm.fixed) return cpu::conv_cycles(g, g.algorithm);
   const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
   const double values =
       pixels * static_cast<double>(g.in_channels * g.stride_h * g.stride_w + g.out_channels);
@@ -30,7 +33,7 @@ bool takes_pairs(const cpu::ConvGeometry& g) {
   static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;  // for tests
   if (g.group_out() < kLeastChannels && g.groups > 1) return false;
   if (everywhere || cpu::multiplies_by_tiles()) return true;
-  if (cpu::bf16_kernels().multiplies) return cpu::pair_cycles(g) < widened_cycles(g);
+  if (cpu::bf16_kernels().multiplies) return cpu::pair_cycles(g) < other_cycles(g);
   return g.images * g.out_height * g.out_width <= kFewPixels && g.out_channels * g.depth() >= kManyWeights;
 }
 

@@ -34,6 +34,22 @@ def test_output_outside_the_tolerance_is_wrong(tmp_path, value):
     assert not parity.compare_outputs(case(tmp_path), reference, outputs).ok
 
 
+def test_bfloat16_allows_what_autocast_itself_is_off(tmp_path):
+    reference, outputs = [torch.tensor([[1.0, -4.0]], dtype=torch.float64)], [torch.tensor([[1.0, -4.2]])]
+    half = case(tmp_path, dtype="bfloat16")
+    assert not parity.compare_outputs(half, reference, outputs, autocast_error=0.1).ok
+    result = parity.compare_outputs(half, reference, outputs, autocast_error=0.2)
+    assert result.ok
+    assert result.tolerance == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.0), ("bfloat16", 1e-4)])
+def test_prepare_measures_what_autocast_is_off(tmp_path, dtype, least):
+    parity.prepare(half := case(tmp_path, dtype=dtype))
+    error = torch.load(half.batches_file)["autocast_error"]
+    assert least <= error <= 0.1 * (dtype == "bfloat16")
+
+
 def test_output_of_another_shape_is_wrong_and_named(tmp_path):
     result = parity.compare_outputs(case(tmp_path), [torch.zeros(2, 10)], [torch.zeros(2, 1)])
     assert not result.ok

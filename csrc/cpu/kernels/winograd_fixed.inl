@@ -10,8 +10,6 @@ namespace {
 
 // Tiles of a register block.
 constexpr int kFixedTiles = 12;
-// Vectors of a chunk.
-constexpr int kChunkVectors = static_cast<int>(kFixedChunk / Vec::kWidth);
 // Weights of one thread that stay in its second-level cache; others are asked for so far ahead of the
 // products.
 constexpr int64_t kResidentNumbers = 1 << 17, kAheadNumbers = 1 << 12;
@@ -87,9 +85,12 @@ template <int N>
 void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_step, float* scales) {
   alignas(64) float to_fixed[16];
   for (int first = 0; first < N * N; first += 16) {
+    const int count = N * N - first < 16 ? N * N - first : 16;
     __m512i most[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
+      most[i] = _mm512_setzero_si512();
+      if (i >= count) continue;
       const float* p = stage + (first + i) * kFixedChunk;
       most[i] = Fixed::magnitude(Vec::load(p));
       for (int v = 1; v < vectors; ++v)
@@ -99,7 +100,6 @@ void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_ste
     Fixed::scales(Fixed::largest_lanes(most), static_cast<float>(kFixedLimit), scale, back);
     scale.store(to_fixed);
     back.store(scales + first);
-    const int count = N * N - first < 16 ? N * N - first : 16;
     for (int i = 0; i < count; ++i) {
       const float* p = stage + (first + i) * kFixedChunk;
       int16_t* out = to + (first + i) * point_step;
