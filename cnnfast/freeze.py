@@ -64,8 +64,10 @@ def freeze(
             values that the network takes); they are run a few times.
         dtype: of the values between layers and of the weights. torch.bfloat16: sums are float32 and rounded
             once, where they are stored; the network takes float32 and bfloat16 and gives what the model
-            does. On CPUs without bfloat16 arithmetic the float32 kernels work on widened strips. "auto":
-            both are made and timed on example_inputs, and bfloat16 is taken where it is faster and differs
+            does. On CPUs without bfloat16 arithmetic the float32 kernels work on widened strips; on those with
+            AVX512-VNNI, but no AMX, 3x3 and 5x5 convolutions multiply 16-bit whole numbers that share a
+            scale for 64 channels of a tile (winograd=False: not), with errors about those of bfloat16
+            weights. "auto": both are made and timed on example_inputs, and bfloat16 is taken where it is faster and differs
             from float32 by no more than error_budget (2e-2 where that is None) of the largest output value;
             report() has both.
         winograd: allow Winograd convolutions where they are faster: errors of some 1e-6 of a layer's largest
