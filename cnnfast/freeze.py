@@ -29,6 +29,7 @@ __all__ = [
 
 Frozen = FrozenNet | JoinedNet | EagerNet
 
+_OF_NORMS = ("running_mean", "running_var", "weight", "bias")  # buffers that norms have
 _TILES = (ANY_TILE, 4, 2, DIRECT)  # in the order in which an error budget tries them
 
 
@@ -64,10 +65,11 @@ def freeze(
             values that the network takes); they are run a few times.
         dtype: of the values between layers and of the weights. torch.bfloat16: sums are float32 and rounded
             once, where they are stored; the network takes float32 and bfloat16 and gives what the model
-            does. On CPUs without bfloat16 arithmetic the float32 kernels work on widened strips; on those with
-            AVX512-VNNI, but no AMX, 3x3 and 5x5 convolutions multiply 16-bit whole numbers that share a
+            does. On CPUs without bfloat16 arithmetic the float32 kernels work on widened strips; on those
+            with AVX512-VNNI, but no AMX, 3x3 and 5x5 convolutions multiply 16-bit whole numbers that share a
             scale for 64 channels of a tile (winograd=False: not), with errors about those of bfloat16
-            weights. "auto": both are made and timed on example_inputs, and bfloat16 is taken where it is faster and differs
+            weights. "auto": both are made and timed on example_inputs, and bfloat16 is taken where it is
+            faster and differs
             from float32 by no more than error_budget (2e-2 where that is None) of the largest output value;
             report() has both.
         winograd: allow Winograd convolutions where they are faster: errors of some 1e-6 of a layer's largest
@@ -271,8 +273,11 @@ def _check_model(model: object, dtype: object) -> torch.dtype:
     ]
     half = dtype == torch.bfloat16 and tensors and all(x.dtype == torch.bfloat16 for _, x in tensors)
     own = torch.bfloat16 if half else torch.float32
+    parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in tensors:
-        if tensor.dtype != own or tensor.device.type != "cpu":
+        # Narrower buffers beside the layers become float32 with what they meet; wider ones would widen that.
+        fixed = name in parameters or name.rpartition(".")[2] in _OF_NORMS or tensor.dtype == torch.float64
+        if (fixed and tensor.dtype != own) or tensor.device.type != "cpu":
             raise ValueError(
                 f"freeze: '{name}' is {tensor.dtype} on {tensor.device}; this version freezes float32 "
                 "networks on the "

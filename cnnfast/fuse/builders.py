@@ -34,10 +34,12 @@ class Layer:
             return self.values[attribute]
         return self.graph.create_node("get_attr", f"{self.path}.{attribute}" if self.path else attribute)
 
-    def pair(self, attribute: str) -> fx.Node | list[fx.Node]:
+    def pair(self, attribute: str) -> fx.Node:
         """An attribute that is a pair, or one number for both."""
         value = self[attribute]
-        return value if isinstance(getattr(self.module, attribute), tuple) else [value, value]
+        if isinstance(getattr(self.module, attribute), tuple):
+            return value
+        return self.graph.call_function(runtime_settings.both_sides, (value,))
 
     def weight(self) -> fx.Node:
         """What a convolution multiplies by: computed in front of it where that is what its layer does."""

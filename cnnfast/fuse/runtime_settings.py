@@ -25,6 +25,18 @@ def _written(text: str, numbers: list[float]) -> str:
     return f"{name}({', '.join([f'{number}' for number in numbers])})"
 
 
+def both_sides(size: int) -> list[int]:
+    """A setting that was one number for both sides when it was fused; it may be a pair by now."""
+    if torch.jit.is_scripting():
+        return [size, size]
+    return _sides(size)
+
+
+@torch.jit.unused
+def _sides(size: int) -> list[int]:
+    return list(size) if isinstance(size, (tuple, list)) else [size, size]
+
+
 def gelu(approximate: str) -> str:
     """The activation that nn.GELU is."""
     return "gelu_tanh" if approximate == "tanh" else "gelu"

@@ -467,3 +467,32 @@ def test_freeze_of_a_network_made_in_inference_mode():
     torch.testing.assert_close(
         cnnfast.freeze(model, torch.randn(1, 3, 9, 9))(x), wanted, rtol=1e-4, atol=1e-5
     )
+
+
+class Scaled(nn.Module):
+    """A buffer that is no weight of a layer."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.conv, self.behind = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.register_buffer("scale", torch.rand(1, 8, 1, 1).to(dtype))
+
+    def forward(self, x):
+        return self.behind(torch.relu(self.conv(x)) * self.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_buffers_widen_as_they_do_in_the_model(dtype):
+    torch.manual_seed(0)
+    model, x = Scaled(dtype).eval(), torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        wanted = model(x)
+    frozen = cnnfast.freeze(model, x)(x)
+    assert frozen.dtype == wanted.dtype == torch.float32
+    torch.testing.assert_close(frozen, wanted, rtol=0, atol=1e-5)
+
+
+def test_wide_buffers_are_refused_by_name():
+    """Beside an image they would make all that follows float64."""
+    with pytest.raises(ValueError, match=r"'scale' is torch.float64.*model.float"):
+        cnnfast.freeze(Scaled(torch.float64).eval(), torch.randn(2, 3, 12, 12))

@@ -230,6 +230,17 @@ def test_fuse_settings_changed_later_are_followed():
     torch.testing.assert_close(fused(x), fused.unfuse()(x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)])
+def test_fuse_numbers_become_pairs_later(pool):
+    """A setting that was one number for both sides when its layer was fused."""
+    fused = cnnfast.fuse(nn.Sequential(nn.Conv2d(2, 2, 3), pool))
+    fused[1].kernel_size, fused[1].stride, fused[1].padding = (3, 2), (2, 1), (1, 0)
+    x = torch.randn(1, 2, 20, 22)
+    torch.testing.assert_close(fused(x), fused.unfuse()(x), rtol=0, atol=1e-6)
+    fused[1].kernel_size = fused[1].stride = 2
+    torch.testing.assert_close(fused(x), fused.unfuse()(x), rtol=0, atol=1e-6)
+
+
 class Tempered(nn.Module):
     """Forwards with numbers, a function and a tensor as attributes."""
 
