@@ -2,18 +2,26 @@
 #include <algorithm>
 #include <map>
 
+#include "cpu/cache_size.h"
 #include "plan/arena.h"
 #include "plan/step_group.h"
 
 namespace cnnfast::plan {
 namespace {
 
-// Of a second-level cache of 2 MiB: what a part of a group reads and writes. Weights want the rest.
-constexpr int64_t kPartBytes = 1400 * 1024;
-// Of what a strip hands on: the rows that it reads, which lie elsewhere, and the weights want the rest.
-constexpr int64_t kStripBytes = 768 * 1024;
-// What less is handed on stays in cache anyway.
-constexpr int64_t kFarBytes = 1 << 20;
+// Of a second-level cache, which has 2 MiB where the system does not say. What a part of a group reads and
+// writes; weights want the rest. What a strip hands on: the rows that it reads, which lie elsewhere, want
+// some, too. And what is handed on of so little that it stays in cache anyway.
+struct CacheShares {
+  int64_t part, strip, far;
+  explicit CacheShares(int64_t cache) : part(cache / 16 * 11), strip(cache / 8 * 3), far(cache / 2) {}
+};
+
+const CacheShares& shares() {
+  static const CacheShares of_this_cpu(cpu::second_level_cache());
+  return of_this_cpu;
+}
+
 // Constants that stay in cache from one part to the next; larger ones come again for every part, which must
 // have enough pixels to hide that.
 constexpr int64_t kNearConstants = 256 * 1024;
@@ -69,7 +77,8 @@ class GroupFinder {
     return !external_[p.buffer] && u.first >= begin && u.last < end;
   }
   bool may_join(const RowStep* step) const {
-    return step && !step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels;
+    return step && step->joins_groups() && !step->shares_constants() &&
+           pixels_of(step->writes()) >= kLeastPixels;
   }
 
   StepGroup longest_of_images(size_t begin) const {
@@ -90,8 +99,8 @@ class GroupFinder {
     StepGroup group = of_steps(begin, end);
     const int64_t bytes =
         place_inside(group, [](const Place& p, size_t) { return p.image(); }) + most_outside_bytes(group);
-    if (bytes > kPartBytes) return group;
-    const int64_t images = std::min(group.images_, kPartBytes / std::max<int64_t>(bytes, 1));
+    if (bytes > shares().part) return group;
+    const int64_t images = std::min(group.images_, shares().part / std::max<int64_t>(bytes, 1));
     if (!hides_constants(group, images)) return group;
     group.images_at_once_ = images;
     place_inside(group, [=](const Place& p, size_t) { return images * p.image(); });
@@ -120,10 +129,10 @@ class GroupFinder {
   bool is_worth(const StepGroup& group) const {
     int64_t bytes = 0;
     for (const auto& inside : group.inside_) bytes += group.images_ * image_bytes(inside.place);
-    return group.steps_.size() > 1 && bytes >= kFarBytes;
+    return group.steps_.size() > 1 && bytes >= shares().far;
   }
 
-  // Every step reads what the one before it wrote for it alone: convolutions and the pooling behind them.
+  // Every step reads what the one before it wrote for it alone, and values from before the group.
   StepGroup longest_of_strips(size_t begin) const {
     StepGroup longest;
     for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
@@ -131,14 +140,30 @@ class GroupFinder {
       if (last.reads().empty() || !last.window_of(0)) break;
       if (end > begin + 1) {
         const Place& handed = steps_[end - 2]->writes();
-        const bool follows = last.reads()[0].buffer == handed.buffer && !handed.fills_border &&
-                             last.reads().size() == 1 && is_inside(handed, begin, end);
+        const auto& reads = last.reads();
+        const bool follows = reads[0].buffer == handed.buffer && !handed.fills_border &&
+                             is_inside(handed, begin, end) &&
+                             std::all_of(reads.begin() + 1, reads.end(),
+                                         [&](const Place& p) { return uses_.at(p.buffer).first < begin; });
         if (!follows) break;
       }
+      if (writes_over_input(begin, end)) continue;
       StepGroup group = of_strips(begin, end);
       if (group.rows_at_once_ > 0 && is_worth(group)) longest = std::move(group);
     }
     return longest;
+  }
+
+  // A sum may be written over what it adds; the next strip must not read that.
+  bool writes_over_input(size_t begin, size_t end) const {
+    const Place& to = steps_[end - 1]->writes();
+    const auto overlaps = [&](const Place& p) {
+      return p.buffer == to.buffer && p.channel < to.channel + to.size.channels &&
+             to.channel < p.channel + p.size.channels;
+    };
+    return std::any_of(steps_.begin() + begin, steps_.begin() + end - 1, [&](const RowStep* step) {
+      return std::any_of(step->reads().begin(), step->reads().end(), overlaps);
+    });
   }
 
   StepGroup of_strips(size_t begin, size_t end) const {
@@ -153,9 +178,9 @@ class GroupFinder {
     };
     int64_t rows = std::max<int64_t>(1, (group.height_ + wanted - 1) / wanted);
     rows = std::min(rows, std::max<int64_t>(1, group.height_ / 2));
-    while (rows > 1 && bytes_of(rows) > kStripBytes) --rows;
+    while (rows > 1 && bytes_of(rows) > shares().strip) --rows;
     group.rows_at_once_ = 0;
-    if (bytes_of(rows) > kStripBytes) return group;
+    if (bytes_of(rows) > shares().strip) return group;
     const auto all = group.rows_of_steps({group.height_ / 2, group.height_ / 2 + rows});
     for (size_t i = 0; i < group.steps_.size(); ++i) {
       const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;

@@ -105,6 +105,8 @@ class RowStep : public Step {
   virtual int64_t constant_bytes() const { return 0; }
   // Whether threads rather share the constants than the rows.
   virtual bool shares_constants() const { return false; }
+  // Whether parts of the rows may be computed between other steps' (plan/step_group.h).
+  virtual bool joins_groups() const { return true; }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override;

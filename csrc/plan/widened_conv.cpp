@@ -40,12 +40,12 @@ struct StripSize {
   int64_t height, width;
 };
 
-class WidenedConv : public Step {
+class WidenedConv : public RowStep {
  public:
   WidenedConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
               std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to,
               const cpu::Prologue& prologue, std::optional<PoolBehind> behind)
-      : Step(node, std::move(reads), std::move(to)),
+      : RowStep(node, std::move(reads), std::move(to)),
         geometry_(g),
         pad_top_(pad_top),
         pad_left_(pad_left),
@@ -81,6 +81,24 @@ class WidenedConv : public Step {
   Constants first_constants(int, int) const override {
     return {constants_->weight.data(), constants_->weight.size()};
   }
+  int64_t constant_bytes() const override {
+    return constants_->weight.size() * static_cast<int64_t>(sizeof(float));
+  }
+  // Depthwise convolutions alone: others want many rows of many images at once.
+  bool joins_groups() const override { return geometry_.narrow_groups() && !behind_; }
+  std::optional<RowWindow> window_of(size_t operand) const override {
+    if (operand > 0) return RowWindow{1, 0, 1};
+    return RowWindow{geometry_.stride_h, pad_top_, (geometry_.kernel_h - 1) * geometry_.dilation_h + 1};
+  }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    const int64_t height = geometry_.out_height, most = cuts_.front().strips.front().rows();
+    for (int64_t row = begin; row < end;) {
+      const int64_t first = row % height, last = std::min({first + most, height, first + end - row});
+      const Strip strip{0, 0, first, last};
+      run_strip(memory, job_of(1, last - first), row / height, 1, strip, 0, 1);
+      row += last - first;
+    }
+  }
 
  protected:
   void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
@@ -90,14 +108,16 @@ class WidenedConv : public Step {
   void compute(const Memory& memory, int thread, int team) const override {
     if (runs_whole(team)) {
       const Strip all{0, 0, 0, geometry_.out_height};
-      return run_strip(memory, 0, geometry_.images, all, thread, team);
+      return run_strip(memory, job(geometry_.images, all.rows()), 0, geometry_.images, all, thread, team);
     }
     const Cut& cut = cut_for(team);
     const auto count = static_cast<int64_t>(cut.strips.size());
     const auto [begin, end] = cpu::share(units(cut), 1, thread, team);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / count * cut.group;
-      run_strip(memory, image, std::min(cut.group, geometry_.images - image), cut.strips[unit % count], 0, 1);
+      const int64_t images = std::min(cut.group, geometry_.images - image);
+      const Strip& strip = cut.strips[unit % count];
+      run_strip(memory, job(images, strip.rows()), image, images, strip, 0, 1);
     }
   }
 
@@ -170,15 +190,19 @@ class WidenedConv : public Step {
     if (jobs_.count({images, rows})) return;
     TORCH_CHECK(floats_of(images, rows) < kMostFloats, "cnnfast: a convolution to ", size_text(writes_.size),
                 " needs ", floats_of(images, rows), " values at once: too many");
+    jobs_.emplace(std::pair(images, rows), job_of(images, rows));
+  }
+  cpu::ConvJob job_of(int64_t images, int64_t rows) const {
     cpu::ConvGeometry part = geometry_;
     part.images = images;
     part.out_height = rows;
     const StripSize in(geometry_, rows);
     const int64_t in_row = in.width * part.in_channels, out_row = part.out_width * part.out_channels;
     const View out{nullptr, rows * out_row, out_row, part.out_channels};
-    jobs_.emplace(std::pair(images, rows),
-                  cpu::ConvJob(part, {nullptr, in.height * in_row, in_row, part.in_channels}, out,
-                               reads_.size() == 2 ? out : View{}));
+    return {part,
+            {nullptr, in.height * in_row, in_row, part.in_channels},
+            out,
+            reads_.size() == 2 ? out : View{}};
   }
   const cpu::ConvJob& job(int64_t images, int64_t rows) const { return jobs_.at({images, rows}); }
 
@@ -228,10 +252,9 @@ class WidenedConv : public Step {
              cpu::PixelRun<float>{rows + first, channels});
   }
 
-  void run_strip(const Memory& memory, int64_t image, int64_t images, const Strip& strip, int thread,
-                 int team) const {
+  void run_strip(const Memory& memory, const cpu::ConvJob& own, int64_t image, int64_t images,
+                 const Strip& strip, int thread, int team) const {
     static const cpu::AlignedFloats none(0);
-    const cpu::ConvJob& own = job(images, strip.rows());
     const auto [first, last] =
         team == 1 ? std::pair<int64_t, int64_t>{0, geometry_.out_channels} : own.channels_of(thread, team);
     if (first >= last) return;

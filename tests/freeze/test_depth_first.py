@@ -123,6 +123,42 @@ def test_strips_of_an_image(size, padding):
     assert_independent_of_threads(frozen, x)
 
 
+class InvertedResiduals(nn.Module):
+    """Expansion, depthwise convolution, projection; the second sum reads what was there before its strips."""
+
+    def __init__(self, kernel, stride):
+        super().__init__()
+        self.first = nn.Conv2d(3, 24, 1)
+        sizes = ((24, stride), (24, 1))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, 144, 1),
+                nn.ReLU6(),
+                nn.Conv2d(144, 144, kernel, step, kernel // 2, groups=144),
+                nn.ReLU6(),
+                nn.Conv2d(144, 24, 1),
+            )
+            for channels, step in sizes
+        )
+
+    def forward(self, x):
+        x = self.blocks[0](self.first(x))
+        return x + self.blocks[1](x)
+
+
+@needs_pairs
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_strips_through_depthwise_convolutions(kernel, stride):
+    torch.manual_seed(4)
+    model = InvertedResiduals(kernel, stride)
+    frozen, x = frozen_and_images(model, (3, 3, 121, 90))
+    found = re.findall(r"depth first: (\d+) steps \d+ rows at a time", steps_of(frozen, x))
+    assert found and max(map(int, found)) >= 3, steps_of(frozen, x)
+    assert_as_eager(model, frozen, x)
+    assert_independent_of_threads(frozen, x)
+    assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
+
+
 @needs_pairs
 def test_pixels_a_kibibyte_apart_are_spread():
     """512 channels: the rows of a tile would share a few sets of the first-level cache."""
