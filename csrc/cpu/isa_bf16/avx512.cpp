@@ -3,5 +3,5 @@
 #include "cpu/kernels/bf16_table.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kAvx512Bf16Kernels = CNNFAST_WIDENED_KERNELS("avx512");
+extern const Bf16Kernels kAvx512Bf16Kernels = widened_kernels("avx512", nullptr);
 }  // namespace cnnfast::cpu

@@ -3,5 +3,5 @@
 #include "cpu/kernels/bf16_table.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kPortableBf16Kernels = CNNFAST_WIDENED_KERNELS("portable");
+extern const Bf16Kernels kPortableBf16Kernels = widened_kernels("portable", nullptr);
 }  // namespace cnnfast::cpu

@@ -17,18 +17,21 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/conv16.inl"
 #include "cpu/kernels/max_pool16.inl"
 
-#define CNNFAST_WIDENED_KERNELS(name, ...) \
-  {name,                              \
-   false,                             \
-   widen,                             \
-   narrow,                            \
-   activation_backward,               \
-   gathered_conv<WidenedDot>,         \
-   gather_scratch<WidenedDot>,        \
-   nullptr,                           \
-   nullptr,                           \
-   nullptr,                           \
-   max_pool16,                        \
-   max_pool_scratch,                  \
-   nullptr,                           \
-   nullptr, __VA_ARGS__}
+namespace {
+
+// The table of a set without products of bfloat16.
+constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fixed) {
+  Bf16Kernels table{};
+  table.name = name;
+  table.widen = widen;
+  table.narrow = narrow;
+  table.activation_backward = activation_backward;
+  table.conv = gathered_conv<WidenedDot>;
+  table.conv_scratch = gather_scratch<WidenedDot>;
+  table.max_pool = max_pool16;
+  table.max_pool_scratch = max_pool_scratch;
+  table.fixed = fixed;
+  return table;
+}
+
+}  // namespace

@@ -29,20 +29,22 @@ struct Fixed {
   static __m512i largest_lanes(const __m512i* x) {
     __m512i y[8], z[4];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i)
-      y[i] = larger(_mm512_shuffle_i32x4(x[2 * i], x[2 * i + 1], 0x44),
-                    _mm512_shuffle_i32x4(x[2 * i], x[2 * i + 1], 0xee));
-      // Quarter q of z[i]: four values of vector 4 * i + q.
+    for (int i = 0; i < 8; ++i) {
+      const __m512i low = _mm512_shuffle_i32x4(x[2 * i], x[2 * i + 1], 0x44);
+      y[i] = larger(low, _mm512_shuffle_i32x4(x[2 * i], x[2 * i + 1], 0xee));
+    }
+    // Quarter q of z[i]: four values of vector 4 * i + q.
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-      z[i] = larger(_mm512_shuffle_i32x4(y[2 * i], y[2 * i + 1], 0x88),
-                    _mm512_shuffle_i32x4(y[2 * i], y[2 * i + 1], 0xdd));
+    for (int i = 0; i < 4; ++i) {
+      const __m512i even = _mm512_shuffle_i32x4(y[2 * i], y[2 * i + 1], 0x88);
+      z[i] = larger(even, _mm512_shuffle_i32x4(y[2 * i], y[2 * i + 1], 0xdd));
+    }
     const __m512i low = larger(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
     const __m512i high = larger(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
     // Lane 4 * q + i: vector 4 * i + q.
     const __m512i all = larger(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
-    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
-                                    all);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, all);
   }
 
   // What makes whole numbers up to `limit` of values up to these magnitudes, and its inverse: NaN where a
