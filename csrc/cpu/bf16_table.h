@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "cpu/depthwise16.h"
 #include "cpu/fixed_winograd.h"
 #include "cpu/kernel_table.h"
 #include "cpu/view16.h"
@@ -114,6 +115,8 @@ struct Bf16Kernels {
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();
+  // Output rows [row_begin, row_end) over all images; null where products of pairs are no instructions.
+  void (*depthwise)(const Depthwise16Call&, int64_t row_begin, int64_t row_end);
   // Null where the set has no products of whole numbers, or better ones.
   const FixedWinograd* fixed = nullptr;
 };

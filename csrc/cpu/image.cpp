@@ -62,17 +62,17 @@ void copy_rows_out(V source, ImageSize size, T* target, TensorStrides s, int64_t
 }
 
 template <class V>
-void zero_around(V target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
+void zero_around(V target, ImageSize size, Border b, int64_t image, int64_t row_begin, int64_t row_end) {
   const int64_t padded = size.width + b.left + b.right, step = target.pixel;
-  for (int64_t n = image_begin; n < image_end; ++n) {
-    auto* image = target.data + n * target.image - b.left * step;
-    for (int64_t y = -b.top; y < 0; ++y) zero_pixels(image + y * target.row, padded, step, size.channels);
-    for (int64_t y = size.height; y < size.height + b.bottom; ++y)
-      zero_pixels(image + y * target.row, padded, step, size.channels);
-    for (int64_t y = 0; y < size.height; ++y) {
-      zero_pixels(image + y * target.row, b.left, step, size.channels);
-      zero_pixels(image + y * target.row + (b.left + size.width) * step, b.right, step, size.channels);
-    }
+  auto* first = target.data + image * target.image - b.left * step;
+  const auto zero_rows = [&](int64_t begin, int64_t end) {
+    for (int64_t y = begin; y < end; ++y) zero_pixels(first + y * target.row, padded, step, size.channels);
+  };
+  if (row_begin == 0) zero_rows(-b.top, 0);
+  if (row_end == size.height) zero_rows(size.height, size.height + b.bottom);
+  for (int64_t y = row_begin; y < row_end; ++y) {
+    zero_pixels(first + y * target.row, b.left, step, size.channels);
+    zero_pixels(first + y * target.row + (b.left + size.width) * step, b.right, step, size.channels);
   }
 }
 
@@ -127,11 +127,16 @@ void copy_out(View16 source, ImageSize size, float* target, TensorStrides s, int
 }
 
 void zero_border(View target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
-  zero_around(target, size, b, image_begin, image_end);
+  for (int64_t n = image_begin; n < image_end; ++n) zero_around(target, size, b, n, 0, size.height);
 }
 
 void zero_border(View16 target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
-  zero_around(target, size, b, image_begin, image_end);
+  for (int64_t n = image_begin; n < image_end; ++n) zero_around(target, size, b, n, 0, size.height);
+}
+
+void zero_border_of_rows(View16 target, ImageSize size, Border b, int64_t image, int64_t row_begin,
+                         int64_t row_end) {
+  zero_around(target, size, b, image, row_begin, row_end);
 }
 
 }  // namespace cnnfast::cpu

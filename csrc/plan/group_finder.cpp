@@ -30,6 +30,8 @@ constexpr int64_t kHidingPixels = 384;
 constexpr int64_t kLeastPixels = 16;
 // Steps that make a group too large, whose results are small again a few steps on.
 constexpr int kMostFailures = 4;
+// Of the work of strips, rows that two of them need counted twice.
+constexpr double kMostRepeated = 1.25;
 // Enough parts for some threads, where there are few images.
 constexpr int64_t kParts = 8;
 
@@ -141,8 +143,7 @@ class GroupFinder {
       if (end > begin + 1) {
         const Place& handed = steps_[end - 2]->writes();
         const auto& reads = last.reads();
-        const bool follows = reads[0].buffer == handed.buffer && !handed.fills_border &&
-                             is_inside(handed, begin, end) &&
+        const bool follows = reads[0].buffer == handed.buffer && is_inside(handed, begin, end) &&
                              std::all_of(reads.begin() + 1, reads.end(),
                                          [&](const Place& p) { return uses_.at(p.buffer).first < begin; });
         if (!follows) break;
@@ -173,7 +174,7 @@ class GroupFinder {
       const auto all =
           group.rows_of_steps({group.height_ / 2, std::min(group.height_ / 2 + rows, group.height_)});
       return place_inside(group, [&](const Place& p, size_t writer) {
-        return (all[writer].end - all[writer].begin) * p.row();
+        return (all[writer].end - all[writer].begin + p.border.top + p.border.bottom) * p.row();
       });
     };
     int64_t rows = std::max<int64_t>(1, (group.height_ + wanted - 1) / wanted);
@@ -186,8 +187,22 @@ class GroupFinder {
       const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;
       if (group.steps_[i]->constant_bytes() > kNearConstants && pixels < kHidingPixels) return group;
     }
-    group.rows_at_once_ = rows;
+    if (repeated(group, all) <= kMostRepeated) group.rows_at_once_ = rows;
     return group;
+  }
+
+  // What the steps compute for a strip, relative to its share of their rows.
+  static double repeated(const StepGroup& group, const std::vector<StepGroup::Rows>& all) {
+    const auto part =
+        static_cast<double>(all.back().end - all.back().begin) / static_cast<double>(group.height_);
+    double computed = 0, needed = 0;
+    for (size_t i = 0; i < group.steps_.size(); ++i) {
+      const auto height = static_cast<double>(group.steps_[i]->writes().size.height);
+      const double flops = group.steps_[i]->flops();
+      computed += flops * static_cast<double>(all[i].end - all[i].begin) / height;
+      needed += flops * part;
+    }
+    return needed > 0 ? computed / needed : 1;
   }
 
   StepGroup of_steps(size_t begin, size_t end) const {

@@ -19,9 +19,9 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   const Place* added = residual ? &*residual : nullptr;
   if (takes_pairs_here(node))
-    return add_step(pair_conv_step(node, g, pad_top, pad_left,
-                                   constants_.conv_constants(node, g, WeightForm::kPairs), from, place(node),
-                                   added));
+    return add_step((g.depthwise() ? depthwise16_step : pair_conv_step)(
+        node, g, pad_top, pad_left, constants_.conv_constants(node, g, WeightForm::kPairs), from, place(node),
+        added));
   const bool fixed = g.algorithm.fixed;
   const auto step = fixed ? fixed_conv_step : widened_conv_step;
   add_step(step(node, g, pad_top, pad_left,

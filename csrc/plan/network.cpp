@@ -4,7 +4,7 @@
 #include <unordered_map>
 
 #include "cpu/bf16.h"
-#include "cpu/conv16_job.h"
+#include "cpu/depthwise16_pack.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -96,7 +96,10 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
   const int64_t bias = node.attr[node.op == Op::kConv2d ? static_cast<int64_t>(Conv2dAttr::kBias) : 3];
   auto fresh = std::make_shared<ConvConstants>();
   const float *weight = constant(node.attr[0]), *shift = bias < 0 ? nullptr : constant(bias);
-  if (form == WeightForm::kPairs) {
+  if (form == WeightForm::kPairs && g.depthwise()) {
+    fresh->weight = cpu::pack_depthwise_pairs(g, weight, weight_strides(g));
+    fresh->shift = cpu::pack_depthwise_shift(g, shift);
+  } else if (form == WeightForm::kPairs) {
     fresh->weight = cpu::pack_pairs(g, weight, weight_strides(g));
     fresh->shift = cpu::pack_panels(g, shift);
   } else {

@@ -107,10 +107,13 @@ void StepGroup::run_strip(Memory& local, int64_t image, Rows rows, float* scratc
   for (const Inside& inside : inside_)
     local.buffers[inside.place.buffer] =
         reinterpret_cast<float*>(values16(scratch + inside.offset) - image * inside.place.image() -
-                                 (inside.place.border.top + all[inside.writer].begin) * inside.place.row());
+                                 all[inside.writer].begin * inside.place.row());
   if (rows.begin == 0) steps_.back()->fill_borders(local, image, image + 1);
   const auto rows_of = [&](size_t i) {
-    const int64_t first = image * steps_[i]->writes().size.height;
+    const Place& to = steps_[i]->writes();
+    if (to.fills_border && i + 1 < steps_.size())
+      cpu::zero_border_of_rows(to.view16(local), to.size, to.border, image, all[i].begin, all[i].end);
+    const int64_t first = image * to.size.height;
     return Rows{first + all[i].begin, first + all[i].end};
   };
   run_steps(local, rows_of, seconds);

@@ -21,6 +21,10 @@ std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool f
 std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                      Place from, Place to, const Place* residual);
+// The same of a depthwise convolution (cpu/depthwise16_pack.h).
+std::unique_ptr<Step> depthwise16_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
+                                       int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
+                                       Place from, Place to, const Place* residual);
 
 // A pooling behind a convolution, with a local response normalisation between them where there is one.
 struct PoolBehind {

@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "cpu/bf16_table.h"
-#include "cpu/conv16_job.h"
+#include "cpu/depthwise16_pack.h"
 #include "plan/steps16.h"
 
 namespace cnnfast::plan {
@@ -31,6 +31,7 @@ double other_cycles(const cpu::ConvGeometry& g) {
 
 bool takes_pairs(const cpu::ConvGeometry& g) {
   static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;  // for tests
+  if (cpu::takes_depthwise_pairs(g)) return true;
   if (g.group_out() < kLeastChannels && g.groups > 1) return false;
   if (everywhere || cpu::multiplies_by_tiles()) return true;
   if (cpu::bf16_kernels().multiplies) return cpu::pair_cycles(g) < other_cycles(g);

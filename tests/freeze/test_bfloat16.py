@@ -124,6 +124,28 @@ def test_bfloat16_keeps_nan_and_infinity():
     assert torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.isinf(), wanted.isinf())
 
 
+@pytest.mark.parametrize("function", [nn.SiLU(), nn.Sigmoid(), nn.Hardswish()])
+def test_bfloat16_activations_over_their_whole_range(function):
+    """What is rounded next may be approximated, by less than a sixteenth of its last place."""
+    special = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 3e38, -3e38, 1e-38])
+    values = torch.cat([special, torch.linspace(-86, 90, 4001), torch.linspace(-3, 3, 4001)]).bfloat16()
+    x = torch.zeros(1, 32, 1, len(values))  # in one channel: NaN reaches all others through its products
+    x[0, 0, 0] = values
+    conv = nn.Conv2d(32, 32, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(32)[:, :, None, None])
+    got = frozen_in_bfloat16(nn.Sequential(conv, function), x)(x)[0, 0, 0].double()
+    wanted = function(values.double())
+    assert torch.equal(got.isnan(), function(values.float()).isnan())
+    compared = ~got.isnan()
+    got, wanted = got[compared], wanted[compared].float().double()
+    assert torch.equal(got.isinf(), wanted.isinf())
+    place = 2.0 ** (wanted.abs().clamp_min(2.0**-126).log2().floor() - 7)
+    error = torch.where(got == wanted, 0.0, (got - wanted).abs() / place)
+    denormal = wanted.abs() < 2.0**-125  # instructions for bfloat16 take those for zero
+    assert error[~denormal].max() <= 0.5625 and (got[denormal].abs() <= 2.0**-125).all()
+
+
 @pytest.mark.parametrize("name", ["lenet", "resnet", "branches", "preactivation"])
 def test_bfloat16_does_not_depend_on_threads(name):
     model, x = make(name), images(name, 5)

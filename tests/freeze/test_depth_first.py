@@ -153,7 +153,8 @@ def test_strips_through_depthwise_convolutions(kernel, stride):
     model = InvertedResiduals(kernel, stride)
     frozen, x = frozen_and_images(model, (3, 3, 121, 90))
     found = re.findall(r"depth first: (\d+) steps \d+ rows at a time", steps_of(frozen, x))
-    assert found and max(map(int, found)) >= 3, steps_of(frozen, x)
+    # Strips through a 5x5 kernel would compute too many rows of the expansion twice.
+    assert found and max(map(int, found)) >= (3 if kernel == 3 else 2), steps_of(frozen, x)
     assert_as_eager(model, frozen, x)
     assert_independent_of_threads(frozen, x)
     assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])

@@ -2,6 +2,7 @@
 
 #include "cpu/kernels/bf16_table.inl"
 #include "cpu/kernels/conv_amx.inl"
+#include "cpu/kernels/depthwise16.inl"
 #include "cpu/kernels/weight_gradient16.inl"
 #include "cpu/kernels/weight_gradient_amx.inl"
 
@@ -19,5 +20,6 @@ extern const Bf16Kernels kAmxBf16Kernels = {"amx",
                                             max_pool16,
                                             max_pool_scratch,
                                             Tiles::configure,
-                                            Tiles::release};
+                                            Tiles::release,
+                                            depthwise16};
 }  // namespace cnnfast::cpu

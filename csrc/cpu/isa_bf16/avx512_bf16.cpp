@@ -1,6 +1,7 @@
 #include "cpu/vec16/avx512_bf16.h"
 
 #include "cpu/kernels/bf16_table.inl"
+#include "cpu/kernels/depthwise16.inl"
 #include "cpu/kernels/weight_gradient16.inl"
 #include "cpu/kernels/winograd_fixed.inl"
 
@@ -19,5 +20,6 @@ extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
                                                    max_pool_scratch,
                                                    nullptr,
                                                    nullptr,
+                                                   depthwise16,
                                                    &kFixedWinograd};
 }  // namespace cnnfast::cpu

@@ -13,6 +13,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/activation.inl"
 #pragma GCC diagnostic pop
 
+#include "cpu/kernels/activation16.inl"
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
 #include "cpu/kernels/max_pool16.inl"

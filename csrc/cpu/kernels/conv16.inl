@@ -77,17 +77,23 @@ inline int64_t padded_depth(const Conv16Call& c) {
   return (depth_of(c) + kPairBlock - 1) / kPairBlock * kPairBlock;
 }
 
-// What stands between the sums and memory, for channels [channel, channel + lanes).
+// What stands between a sum and its activation, for channels [channel, channel + lanes).
+inline Vec shifted_sum(const Conv16Call& c, Vec sum, const OutputPixel& pixel, int64_t channel,
+                       int64_t lanes) {
+  if (c.shift) sum = sum + Vec::load(c.shift + channel);
+  if (!pixel.residual) return sum;
+  const uint16_t* residual = pixel.residual + channel;
+  return sum + (lanes >= Vec::kWidth ? Bf16::load(residual) : Bf16::load_first(residual, lanes));
+}
+
+inline void store_vector(Vec sum, const OutputPixel& pixel, int64_t channel, int64_t lanes) {
+  lanes >= Vec::kWidth ? Bf16::store_sum(sum, pixel.output + channel)
+                       : Bf16::store_first(sum, pixel.output + channel, lanes);
+}
+
 inline void finish_vector(const Conv16Call& c, Vec sum, const OutputPixel& pixel, int64_t channel,
                           int64_t lanes) {
-  if (c.shift) sum = sum + Vec::load(c.shift + channel);
-  const bool whole = lanes >= Vec::kWidth;
-  if (pixel.residual)
-    sum = sum +
-          (whole ? Bf16::load(pixel.residual + channel) : Bf16::load_first(pixel.residual + channel, lanes));
-  sum = apply(c.activation, sum);
-  whole ? Bf16::store_sum(sum, pixel.output + channel)
-        : Bf16::store_first(sum, pixel.output + channel, lanes);
+  store_vector(apply_sum(c.activation, shifted_sum(c, sum, pixel, channel, lanes)), pixel, channel, lanes);
 }
 
 // Weights that do not stay in the second-level cache beside the pixels they meet are asked for so many values
@@ -105,11 +111,9 @@ void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step
                const uint16_t* weight, int64_t halves, int64_t channel) {
   constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
   constexpr bool kStreams = R <= kStreamPixels;
-  Vec acc[R][NV];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) acc[r][j] = Vec::zero();
+  Vec acc[R * NV];
+#pragma GCC unroll 32
+  for (int i = 0; i < R * NV; ++i) acc[i] = Vec::zero();
   for (int64_t k = 0; k < padded_depth(c); k += kPairBlock) {
     const uint16_t* w = weight + k * halves * kHalfPanel;
     if constexpr (kFetches && kStreams)
@@ -128,17 +132,29 @@ void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step
       for (int r = 0; r < R; ++r) {
         const auto* pair = x + r * step + k + 2 * p;
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) acc[r][j] = Dot::add(loaded[j], pair, acc[r][j]);
+        for (int j = 0; j < NV; ++j) acc[r * NV + j] = Dot::add(loaded[j], pair, acc[r * NV + j]);
       }
     }
   }
+  const int64_t left = c.channels - channel;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) {
-      const int64_t lanes = c.channels - channel - j * Vec::kWidth;
-      if (lanes > 0) finish_vector(c, acc[r][j], pixels[r], channel + j * Vec::kWidth, lanes);
+    for (int j = 0; j < NV; ++j)
+      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
+        acc[r * NV + j] = shifted_sum(c, acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
+  activate_sums(c.activation, acc);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (NV == 2 && left >= NV * Vec::kWidth) {
+      Bf16::store_two_sums(acc[r * NV], acc[r * NV + NV - 1], pixels[r].output + channel);
+      continue;
     }
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j)
+      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
+        store_vector(acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
+  }
 }
 
 template <class Dot, int H, bool kFetches, int R = kDotPixels>

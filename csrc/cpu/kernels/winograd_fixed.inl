@@ -243,7 +243,7 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
         if (x >= columns) break;
         Vec r = v[x] + shift;
         if (residual) r = r + load_pixel(residual + x * c.residual.pixel, lanes);
-        store_pixel(apply(c.activation, r), out + x * c.output.pixel, lanes);
+        store_pixel(apply_sum(c.activation, r), out + x * c.output.pixel, lanes);
       }
     }
   }

@@ -5,6 +5,7 @@
 namespace {
 
 struct Bf16 {
+  static constexpr bool kCoarse = false;
   static Vec load(const uint16_t* p) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static Vec load_first(const uint16_t* p, int64_t n) {
     alignas(16) uint16_t lanes[8] = {};
@@ -22,6 +23,7 @@ struct Bf16 {
     store(y, p + Vec::kWidth);
   }
   static void store_sum(Vec x, uint16_t* p) { store(x, p); }
+  static void store_two_sums(Vec x, Vec y, uint16_t* p) { store_two(x, y, p); }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -74,4 +74,39 @@ struct Pairs {
   }
 };
 
+// 32 channels of two pixels, channel by channel, as two vectors of pairs: in the order of depthwise_channel.
+struct ChannelPairs {
+  using Values = __m512i;
+
+  struct Whole {
+    Values load(const uint16_t* p) const { return _mm512_loadu_si512(p); }
+    void store(Values v, uint16_t* p) const { _mm512_storeu_si512(p, v); }
+  };
+  struct Part {
+    explicit Part(int64_t channels) : lanes(static_cast<__mmask32>((uint64_t{1} << channels) - 1)) {}
+    Values load(const uint16_t* p) const { return _mm512_maskz_loadu_epi16(lanes, p); }
+    void store(Values v, uint16_t* p) const { _mm512_mask_storeu_epi16(p, lanes, v); }
+    __mmask32 lanes;
+  };
+
+  static Values zero() { return _mm512_setzero_si512(); }
+  static Values load(const uint16_t* weights) { return _mm512_loadu_si512(weights); }
+  static void join(Values a, Values b, Values& low, Values& high) {
+    low = _mm512_unpacklo_epi16(a, b);
+    high = _mm512_unpackhi_epi16(a, b);
+  }
+  static Vec add(Values weights, Values pairs, Vec acc) {
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)pairs, (__m512bh)weights)};
+  }
+  static void widen(Values pixel, Vec& low, Vec& high) {
+    low = {_mm512_castsi512_ps(_mm512_unpacklo_epi16(zero(), pixel))};
+    high = {_mm512_castsi512_ps(_mm512_unpackhi_epi16(zero(), pixel))};
+  }
+  // In the order of memory.
+  static Values rounded(Vec low, Vec high) {
+    const __m512i quads = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    return _mm512_permutexvar_epi64(quads, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
+  }
+};
+
 }  // namespace

@@ -7,6 +7,7 @@ namespace {
 typedef uint32_t Unsigned4 __attribute__((vector_size(16)));
 
 struct Bf16 {
+  static constexpr bool kCoarse = false;
   static Vec load(const uint16_t* p) { return widened(Unsigned4{p[0], p[1], p[2], p[3]} << 16); }
   static Vec load_first(const uint16_t* p, int64_t n) {
     uint16_t lanes[4] = {};
