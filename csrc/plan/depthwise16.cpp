@@ -24,7 +24,10 @@ class DepthwiseConv16 : public RowStep {
   double flops() const override { return geometry_.flops(); }
   std::string text() const override {
     std::ostringstream out;
-    out << conv_text(geometry_) << ", pairs of bfloat16 to " << size_text(writes_.size);
+    const cpu::ConvGeometry& g = geometry_;
+    out << "conv " << g.kernel_h << "x" << g.kernel_w << ", " << g.in_channels << " channels, depthwise";
+    if (g.stride_h > 1) out << " / " << g.stride_h << "x" << g.stride_w;
+    out << ", pairs of bfloat16 to " << size_text(writes_.size);
     return out.str();
   }
   Constants first_constants(int, int) const override {

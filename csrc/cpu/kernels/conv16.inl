@@ -76,6 +76,12 @@ inline int64_t depth_of(const Conv16Call& c) { return c.taps * c.length; }
 inline int64_t padded_depth(const Conv16Call& c) {
   return (depth_of(c) + kPairBlock - 1) / kPairBlock * kPairBlock;
 }
+// From one gathered pixel to the next: those of a register block at multiples of 1 KiB would share a few sets
+// of the first-level cache.
+inline int64_t gathered_step(const Conv16Call& c) {
+  const int64_t depth = padded_depth(c);
+  return depth % 512 ? depth : depth + kPairBlock;
+}
 
 // What stands between a sum and its activation, for channels [channel, channel + lanes).
 inline Vec shifted_sum(const Conv16Call& c, Vec sum, const OutputPixel& pixel, int64_t channel,
@@ -105,12 +111,42 @@ constexpr int64_t kStreamPixels = 2, kLineValues = 32;
 // Beyond the last weights it reads nothing.
 inline void fetch16(const uint16_t* weight) { __builtin_prefetch(weight, 0, 2); }
 
+// Memory that the next block of pixels is gathered from, asked for while this one multiplies: so many bytes
+// with every register block.
+class NextPixels {
+ public:
+  NextPixels() = default;
+  NextPixels(const uint16_t* from, int64_t values, int64_t blocks)
+      : at_(reinterpret_cast<const char*>(from)),
+        end_(at_ + values * 2),
+        step_((values * 2 / blocks + kLine) / kLine * kLine) {}
+  void ask() {
+    const char* end = end_ - at_ > step_ ? at_ + step_ : end_;
+    for (; at_ < end; at_ += kLine) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char *at_ = nullptr, *end_ = nullptr;
+  int64_t step_ = 0;
+};
+
+// What the sums of a block meet when they are done: far memory by then, for every pixel elsewhere.
+inline void fetch_outputs(const OutputPixel* pixels, int count, int64_t channel) {
+#pragma GCC unroll 16
+  for (int r = 0; r < count; ++r) {
+    if (pixels[r].residual) __builtin_prefetch(pixels[r].residual + channel, 0, 3);
+    __builtin_prefetch(pixels[r].output + channel, 1, 3);
+  }
+}
+
 // R pixels of H halves of a panel. x: gathered values, `step` apart; halves: those that the panel stores.
 template <class Dot, int H, bool kFetches, int R>
 void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
                const uint16_t* weight, int64_t halves, int64_t channel) {
   constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
   constexpr bool kStreams = R <= kStreamPixels;
+  fetch_outputs(pixels, R, channel);
   Vec acc[R * NV];
 #pragma GCC unroll 32
   for (int i = 0; i < R * NV; ++i) acc[i] = Vec::zero();
@@ -167,14 +203,17 @@ void dot_block_of(int64_t count, const Conv16Call& c, const typename Dot::Operan
   dot_block<Dot, H, kFetches, R>(c, x, step, pixels, weight, halves, channel);
 }
 
+inline int64_t register_blocks(int64_t count) { return (count + kDotPixels - 1) / kDotPixels; }
+
 // Register blocks as equal as possible, so that none is tiny.
 template <class Dot, int H>
 void dot_blocks(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
-                int64_t count, const uint16_t* weight, int64_t halves, int64_t channel) {
-  const int64_t blocks = (count + kDotPixels - 1) / kDotPixels;
+                int64_t count, const uint16_t* weight, int64_t halves, int64_t channel, NextPixels& next) {
+  const int64_t blocks = register_blocks(count);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = count * b / blocks, last = count * (b + 1) / blocks;
     const bool fetches = b == 0 && c.channels * padded_depth(c) > kResidentValues;
+    next.ask();
     (fetches ? dot_block_of<Dot, H, true> : dot_block_of<Dot, H, false>)(last - first, c, x + first * step,
                                                                          step, pixels + first, weight, halves,
                                                                          channel);
@@ -184,15 +223,15 @@ void dot_blocks(const Conv16Call& c, const typename Dot::Operand* x, int64_t ste
 // All pixels of a block in one panel.
 template <class Dot>
 void dot_panel(const Conv16Call& c, const typename Dot::Operand* x, const OutputPixel* pixels, int64_t count,
-               int64_t panel) {
-  const int64_t step = padded_depth(c), channel = panel * kPanelChannels, left = c.channels - channel;
+               int64_t panel, NextPixels& next) {
+  const int64_t step = gathered_step(c), channel = panel * kPanelChannels, left = c.channels - channel;
   const int64_t halves = left > kHalfPanel ? 2 : 1;
-  const uint16_t* weight = c.weight + channel * step;
+  const uint16_t* weight = c.weight + channel * padded_depth(c);
   if (halves == 2 && kDotHalves == 2)
-    return dot_blocks<Dot, 2>(c, x, step, pixels, count, weight, halves, channel);
+    return dot_blocks<Dot, 2>(c, x, step, pixels, count, weight, halves, channel, next);
   for (int64_t half = 0; half < halves; ++half)
     dot_blocks<Dot, 1>(c, x, step, pixels, count, weight + half * kPairBlock * kHalfPanel, halves,
-                       channel + half * kHalfPanel);
+                       channel + half * kHalfPanel, next);
 }
 
 // The values of one pixel in the order of the dot product, zeros behind them.
@@ -209,7 +248,7 @@ inline int64_t gathered_pixels(const Conv16Call& c) {
 
 template <class Dot>
 int64_t gather_scratch(const Conv16Call& c) {
-  const auto values = static_cast<int64_t>(sizeof(typename Dot::Operand)) * padded_depth(c);
+  const auto values = static_cast<int64_t>(sizeof(typename Dot::Operand)) * gathered_step(c);
   return gathered_pixels(c) * (values + static_cast<int64_t>(sizeof(OutputPixel)));
 }
 
@@ -218,17 +257,22 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
                    int64_t panel_end) {
   using Operand = typename Dot::Operand;
   auto* values = static_cast<Operand*>(c.scratch);
-  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * padded_depth(c));
+  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * gathered_step(c));
+  const bool side_by_side = c.taps == 1 && c.stride_h == 1 && c.stride_w == 1;
   Pixel16Walk walk(c, pixel_begin);
   for (int64_t at = pixel_begin; at < pixel_end;) {
     const int64_t left = pixel_end - at, count = left < c.block_pixels ? left : c.block_pixels;
     for (int64_t p = 0; p < count; ++p, walk.step()) {
       pixels[p] = walk.here();
-      gather_pixel<Dot>(c, pixels[p].input, values + p * padded_depth(c));
+      gather_pixel<Dot>(c, pixels[p].input, values + p * gathered_step(c));
     }
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-      dot_panel<Dot>(c, values, pixels, count, panel);
     at += count;
+    NextPixels next;
+    if (side_by_side && at < pixel_end)
+      next = {walk.here().input, (pixel_end - at < count ? pixel_end - at : count) * c.input.pixel,
+              register_blocks(count) * (panel_end - panel_begin)};
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+      dot_panel<Dot>(c, values, pixels, count, panel, next);
   }
 }
 
