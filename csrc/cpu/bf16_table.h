@@ -35,6 +35,10 @@ struct Conv16Call {
   int64_t near_pixels;   // and where they are read from the image: its part stays in the second-level cache
   void* scratch;         // conv_scratch bytes of the calling thread, aligned to a cache line
   Activation activation;
+  // What a kernel of one pixel reads instead of x: act'(x * in_scale + in_shift), rounded. One per input
+  // channel; null: x as it is. Not for tiles.
+  const float *in_scale, *in_shift;
+  Activation in_activation;
 };
 
 // Channels of a tile of a weight's gradient.

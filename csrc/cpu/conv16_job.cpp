@@ -78,11 +78,13 @@ AlignedFloats pack_panels(const ConvGeometry& g, const float* values) {
   return packed;
 }
 
-Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual)
+Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual,
+                     const Prologue& prologue)
     : g_(geometry),
       input_(input),
       output_(output),
       residual_(residual),
+      prologue_(prologue),
       panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels) {
   // Pixels side by side are one stretch, unless tiles take each by itself.
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in();
@@ -150,6 +152,9 @@ void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift,
   call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));
   call.near_pixels = whole_grains(kNearBytes / (g_.group_in() * g_.stride_h * g_.stride_w * 2));
   call.activation = g_.activation;
+  call.in_scale = prologue_.scale;
+  call.in_shift = prologue_.shift;
+  call.in_activation = prologue_.activation;
   const int64_t bytes = bf16_kernels().conv_scratch(call);
   call.scratch = thread_scratch(ScratchSlot::kGathered, (bytes + 3) / 4);
   for (int64_t group = 0; group < g_.groups; ++group) {

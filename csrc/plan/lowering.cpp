@@ -121,7 +121,7 @@ void Lowering::find_prologues() {
       continue;
     const Node& next = graph_.nodes[reader[node]];
     const bool conv = next.op == Op::kConv2d && next.inputs[0] == static_cast<int64_t>(node) &&
-                      (graph_.half() ? !takes_pairs_here(reader[node]) : !algorithm_[reader[node]].direct());
+                      (graph_.half() ? takes_prologue16(reader[node]) : !algorithm_[reader[node]].direct());
     const bool pool = next.op == Op::kMaxPool2d || next.op == Op::kAvgPool2d || next.op == Op::kGlobalAvgPool;
     prologue_[node] = conv || pool;
   }

@@ -84,6 +84,7 @@ class Lowering {
   void add(std::unique_ptr<Step> step);
   // In lowering16.cpp.
   bool takes_pairs_here(int64_t node) const;
+  bool takes_prologue16(int64_t node) const;
   bool is_max_pool_as_stored(int64_t node) const;
   void emit_conv16(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top, int64_t pad_left);
   void emit_widened_pixels(int64_t node);

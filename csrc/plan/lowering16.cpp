@@ -1,10 +1,16 @@
 // What lowering does differently where values are bfloat16.
+#include "cpu/bf16_table.h"
 #include "plan/lowering.h"
 #include "plan/steps16.h"
 
 namespace cnnfast::plan {
 
 bool Lowering::takes_pairs_here(int64_t node) const { return pairs_[node]; }
+
+// What is gathered pixel by pixel can be normalised on the way, where no padding lies among it.
+bool Lowering::takes_prologue16(int64_t node) const {
+  return !takes_pairs_here(node) || (is_plain_1x1(node) && !cpu::multiplies_by_tiles());
+}
 
 // Without a norm on the way in, whose results would be no bfloat16 values.
 bool Lowering::is_max_pool_as_stored(int64_t node) const {
@@ -18,10 +24,13 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   const Place* added = residual ? &*residual : nullptr;
-  if (takes_pairs_here(node))
-    return add_step((g.depthwise() ? depthwise16_step : pair_conv_step)(
-        node, g, pad_top, pad_left, constants_.conv_constants(node, g, WeightForm::kPairs), from, place(node),
-        added));
+  if (takes_pairs_here(node)) {
+    auto pairs = constants_.conv_constants(node, g, WeightForm::kPairs);
+    return add_step(g.depthwise() ? depthwise16_step(node, g, pad_top, pad_left, std::move(pairs), from,
+                                                     place(node), added)
+                                  : pair_conv_step(node, g, pad_top, pad_left, std::move(pairs), from,
+                                                   place(node), added, prologue_of(node)));
+  }
   const bool fixed = g.algorithm.fixed;
   const auto step = fixed ? fixed_conv_step : widened_conv_step;
   add_step(step(node, g, pad_top, pad_left,

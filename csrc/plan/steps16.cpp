@@ -97,20 +97,22 @@ std::vector<Place> with_optional(Place first, const Place* second) {
 class PairConv : public Writes16<RowStep> {
  public:
   PairConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
-           std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to)
+           std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to,
+           const cpu::Prologue& prologue)
       : Writes16(node, std::move(reads), std::move(to)),
         constants_(std::move(constants)),
         pad_top_(pad_top),
+        normalises_(prologue.scale),
         job_(g, reads_[0].strides16(), writes_.strides16(),
-             reads_.size() == 2 ? reads_[1].strides16() : View16{}),
+             reads_.size() == 2 ? reads_[1].strides16() : View16{}, prologue),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
 
   double flops() const override { return job_.geometry().flops(); }
   std::string text() const override {
     std::ostringstream out;
     const cpu::ConvGeometry& g = job_.geometry();
-    out << "conv " << g.kernel_h << "x" << g.kernel_w << ", " << g.in_channels
-        << " channels, pairs of bfloat16 to " << size_text(writes_.size);
+    out << (normalises_ ? "affine, " : "") << "conv " << g.kernel_h << "x" << g.kernel_w << ", "
+        << g.in_channels << " channels, pairs of bfloat16 to " << size_text(writes_.size);
     return out.str();
   }
   Constants first_constants(int, int) const override {
@@ -156,6 +158,7 @@ class PairConv : public Writes16<RowStep> {
 
   std::shared_ptr<const ConvConstants> constants_;
   int64_t pad_top_;
+  bool normalises_;
   cpu::Conv16Job job_;
   int64_t first_tap_;
 };
@@ -335,9 +338,10 @@ std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool f
 
 std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
-                                     Place from, Place to, const Place* residual) {
+                                     Place from, Place to, const Place* residual,
+                                     const cpu::Prologue& prologue) {
   return std::make_unique<PairConv>(node, geometry, pad_top, pad_left, std::move(constants),
-                                    with_optional(std::move(from), residual), std::move(to));
+                                    with_optional(std::move(from), residual), std::move(to), prologue);
 }
 
 void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu::View16& to, int64_t begin,

@@ -17,10 +17,11 @@ std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to);
 std::unique_ptr<Step> copy16_step(int64_t node, Place from, Place to);
 // Into an output tensor, of float32 or bfloat16 values.
 std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool flatten, bool to_float);
-// constants: packed pairs.
+// constants: packed pairs. prologue: as Conv16Job's.
 std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
-                                     Place from, Place to, const Place* residual);
+                                     Place from, Place to, const Place* residual,
+                                     const cpu::Prologue& prologue);
 // The same of a depthwise convolution (cpu/depthwise16_pack.h).
 std::unique_ptr<Step> depthwise16_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                        int64_t pad_left, std::shared_ptr<const ConvConstants> constants,

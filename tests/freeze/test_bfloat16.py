@@ -146,6 +146,35 @@ def test_bfloat16_activations_over_their_whole_range(function):
     assert error[~denormal].max() <= 0.5625 and (got[denormal].abs() <= 2.0**-125).all()
 
 
+class Preactivated(nn.Module):
+    """Batch norm and activation in front of a 1x1 convolution, from a value that others read as it is."""
+
+    def __init__(self, channels, activation):
+        super().__init__()
+        self.norm, self.activation = nn.BatchNorm2d(channels), activation
+        self.conv, self.other = nn.Conv2d(channels, 64, 1), nn.Conv2d(channels, 64, 1)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        nn.init.uniform_(self.norm.bias, -0.5, 0.5)
+        nn.init.uniform_(self.norm.running_mean, -0.5, 0.5)
+        nn.init.uniform_(self.norm.running_var, 0.5, 1.5)
+
+    def forward(self, x):
+        return self.conv(self.activation(self.norm(x))) + self.other(x)
+
+
+@pytest.mark.skipif(takes_pairs() or widens_all(), reason="where vectors multiply pairs of bfloat16")
+@pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.SiLU()])
+@pytest.mark.parametrize("channels", [64, 101, 512])
+def test_bfloat16_pairs_normalise_on_the_way_in(channels, activation):
+    model, x = Preactivated(channels, activation).eval(), torch.randn(3, channels, 14, 15)
+    frozen = frozen_in_bfloat16(model, x)
+    folded = isinstance(activation, nn.Identity)  # into the weights
+    normalises = "affine, conv 1x1" in steps_of(frozen, x)
+    assert normalises == isinstance(activation, nn.ReLU) or folded, steps_of(frozen, x)
+    assert_as_near_as_autocast(frozen, model, x)
+    assert_independent_of_threads(frozen, x)
+
+
 @pytest.mark.parametrize("name", ["lenet", "resnet", "branches", "preactivation"])
 def test_bfloat16_does_not_depend_on_threads(name):
     model, x = make(name), images(name, 5)

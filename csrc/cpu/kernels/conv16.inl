@@ -242,6 +242,32 @@ void gather_pixel(const Conv16Call& c, const uint16_t* from, typename Dot::Opera
   for (int64_t t = 0; t < c.taps; ++t, to += c.length) Dot::gather(from + c.tap[t], c.length, to);
 }
 
+inline Vec normalised(const Conv16Call& c, Vec x, Vec scale, Vec shift) {
+  return apply(c.in_activation, Vec::fma(x, scale, shift));
+}
+
+// The values of a gathered pixel on the way in.
+inline void normalise_pixel(const Conv16Call& c, uint16_t* x) {
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= c.length; i += Vec::kWidth)
+    Bf16::store_sum(normalised(c, Bf16::load(x + i), Vec::load(c.in_scale + i), Vec::load(c.in_shift + i)),
+                    x + i);
+  if (const int64_t rest = c.length - i; rest > 0)
+    Bf16::store_first(normalised(c, Bf16::load_first(x + i, rest), Vec::load_first(c.in_scale + i, rest),
+                                 Vec::load_first(c.in_shift + i, rest)),
+                      x + i, rest);
+}
+
+inline void normalise_pixel(const Conv16Call& c, float* x) {
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= c.length; i += Vec::kWidth)
+    normalised(c, Vec::load(x + i), Vec::load(c.in_scale + i), Vec::load(c.in_shift + i)).store(x + i);
+  if (const int64_t rest = c.length - i; rest > 0)
+    normalised(c, Vec::load_first(x + i, rest), Vec::load_first(c.in_scale + i, rest),
+               Vec::load_first(c.in_shift + i, rest))
+        .store_first(x + i, rest);
+}
+
 inline int64_t gathered_pixels(const Conv16Call& c) {
   return (c.block_pixels + kDotPixels - 1) / kDotPixels * kDotPixels;
 }
@@ -265,6 +291,7 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
     for (int64_t p = 0; p < count; ++p, walk.step()) {
       pixels[p] = walk.here();
       gather_pixel<Dot>(c, pixels[p].input, values + p * gathered_step(c));
+      if (c.in_scale) normalise_pixel(c, values + p * gathered_step(c));
     }
     at += count;
     NextPixels next;
