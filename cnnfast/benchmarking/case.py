@@ -12,8 +12,8 @@ MODES = ("inference", "training")
 # Largest difference from the float64 reference, as a part of its largest value. Wide enough for Winograd; in
 # bfloat16 for networks whose weights are bfloat16 too.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-# In bfloat16 so many times eager autocast's own difference is right as well: through fifty layers it grows, and
-# of thousands of outputs the one that differs most is a matter of chance.
+# In bfloat16 so many times eager autocast's own difference is right as well: through fifty layers it grows,
+# and of thousands of outputs the one that differs most is a matter of chance.
 AUTOCAST_FACTOR = 2
 # How many tolerances answers to different images must be apart.
 SPREAD = {"float32": 10, "bfloat16": 4}

@@ -78,22 +78,29 @@ class GroupFinder {
     const Use& u = uses_.at(p.buffer);
     return !external_[p.buffer] && u.first >= begin && u.last < end;
   }
+  // Steps from one pixel to one, as squeeze-excite has them, come with those around them.
+  static bool is_of_pixel(const RowStep* step) {
+    return pixels_of(step->writes()) == 1 && step->constant_bytes() <= kNearConstants;
+  }
   bool may_join(const RowStep* step) const {
-    return step && step->joins_groups() && !step->shares_constants() &&
-           pixels_of(step->writes()) >= kLeastPixels;
+    if (!step || !step->joins_groups()) return false;
+    return is_of_pixel(step) || (!step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels);
   }
 
   StepGroup longest_of_images(size_t begin) const {
-    StepGroup longest;
+    StepGroup best;
+    int64_t most = 0;
     int failures = 0;
     for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
       StepGroup group = of_images(begin, end);
       if (group.images_at_once_ == 0 && ++failures > kMostFailures) break;
       if (group.images_at_once_ == 0) continue;
       failures = 0;
-      if (is_worth(group)) longest = std::move(group);
+      if (saved_bytes(group) < std::max(most, shares().far)) continue;
+      most = saved_bytes(group);
+      best = std::move(group);
     }
-    return longest;
+    return best;
   }
 
   // images_at_once_ is 0 where steps [begin, end) are no group.
@@ -128,10 +135,15 @@ class GroupFinder {
     return most;
   }
 
-  bool is_worth(const StepGroup& group) const {
+  // What stays in cache, without the constants that are read for a pixel and come again for every part.
+  int64_t saved_bytes(const StepGroup& group) const {
+    if (group.steps_.size() < 2) return 0;
     int64_t bytes = 0;
     for (const auto& inside : group.inside_) bytes += group.images_ * image_bytes(inside.place);
-    return group.steps_.size() > 1 && bytes >= shares().far;
+    const int64_t parts = group.images_ / std::max<int64_t>(1, group.images_at_once_);
+    for (const RowStep* step : group.steps_)
+      if (is_of_pixel(step)) bytes -= parts * step->constant_bytes();
+    return bytes;
   }
 
   // Every step reads what the one before it wrote for it alone, and values from before the group.
@@ -150,7 +162,7 @@ class GroupFinder {
       }
       if (writes_over_input(begin, end)) continue;
       StepGroup group = of_strips(begin, end);
-      if (group.rows_at_once_ > 0 && is_worth(group)) longest = std::move(group);
+      if (group.rows_at_once_ > 0 && saved_bytes(group) >= shares().far) longest = std::move(group);
     }
     return longest;
   }

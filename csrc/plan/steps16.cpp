@@ -179,28 +179,38 @@ class MaxPool16 : public Writes16<RowStep> {
   cpu::PoolCall window_;
 };
 
-class Mean16 : public Writes16<Step> {
+class Mean16 : public Writes16<RowStep> {
  public:
   Mean16(int64_t node, const cpu::PoolCall& call, Place from, Place to)
       : Writes16(node, {std::move(from)}, std::move(to)), call_(call) {}
   std::string text() const override {
     return (call_.prologue.scale ? "affine, " : "") + ("mean over images, to " + size_text(writes_.size));
   }
+  std::optional<RowWindow> window_of(size_t) const override { return {}; }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    compute_units(memory, begin * parts(), end * parts());
+  }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
-    const int64_t lanes = kMeanVectors * cpu::kernels().vector_width,
-                  parts = divide_up(call_.channels, lanes);
-    const auto [begin, end] = cpu::share(writes_.size.images * parts, 1, thread, team);
+    const auto [begin, end] = cpu::share(writes_.size.images * parts(), 1, thread, team);
+    compute_units(memory, begin, end);
+  }
+
+ private:
+  static int64_t lanes() { return kMeanVectors * cpu::kernels().vector_width; }
+  int64_t parts() const { return divide_up(call_.channels, lanes()); }  // of an image
+
+  void compute_units(const Memory& memory, int64_t begin, int64_t end) const {
     if (begin >= end) return;
     const View16 in = reads_[0].view16(memory), out = writes_.view16(memory);
     const int64_t height = call_.in_height, width = call_.in_width;
-    float* pixels = cpu::thread_scratch(cpu::ScratchSlot::kWidened, (height * width + 1) * lanes);
-    float* means = pixels + height * width * lanes;
+    float* pixels = cpu::thread_scratch(cpu::ScratchSlot::kWidened, (height * width + 1) * lanes());
+    float* means = pixels + height * width * lanes();
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / parts, first = unit % parts * lanes;
+      const int64_t n = unit / parts(), first = unit % parts() * lanes();
       cpu::PoolCall call = call_;
-      call.channels = std::min(lanes, call_.channels - first);
+      call.channels = std::min(lanes(), call_.channels - first);
       if (call.prologue.scale) {
         call.prologue.scale += first;
         call.prologue.shift += first;
@@ -216,7 +226,6 @@ class Mean16 : public Writes16<Step> {
     }
   }
 
- private:
   cpu::PoolCall call_;
 };
 

@@ -160,6 +160,54 @@ def test_strips_through_depthwise_convolutions(kernel, stride):
     assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
 
 
+class SqueezeExcite(nn.Module):
+    """Means and convolutions of one pixel between those of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 48, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "spread": nn.Sequential(
+                        nn.Conv2d(48, 160, 1),
+                        nn.ReLU(),
+                        nn.Conv2d(160, 160, 3, padding=1, groups=160),
+                        nn.ReLU(),
+                    ),
+                    "gate": nn.Sequential(
+                        nn.AdaptiveAvgPool2d(1),
+                        nn.Conv2d(160, 40, 1),
+                        nn.ReLU(),
+                        nn.Conv2d(40, 160, 1),
+                        nn.Sigmoid(),
+                    ),
+                    "project": nn.Conv2d(160, 48, 1),
+                }
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            y = block["spread"](x)
+            x = x + block["project"](y * block["gate"](y))
+        return x
+
+
+@needs_pairs
+def test_images_pass_through_squeeze_excite():
+    torch.manual_seed(5)
+    model = SqueezeExcite()
+    frozen, x = frozen_and_images(model, (16, 3, 25, 26))
+    found = re.findall(r"depth first: (\d+) steps \d+ images at a time", steps_of(frozen, x))
+    assert found and max(map(int, found)) >= 12, steps_of(frozen, x)
+    assert_as_eager(model, frozen, x)
+    assert_independent_of_threads(frozen, x)
+    assert torch.equal(frozen(x[1:3]), frozen(x)[1:3])
+
+
 @needs_pairs
 def test_pixels_a_kibibyte_apart_are_spread():
     """512 channels: the rows of a tile would share a few sets of the first-level cache."""
