@@ -15,8 +15,8 @@ struct Depthwise16Block {
   uint16_t* y;
 };
 
-// Pixels of one row of inputs or two, interleaved, and their products with the weights of `kOutputs` rows of
-// outputs. sums: by halves, then columns.
+// Pixels of one row of inputs or two, interleaved, and their products with weights for a row of outputs.
+// sums: by halves, then columns.
 template <int K, int S, int R, class Lanes>
 struct PairRows {
   static constexpr int kColumns = (R - 1) * S + K;
