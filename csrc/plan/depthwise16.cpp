@@ -11,11 +11,11 @@ namespace {
 // Rows of every thread from which on an uneven share matters little; with fewer, threads share channels.
 constexpr int64_t kManyRows = 8;
 
-class DepthwiseConv16 : public RowStep {
+class DepthwiseConv16 : public Writes16<RowStep> {
  public:
   DepthwiseConv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
                   std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to)
-      : RowStep(node, std::move(reads), std::move(to)),
+      : Writes16(node, std::move(reads), std::move(to)),
         geometry_(g),
         pad_top_(pad_top),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels),
@@ -42,9 +42,6 @@ class DepthwiseConv16 : public RowStep {
   }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     cpu::bf16_kernels().depthwise(call_of(memory, 0, geometry_.out_channels), begin, end);
-  }
-  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
-    fill_border16(writes_, memory, begin, end);
   }
 
  protected:
@@ -90,10 +87,8 @@ class DepthwiseConv16 : public RowStep {
 std::unique_ptr<Step> depthwise16_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                        int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                        Place from, Place to, const Place* residual) {
-  std::vector<Place> reads{std::move(from)};
-  if (residual) reads.push_back(*residual);
   return std::make_unique<DepthwiseConv16>(node, geometry, pad_top, pad_left, std::move(constants),
-                                           std::move(reads), std::move(to));
+                                           with_optional(std::move(from), residual), std::move(to));
 }
 
 }  // namespace cnnfast::plan

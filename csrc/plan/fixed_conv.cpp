@@ -12,12 +12,12 @@ namespace {
 
 using cpu::View16;
 
-class FixedConv : public RowStep {
+class FixedConv : public Writes16<RowStep> {
  public:
   FixedConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
             std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to,
             const cpu::Prologue& prologue, std::optional<PoolBehind> behind)
-      : RowStep(node, std::move(reads), std::move(to)),
+      : Writes16(node, std::move(reads), std::move(to)),
         constants_(std::move(constants)),
         behind_(std::move(behind)),
         has_prologue_(prologue.scale != nullptr),
@@ -33,9 +33,6 @@ class FixedConv : public RowStep {
       out << ", with " << pool_text(true, behind_->pool) << ", " << behind_->strips.size() << " strips";
     out << " to " << size_text(writes_.size);
     return out.str();
-  }
-  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
-    fill_border16(writes_, memory, begin, end);
   }
   Constants first_constants(int, int) const override {
     return {constants_->weight.data(), constants_->weight.size()};
@@ -108,10 +105,9 @@ std::unique_ptr<Step> fixed_conv_step(int64_t node, const cpu::ConvGeometry& geo
                                       int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                       Place from, Place to, const Place* residual,
                                       const cpu::Prologue& prologue, std::optional<PoolBehind> behind) {
-  std::vector<Place> reads{std::move(from)};
-  if (residual) reads.push_back(*residual);
   return std::make_unique<FixedConv>(node, geometry, pad_top, pad_left, std::move(constants),
-                                     std::move(reads), std::move(to), prologue, std::move(behind));
+                                     with_optional(std::move(from), residual), std::move(to), prologue,
+                                     std::move(behind));
 }
 
 }  // namespace cnnfast::plan

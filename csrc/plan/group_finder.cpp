@@ -54,7 +54,7 @@ class GroupFinder {
   std::vector<StepGroup> run() const {
     std::vector<StepGroup> groups;
     for (size_t i = 0; i < steps_.size();) {
-      StepGroup group = longest_of_images(i);
+      StepGroup group = best_of_images(i);
       if (group.steps_.empty()) group = longest_of_strips(i);
       if (group.steps_.empty()) {
         ++i;
@@ -78,7 +78,7 @@ class GroupFinder {
     const Use& u = uses_.at(p.buffer);
     return !external_[p.buffer] && u.first >= begin && u.last < end;
   }
-  // Steps from one pixel to one, as squeeze-excite has them, come with those around them.
+  // Steps whose result is one pixel, as squeeze-excite has them, come with those around them.
   static bool is_of_pixel(const RowStep* step) {
     return pixels_of(step->writes()) == 1 && step->constant_bytes() <= kNearConstants;
   }
@@ -87,7 +87,8 @@ class GroupFinder {
     return is_of_pixel(step) || (!step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels);
   }
 
-  StepGroup longest_of_images(size_t begin) const {
+  // The one that saves most, of as many steps as there can be.
+  StepGroup best_of_images(size_t begin) const {
     StepGroup best;
     int64_t most = 0;
     int failures = 0;
@@ -96,8 +97,9 @@ class GroupFinder {
       if (group.images_at_once_ == 0 && ++failures > kMostFailures) break;
       if (group.images_at_once_ == 0) continue;
       failures = 0;
-      if (saved_bytes(group) < std::max(most, shares().far)) continue;
-      most = saved_bytes(group);
+      const int64_t saved = saved_bytes(group);
+      if (saved < std::max(most, shares().far)) continue;
+      most = saved;
       best = std::move(group);
     }
     return best;
@@ -140,7 +142,8 @@ class GroupFinder {
     if (group.steps_.size() < 2) return 0;
     int64_t bytes = 0;
     for (const auto& inside : group.inside_) bytes += group.images_ * image_bytes(inside.place);
-    const int64_t parts = group.images_ / std::max<int64_t>(1, group.images_at_once_);
+    const int64_t at_once = std::max<int64_t>(1, group.images_at_once_);
+    const int64_t parts = (group.images_ + at_once - 1) / at_once;
     for (const RowStep* step : group.steps_)
       if (is_of_pixel(step)) bytes -= parts * step->constant_bytes();
     return bytes;

@@ -22,16 +22,6 @@ constexpr int64_t kMeanVectors = 4;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A step that writes bfloat16 values.
-template <class Base>
-class Writes16 : public Base {
- public:
-  using Base::Base;
-  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
-    fill_border16(this->writes_, memory, begin, end);
-  }
-};
-
 class CopyIn16 : public Writes16<RowStep> {
  public:
   CopyIn16(int64_t node, size_t input, Place to) : Writes16(node, {}, std::move(to)), input_(input) {}
@@ -87,12 +77,6 @@ class CopyOut16 : public Step {
  private:
   bool flatten_, to_float_;
 };
-
-std::vector<Place> with_optional(Place first, const Place* second) {
-  std::vector<Place> places{std::move(first)};
-  if (second) places.push_back(*second);
-  return places;
-}
 
 class PairConv : public Writes16<RowStep> {
  public:

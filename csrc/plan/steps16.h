@@ -12,6 +12,23 @@ bool takes_pairs(const cpu::ConvGeometry& geometry);
 // Zeros around a value's images [begin, end), where its producer has to see to them.
 void fill_border16(const Place& place, const Memory& memory, int64_t begin, int64_t end);
 
+// A step that writes bfloat16 values.
+template <class Base>
+class Writes16 : public Base {
+ public:
+  using Base::Base;
+  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
+    fill_border16(this->writes_, memory, begin, end);
+  }
+};
+
+// What a step reads: `first`, and `second` where there is one.
+inline std::vector<Place> with_optional(Place first, const Place* second) {
+  std::vector<Place> places{std::move(first)};
+  if (second) places.push_back(*second);
+  return places;
+}
+
 std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to);
 // Within the arena.
 std::unique_ptr<Step> copy16_step(int64_t node, Place from, Place to);

@@ -40,12 +40,12 @@ struct StripSize {
   int64_t height, width;
 };
 
-class WidenedConv : public RowStep {
+class WidenedConv : public Writes16<RowStep> {
  public:
   WidenedConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
               std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to,
               const cpu::Prologue& prologue, std::optional<PoolBehind> behind)
-      : RowStep(node, std::move(reads), std::move(to)),
+      : Writes16(node, std::move(reads), std::move(to)),
         geometry_(g),
         pad_top_(pad_top),
         pad_left_(pad_left),
@@ -101,10 +101,6 @@ class WidenedConv : public RowStep {
   }
 
  protected:
-  void fill_borders(const Memory& memory, int64_t begin, int64_t end) const override {
-    fill_border16(writes_, memory, begin, end);
-  }
-
   void compute(const Memory& memory, int thread, int team) const override {
     if (runs_whole(team)) {
       const Strip all{0, 0, 0, geometry_.out_height};
@@ -327,10 +323,9 @@ std::unique_ptr<Step> widened_conv_step(int64_t node, const cpu::ConvGeometry& g
                                         int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                         Place from, Place to, const Place* residual,
                                         const cpu::Prologue& prologue, std::optional<PoolBehind> behind) {
-  std::vector<Place> reads{std::move(from)};
-  if (residual) reads.push_back(*residual);
   return std::make_unique<WidenedConv>(node, geometry, pad_top, pad_left, std::move(constants),
-                                       std::move(reads), std::move(to), prologue, std::move(behind));
+                                       with_optional(std::move(from), residual), std::move(to), prologue,
+                                       std::move(behind));
 }
 
 }  // namespace cnnfast::plan

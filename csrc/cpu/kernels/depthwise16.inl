@@ -52,12 +52,13 @@ inline void finish_row(const Depthwise16Call& c, const Depthwise16Block& b, cons
   const Vec shift[2] = {Vec::load(b.shift), Vec::load(b.shift + kDepthwiseLanes)};
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    Vec other[2] = {Vec::zero(), Vec::zero()};
-    if (b.residual)
-      ChannelPairs::widen(lanes.load(b.residual + row * c.residual.row + r * c.residual.pixel), other[0],
-                          other[1]);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) sums[half * R + r] = sums[half * R + r] + shift[half] + other[half];
+    sums[r] = sums[r] + shift[0];
+    sums[R + r] = sums[R + r] + shift[1];
+    if (!b.residual) continue;
+    Vec low, high;
+    ChannelPairs::widen(lanes.load(b.residual + row * c.residual.row + r * c.residual.pixel), low, high);
+    sums[r] = sums[r] + low;
+    sums[R + r] = sums[R + r] + high;
   }
   activate_sums(c.activation, sums);
 #pragma GCC unroll 4
