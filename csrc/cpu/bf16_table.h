@@ -45,12 +45,13 @@ struct Conv16Call {
 constexpr int64_t kGradientTile = 16;
 
 // sums[c][t][o] += sum over pixels p of rows[c][p + tap[t]] * gradient[p][o], or begins there. `rows`: input
-// channels, `row_step` values apart, pixels side by side. `pairs`: tile of output channels, pair of pixels,
-// channel, pixel of the pair. sums: tile of output channels, tile of input channels, tap, input channel,
-// output channel.
+// channels, `row_step` values apart, pixels side by side; or (`paired`, for one tap at 0 and not for tiles)
+// in the order of `pairs`. `pairs`: tile of output channels, pair of pixels, channel, pixel of the pair.
+// sums: tile of output channels, tile of input channels, tap, input channel, output channel.
 struct PairGradientCall {
   const uint16_t* rows;
   int64_t row_step;
+  bool paired;
   const uint16_t* pairs;
   int64_t pixels;       // a multiple of 32
   int64_t near_pixels;  // of one pass over all taps, a multiple of 32

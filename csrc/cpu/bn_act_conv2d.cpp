@@ -32,7 +32,8 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   const Statistics used =
       given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
   const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);
-  if (multiplies_bfloat16() && takes_widened(input) && weight.scalar_type() == at::kBFloat16) {
+  if (takes_widened(input) &&
+      multiplies_pairs(conv_geometry(input, weight, params, concrete(sizes)), weight.scalar_type())) {
     const at::Tensor activated = batch_norm_act_widened(input, used.mean, used.var, bn_weight, bn_bias,
                                                         std::nullopt, eps, pre_activation);
     const at::Tensor output =
@@ -59,7 +60,8 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
                                               bool batch_statistics, std::array<bool, 6> output_mask) {
   const bool wide = takes_widened(grad_output, {input});
   const auto of_conv = weight.scalar_type();
-  if (wide && !(multiplies_bfloat16() && of_conv == at::kBFloat16)) {
+  const Conv2dParams params{stride, padding, dilation, groups};
+  if (wide && !multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes()), of_conv)) {
     const auto type = input.scalar_type();
     const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;
     const auto of_bias = present(bn_bias) ? bn_bias->scalar_type() : at::kFloat;

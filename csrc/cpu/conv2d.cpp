@@ -20,30 +20,18 @@ namespace {
 // Below this much work a second thread costs more than it saves.
 constexpr double kSerialFlops = 4e5;
 
-// Below this much work the transform of the weights is no small part of the whole.
-constexpr double kWinogradFlops = 2e7;
-
 AlignedFloats channel_values(const ConvGeometry& g, const OptionalTensor& t) {
   return present(t) ? pack_channels(g, widened(*t).contiguous().const_data_ptr<float>()) : AlignedFloats(0);
 }
 
-ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef sizes) {
-  return {a.input.size(0),
-          a.input.size(1),
-          sizes[1],
-          a.params.groups,
-          a.weight.size(2),
-          a.weight.size(3),
-          a.params.stride[0],
-          a.params.stride[1],
-          a.params.dilation[0],
-          a.params.dilation[1],
-          sizes[2],
-          sizes[3],
-          parse_activation("conv2d", a.activation)};
-}
-
 }  // namespace
+
+ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
+                           at::IntArrayRef output_sizes, Activation activation) {
+  return {input.size(0),   input.size(1),   weight.size(0), p.groups,      weight.size(2),
+          weight.size(3),  p.stride[0],     p.stride[1],    p.dilation[0], p.dilation[1],
+          output_sizes[2], output_sizes[3], activation};
+}
 
 at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes,
                      const BringIn& bring_in) {
@@ -69,10 +57,10 @@ class GroupedConv {
         output_(output),
         bring_in_(bring_in),
         groups_(groups_of(args, output)),
-        geometry_(geometry_of(args, output.sizes())) {
+        geometry_(conv_geometry(args.input, args.weight, args.params, output.sizes(),
+                                parse_activation("conv2d", args.activation))) {
     geometry_.images = std::min(groups_.step(), output.size(0));
-    if (geometry_.flops() >= kWinogradFlops)
-      geometry_.algorithm = choose_algorithm(geometry_, largest_trained_tile(geometry_));
+    geometry_.algorithm = trained_algorithm(geometry_);
   }
 
   void run() {

@@ -2,10 +2,15 @@
 #pragma once
 #include <functional>
 
+#include "cpu/conv_geometry.h"
 #include "cpu/tensor_view.h"
 #include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
+
+// Of a convolution of images and weight of these sizes, directly.
+ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
+                           at::IntArrayRef output_sizes, Activation activation = {});
 
 // Brings the input into memory with its border, as with_border does: where a prologue is applied on the way.
 using BringIn = std::function<View(const at::Tensor&, Border, at::Tensor& storage)>;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cpu/bordered.h"
+#include "cpu/conv2d.h"
 #include "cpu/conv_backward.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
@@ -93,7 +94,7 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
           need_bias ? sums_as_tensor(bias) : none(), none(), residual};
 }
 
-// All tensors are bfloat16.
+// Images are bfloat16.
 Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at::Tensor& input,
                                          const at::Tensor& weight, const at::Tensor& output,
                                          const Conv2dParams& params, const Activation& act,
@@ -101,7 +102,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   const auto rounded = [&](const std::vector<double>& sums) {
-    return channel_tensor(sums, input.options().dtype(at::kFloat)).to(at::kBFloat16);
+    return channel_tensor(sums, input.options().dtype(at::kFloat)).to(weight.scalar_type());
   };
   if (!need_residual) {
     const auto found = paired_backward(grad_output, input, weight, output, params, act,
@@ -122,9 +123,10 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
 }
 
 // Else products of widened values serve: in first layers in one pass over memory.
-bool pairs_serve(const at::Tensor& weight, std::array<bool, 5> output_mask) {
-  if (weight.scalar_type() != at::kBFloat16) return false;
-  return multiplies_bfloat16() && (output_mask[0] || pairs_serve_weight_gradient(weight));
+bool pairs_serve(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                 const Conv2dParams& params, bool need_input) {
+  return multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes()), weight.scalar_type()) &&
+         (need_input || pairs_serve_weight_gradient(weight));
 }
 
 Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
@@ -136,12 +138,10 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   const Conv2dParams params{stride, padding, dilation, groups};
   const auto type = input.scalar_type(), parameters = weight.scalar_type();
   const bool narrow = takes_widened(grad_output, {input, output});
-  if (narrow && !present(scale) && pairs_serve(weight, output_mask)) {
-    check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
-    return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
-  }
   if (narrow && !present(scale)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
+    if (pairs_serve(grad_output, input, weight, params, output_mask[0]))
+      return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
     return rounded_to(
         {type, type, type, type, type},
         conv2d_backward_float(grad_output, input, widened_kept(weight), output, params, act, output_mask));
@@ -163,7 +163,7 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   return conv2d_backward_float(grad_output, input, weight, output, params, act, output_mask);
 }
 
-// Images may be bfloat16. With ConvBackward, or with PairedConvBackward where all images are.
+// Images may be bfloat16. With ConvBackward, or with PairedConvBackward where pairs serve.
 template <class Backward>
 BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, const at::Tensor& input,
                                                  const at::Tensor& weight, const OptionalTensor& bn_weight,
@@ -209,7 +209,7 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
   if (takes_widened(grad_output, {input, conv_output, output})) {
     const auto type = input.scalar_type(), of_weight = weight.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
-    if (multiplies_bfloat16() && of_weight == at::kBFloat16)
+    if (pairs_serve(grad_output, input, weight, {stride, padding, dilation, groups}, output_mask[0]))
       return rounded_to(
           {type, of_weight, of_weight, parameters, parameters, type},
           conv2d_batch_norm_backward_by<PairedConvBackward>(

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
 #include "cpu/conv_weight_grad.h"
 #include "cpu/memory_pool.h"
@@ -170,11 +171,11 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
   const bool narrow = takes_widened(grad_output, {input});
-  if (narrow && multiplies_bfloat16()) {
-    check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight,
-                          {stride, padding, dilation, groups});
-    const at::Tensor found =
-        paired_weight_grad(grad_output, input, weight, {stride, padding, dilation, groups});
+  const Conv2dParams p{stride, padding, dilation, groups};
+  if (narrow) check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
+  if (narrow &&
+      multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()), weight.scalar_type())) {
+    const at::Tensor found = paired_weight_grad(grad_output, input, weight, p);
     if (found.defined()) return found;
   }
   // With few channels in a group products of widened values are as good.
@@ -184,7 +185,6 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
                                              widened_kept(weight), stride, padding, dilation, groups));
   if (!is_plain_float(grad_output) || !is_plain_float(input) || !serves_weight_gradient(weight, groups))
     return conv2d_weight_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
-  const Conv2dParams p{stride, padding, dilation, groups};
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
   return weight_gradient(grad_output, input, weight, p);
 }

@@ -37,6 +37,15 @@ constexpr double kStretchCycles = 5;
 constexpr double kPixelCycles = 12;
 constexpr double kFinishCycles = 4;
 
+// Below this much work the transform of weights that change is no small part of the whole.
+constexpr double kTrainedWinogradFlops = 2e7;
+
+// Widening or rounding a value.
+constexpr double kWideningCycles = 0.15;
+// Short dot products of widened values, those of first layers, take so much longer than conv_cycles says.
+constexpr int64_t kShortDepth = 64;
+constexpr double kShortLoss = 1.67;
+
 // kernels/winograd_fixed.inl: products, and for every point of a tile's vector of channels the way there,
 // which includes scaling, and back.
 constexpr double kFixedEfficiency = 0.9;
@@ -92,6 +101,14 @@ double conv_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   const double products = groups * tiles * points * in * out_vectors / kProductEfficiency;
   const double transforms = groups * tiles * transform_cycles(a) * (0.6 * in_vectors + 0.4 * out_vectors);
   return overlapped(products + transforms, weights * points * kCyclesPerByte);
+}
+
+double widened_cycles(const ConvGeometry& g) {
+  const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
+  const double values =
+      pixels * static_cast<double>(g.in_channels * g.stride_h * g.stride_w + g.out_channels);
+  const double cycles = conv_cycles(g, g.algorithm) + kWideningCycles * values;
+  return g.algorithm.direct() && g.depth() <= kShortDepth ? kShortLoss * cycles : cycles;
 }
 
 double pair_cycles(const ConvGeometry& g) {
@@ -154,8 +171,6 @@ const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
 
 }  // namespace
 
-int64_t largest_trained_tile(const ConvGeometry& g) { return g.kernel_h == 5 ? 6 : 4; }
-
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& g, int64_t largest_tile) {
   std::vector<ConvAlgorithm> possible{ConvAlgorithm{}};
   for (const ConvAlgorithm& a : kWinograd)
@@ -174,6 +189,11 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
     }
   }
   return best;
+}
+
+ConvAlgorithm trained_algorithm(const ConvGeometry& g) {
+  if (g.flops() < kTrainedWinogradFlops) return {};
+  return choose_algorithm(g, g.kernel_h == 5 ? 6 : 4);
 }
 
 std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& g) {

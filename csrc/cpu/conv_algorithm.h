@@ -25,10 +25,6 @@ constexpr int64_t largest_tile16(int64_t largest_tile) {
   return largest_tile >= kLargestTile ? kLargestTile16 : largest_tile;
 }
 
-// The largest where weights change at every step, as below: 4x4 pixels for 3x3 and 5x5 kernels. Weights are
-// transformed anew each time, and 6x6 pixels for 3x3 have ten times the errors (docs/performance.md).
-int64_t largest_trained_tile(const ConvGeometry& geometry);
-
 // What can compute this, direct convolution first; `largest_tile` as below.
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int64_t largest_tile);
 
@@ -37,11 +33,18 @@ std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int
 // 0: direct. Does not depend on the number of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
 
+// The cheapest where weights change at every step, with tiles of at most 4x4 pixels for 3x3 and 5x5 kernels:
+// weights are transformed anew each time, and 6x6 pixels for 3x3 have ten times the errors
+// (docs/performance.md). Small convolutions are direct.
+ConvAlgorithm trained_algorithm(const ConvGeometry& geometry);
+
 // The cheapest with products of whole numbers, where the CPU has them and there is one for these sizes.
 std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& geometry);
 
 // Cycles of one core by that model.
 double conv_cycles(const ConvGeometry& geometry, const ConvAlgorithm& algorithm);
+// Of bfloat16 values that are widened to float32, by `geometry.algorithm`, and of the result's rounding.
+double widened_cycles(const ConvGeometry& geometry);
 // Of bfloat16 values, where a vector instruction adds products of pairs (no tiles).
 double pair_cycles(const ConvGeometry& geometry);
 

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/conv2d.h"
 #include "cpu/memory_pool.h"
+#include "cpu/paired_conv.h"
 #include "cpu/paired_input_grad.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -115,12 +117,14 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
   const Conv2dParams p{stride, padding, dilation, groups};
-  if (takes_widened(grad_output, {input}) && PairedInputGradient::serves(weight, p)) {
-    check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
+  const bool narrow = takes_widened(grad_output, {input});
+  if (narrow) check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
+  if (narrow && PairedInputGradient::serves(weight, p) &&
+      multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()), weight.scalar_type())) {
     PairedInputGradient gradient(input, weight, p, grad_output.sizes());
     return gradient.run(bring_in16(grad_output, gradient.border()));
   }
-  if (takes_widened(grad_output, {input}))
+  if (narrow)
     return rounded_to(input.scalar_type(),
                       conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),
                                             widened_kept(weight), stride, padding, dilation, groups));

@@ -1,5 +1,5 @@
-// Whether a depthwise convolution of bfloat16 values runs by products of pairs (cpu/depthwise16.h), and its
-// constants.
+// Whether a depthwise convolution of bfloat16 values, or one in groups of a few channels, runs by its own
+// products of pairs (cpu/depthwise16.h), and its constants.
 #pragma once
 #include "cpu/conv16_job.h"
 

@@ -9,9 +9,6 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Below this much work the transform of the weights is no small part of the whole.
-constexpr double kWinogradFlops = 2e7;
-
 int64_t divide_up(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 
 // Input place i and kernel place k belong to output place (i + padding - k * dilation) / stride. With stride
@@ -62,7 +59,7 @@ InputGradientParts::InputGradientParts(at::IntArrayRef input_sizes, at::IntArray
                      rows.places,
                      columns.places,
                      {}};
-      if (winograd && g.flops() >= kWinogradFlops) g.algorithm = choose_algorithm(g, largest_trained_tile(g));
+      if (winograd) g.algorithm = trained_algorithm(g);
       add({rows, columns, g}, params, output_sizes);
     }
 }

@@ -37,7 +37,8 @@ class GroupedBackward {
         input_gradient_(input, weight, params, grad_output.sizes()),
         weight_gradient_(group_geometry(grad_output, weight, params), {input.size(2), input.size(3)},
                          {params.padding[0], params.padding[1]}),
-        input_sizes_(input.sizes()) {
+        input_sizes_(input.sizes()),
+        input_options_(input.options()) {
     if (wanted.input) border_ = input_gradient_.border();
     height_ = size_.height + border_.top + border_.bottom;
     width_ = size_.width + border_.left + border_.right;
@@ -52,10 +53,10 @@ class GroupedBackward {
   }
 
   PairedGradients run() {
-    const auto options = weight_.options();
     const at::Tensor result =
-        wanted_.input ? gradient_empty(input_sizes_, options, at::MemoryFormat::ChannelsLast) : at::Tensor();
-    const at::Tensor wide = at::empty_like(weight_, options.dtype(at::kFloat));
+        wanted_.input ? gradient_empty(input_sizes_, input_options_, at::MemoryFormat::ChannelsLast)
+                      : at::Tensor();
+    const at::Tensor wide = at::empty_like(weight_, weight_.options().dtype(at::kFloat));
     const at::Tensor sums = gradient_empty({parts_, weight_gradient_.sums()}, wide.options());
     std::vector<double> bias(static_cast<size_t>(parts_ * size_.channels), 0.0);
     if (wanted_.input) input_gradient_.pack();
@@ -129,6 +130,7 @@ class GroupedBackward {
   PairedInputGradient input_gradient_;
   PairedWeightGradient weight_gradient_;
   at::IntArrayRef input_sizes_;
+  at::TensorOptions input_options_;
   Border border_;
   int64_t height_, width_;
   int64_t group_, groups_, parts_;  // images of a group; groups; parts of them

@@ -15,7 +15,8 @@ struct PairedGradients {
   std::vector<double> bias;
 };
 
-// act(conv(input, weight) + bias) with its output and the output's gradient, all bfloat16. Nothing where
+// act(conv(input, weight) + bias) with its output and the output's gradient, where multiplies_pairs; images
+// are bfloat16. Nothing where
 // pairs do not serve, or where sizes (never the number of threads) are better served one gradient at a time:
 // few images, or large weights.
 std::optional<PairedGradients> paired_backward(const at::Tensor& grad_output, const at::Tensor& input,

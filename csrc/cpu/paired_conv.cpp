@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "cpu/conv16_job.h"
+#include "cpu/conv2d.h"
 #include "cpu/images16.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
@@ -38,24 +39,20 @@ bool multiplies_bfloat16() {
   return everywhere || multiplies_by_tiles();
 }
 
+bool multiplies_pairs(const ConvGeometry& g, at::ScalarType weight) {
+  if (g.groups > 1 && g.group_out() < kLeastGroup) return false;
+  if (multiplies_bfloat16()) return weight == at::kBFloat16;
+  if (!bf16_kernels().multiplies) return false;
+  ConvGeometry widened = g;
+  widened.algorithm = trained_algorithm(g);
+  return pair_cycles(g) < widened_cycles(widened);
+}
+
 bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
-  const Conv2dParams& p = a.params;
-  if (!multiplies_bfloat16() || present(a.scale) || a.weight.scalar_type() != at::kBFloat16) return false;
-  if (p.groups > 1 && a.weight.size(0) / p.groups < kLeastGroup) return false;
-  const int64_t ph = p.padding[0], pw = p.padding[1];
-  const ConvGeometry g{a.input.size(0),
-                       a.input.size(1),
-                       a.weight.size(0),
-                       p.groups,
-                       a.weight.size(2),
-                       a.weight.size(3),
-                       p.stride[0],
-                       p.stride[1],
-                       p.dilation[0],
-                       p.dilation[1],
-                       output.size(2),
-                       output.size(3),
-                       parse_activation("conv2d", a.activation)};
+  const ConvGeometry g =
+      conv_geometry(a.input, a.weight, a.params, output.sizes(), parse_activation("conv2d", a.activation));
+  if (present(a.scale) || !multiplies_pairs(g, a.weight.scalar_type())) return false;
+  const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
   at::Tensor residual;
   if (present(a.residual))
     residual =
@@ -67,7 +64,7 @@ bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
 }
 
 at::Tensor paired_conv2d(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
-  if (!multiplies_bfloat16()) return {};
+  if (!multiplies_bfloat16() && !bf16_kernels().multiplies) return {};
   const at::Tensor output = output_empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
   return paired_conv2d_into(a, output) ? output : at::Tensor();
 }

@@ -1,18 +1,22 @@
-// Convolutions on bfloat16 tensors where tiles multiply pairs of bfloat16 values. The kernels are
+// Convolutions on bfloat16 tensors where instructions multiply pairs of bfloat16 values. The kernels are
 // those of networks frozen in bfloat16 (cpu/conv16_job.h).
 #pragma once
+#include "cpu/conv_geometry.h"
 #include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
 
-// Whether products of bfloat16 values are faster than those of widened ones. Vectors of pairs (AVX512-BF16)
-// are not, over whole steps: Winograd's algorithm saves more than they do. CNNFAST_BF16_PAIRS: yes, on any
-// CPU, for tests.
+// Whether products of bfloat16 values are faster than those of widened ones in every layer: those of tiles.
+// CNNFAST_BF16_PAIRS: yes, on any CPU, for tests.
 bool multiplies_bfloat16();
 
+// Whether they are in this layer, whose weight has that type, and in its gradients. Vectors of pairs
+// (AVX512-BF16) are where Winograd's algorithm saves less than they do: 1x1 kernels, strides. They take
+// float32 weights as well, which are rounded.
+bool multiplies_pairs(const ConvGeometry& geometry, at::ScalarType weight);
+
 // The convolution into a tensor of the output's sizes whose channels are adjacent; false where pairs do not
-// serve: without such instructions, with a scale, with groups of few channels. Arguments must have passed
-// check_conv2d.
+// serve: as above, and with a scale. Arguments must have passed check_conv2d.
 bool paired_conv2d_into(const Conv2dArgs& args, const at::Tensor& output);
 // The same into a tensor of its own; undefined where pairs do not serve.
 at::Tensor paired_conv2d(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);

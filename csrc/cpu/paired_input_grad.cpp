@@ -23,7 +23,7 @@ constexpr int64_t kLeastGroup = 8;
 }  // namespace
 
 bool PairedInputGradient::serves(const at::Tensor& weight, const Conv2dParams& p) {
-  return multiplies_bfloat16() && weight.scalar_type() == at::kBFloat16 && has_phases(p) &&
+  return has_phases(p) &&
          (p.groups == 1 || std::min(weight.size(1), weight.size(0) / p.groups) >= kLeastGroup);
 }
 

@@ -11,7 +11,8 @@ class PairedInputGradient {
   PairedInputGradient(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
                       at::IntArrayRef output_sizes);
 
-  // Groups of few channels, and strides with dilations, are left to others.
+  // Where pairs pay (cpu/paired_conv.h): groups of few channels, and strides with dilations, are left to
+  // others.
   static bool serves(const at::Tensor& weight, const Conv2dParams& params);
 
   // Zeros that must lie around the output's gradient.

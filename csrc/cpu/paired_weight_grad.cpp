@@ -68,6 +68,16 @@ class FlatWalk {
   const uint16_t* row_;
 };
 
+// Pairs of the next pixels, tile of channels by tile.
+void interleave(FlatWalk& walk, const uint16_t* zeros, int64_t channels, int64_t blocks, uint16_t* pairs) {
+  const uint16_t* pixels[kPairBlock];
+  for (int64_t b = 0; b < blocks; ++b) {
+    walk.next(zeros, pixels);
+    bf16_kernels().interleave_pixels(pixels, channels, pairs + b * kPairBlock * kGradientTile,
+                                     blocks * kPairBlock * kGradientTile);
+  }
+}
+
 }  // namespace
 
 PairedWeightGradient::PairedWeightGradient(const ConvGeometry& g, std::array<int64_t, 2> in,
@@ -84,6 +94,9 @@ PairedWeightGradient::PairedWeightGradient(const ConvGeometry& g, std::array<int
   out_x_.pitch = x_.pitch;
   farthest_ = y_.shift(g.kernel_h - 1) * x_.pitch + x_.shift(g.kernel_w - 1);
   find_taps();
+  // A pair of pixels stays one under a single tap; vectors take it as well from there, in less time than
+  // transposing takes.
+  paired_ = !multiplies_by_tiles() && !folded_ && tap_shift_.size() == 1;
   cut();
 }
 
@@ -173,13 +186,14 @@ void PairedWeightGradient::run_strip(const Strip& strip) const {
   const int64_t values = rows * row_step + out_tiles_ * kGradientTile * strip.blocks * kPairBlock;
   auto* const row = reinterpret_cast<uint16_t*>(thread_scratch(ScratchSlot::kGathered, divide_up(values, 2)));
   uint16_t* const pairs = row + rows * row_step;
-  for (size_t phase = 0; phase < phases_.size(); ++phase)
+  if (paired_) fill_row_pairs(strip, row);
+  for (size_t phase = 0; phase < phases_.size() && !paired_; ++phase)
     fill_rows(strip, phase, row_blocks, row + static_cast<int64_t>(phase) * in_rows * row_step, row_step);
   fill_pairs(strip, pairs);
   std::vector<int64_t> tap;
   for (size_t t = 0; t < tap_phase_.size(); ++t)
     tap.push_back(tap_phase_[t] * in_rows * row_step + tap_shift_[t]);
-  bf16_kernels().pair_gradient({row, row_step, pairs, strip.blocks * kPairBlock, kNearPixels,
+  bf16_kernels().pair_gradient({row, row_step, paired_, pairs, strip.blocks * kPairBlock, kNearPixels,
                                 strip.in_end - strip.in_begin, out_tiles_, tap.data(),
                                 static_cast<int64_t>(tap.size()), strip.sums + strip.in_begin * tile_sums(),
                                 in_tiles_ * tile_sums(), strip.first});
@@ -199,14 +213,18 @@ void PairedWeightGradient::fill_rows(const Strip& strip, size_t phase, int64_t b
   }
 }
 
+void PairedWeightGradient::fill_row_pairs(const Strip& strip, uint16_t* pairs) const {
+  View16 view = strip.input;
+  view.data += strip.in_begin * kGradientTile;
+  const int64_t channels =
+      std::min(strip.in_end * kGradientTile, g_.in_channels) - strip.in_begin * kGradientTile;
+  FlatWalk walk(view, strip.images, y_, x_, phases_[0][0], phases_[0][1], strip.block * kPairBlock);
+  interleave(walk, zeros_.data(), channels, strip.blocks, pairs);
+}
+
 void PairedWeightGradient::fill_pairs(const Strip& strip, uint16_t* pairs) const {
   FlatWalk walk(strip.grad, strip.images, out_y_, out_x_, 0, 0, strip.block * kPairBlock);
-  const uint16_t* pixels[kPairBlock];
-  for (int64_t b = 0; b < strip.blocks; ++b) {
-    walk.next(zeros_.data(), pixels);
-    bf16_kernels().interleave_pixels(pixels, g_.out_channels, pairs + b * kPairBlock * kGradientTile,
-                                     strip.blocks * kPairBlock * kGradientTile);
-  }
+  interleave(walk, zeros_.data(), g_.out_channels, strip.blocks, pairs);
 }
 
 void PairedWeightGradient::finish(float* sums, int64_t parts, const at::Tensor& to, int thread,
@@ -250,9 +268,7 @@ void PairedWeightGradient::scatter_folded(const float* sums, int64_t in_tile, in
 }
 
 bool pairs_serve_weight_gradient(const at::Tensor& weight) {
-  const bool tiles = multiplies_by_tiles();
-  return bf16_kernels().pair_gradient && weight.scalar_type() == at::kBFloat16 &&
-         (tiles || weight.size(1) >= kFewInputs);
+  return bf16_kernels().pair_gradient && (multiplies_by_tiles() || weight.size(1) >= kFewInputs);
 }
 
 at::Tensor paired_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,

@@ -50,6 +50,7 @@ class PairedWeightGradient {
   void run_part(Strip part) const;
   void run_strip(const Strip& strip) const;
   void fill_rows(const Strip& strip, size_t phase, int64_t blocks, uint16_t* row, int64_t row_step) const;
+  void fill_row_pairs(const Strip& strip, uint16_t* pairs) const;
   void fill_pairs(const Strip& strip, uint16_t* pairs) const;
   void finish_tile(int64_t tile, float* sums, int64_t parts, const at::Tensor& to) const;
   void scatter_folded(const float* sums, int64_t in_tile, int64_t out, const at::Tensor& to) const;
@@ -59,6 +60,7 @@ class PairedWeightGradient {
 
   ConvGeometry g_;
   FlatAxis y_, x_, out_y_, out_x_;
+  bool paired_ = false;  // input in the order of the gradient
   bool folded_ = false;  // phases of few channels lie side by side in a tile, which takes their taps at once
   int64_t in_tiles_, out_tiles_;
   std::vector<uint16_t> zeros_;

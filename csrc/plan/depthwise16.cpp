@@ -1,4 +1,5 @@
-// Depthwise convolution of bfloat16 values by products of pairs, from images with their padding around them.
+// Depthwise convolution of bfloat16 values by products of pairs, from images with their padding around them;
+// and convolution in groups of a few channels.
 #include <sstream>
 
 #include "cpu/depthwise16_pack.h"
@@ -25,7 +26,8 @@ class DepthwiseConv16 : public Writes16<RowStep> {
   std::string text() const override {
     std::ostringstream out;
     const cpu::ConvGeometry& g = geometry_;
-    out << "conv " << g.kernel_h << "x" << g.kernel_w << ", " << g.in_channels << " channels, depthwise";
+    out << "conv " << g.kernel_h << "x" << g.kernel_w << ", " << g.in_channels << " channels, ";
+    g.depthwise() ? out << "depthwise" : out << g.groups << " groups";
     if (g.stride_h > 1) out << " / " << g.stride_h << "x" << g.stride_w;
     out << ", pairs of bfloat16 to " << size_text(writes_.size);
     return out.str();
@@ -69,9 +71,10 @@ class DepthwiseConv16 : public Writes16<RowStep> {
     call.width = geometry_.out_width;
     call.kernel = geometry_.kernel_w;
     call.stride = geometry_.stride_w;
+    call.group = geometry_.group_in();
     call.channels = last - first;
     call.weight = cpu::values16(constants_->weight) +
-                  first / cpu::kDepthwiseBlock * cpu::depthwise_block_values(call.kernel);
+                  first / cpu::kDepthwiseBlock * cpu::depthwise_block_values(call.kernel, call.group);
     call.shift = constants_->shift.data() + first;
     call.activation = geometry_.activation;
     return call;

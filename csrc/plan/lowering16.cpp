@@ -1,5 +1,6 @@
 // What lowering does differently where values are bfloat16.
 #include "cpu/bf16_table.h"
+#include "cpu/depthwise16_pack.h"
 #include "plan/lowering.h"
 #include "plan/steps16.h"
 
@@ -26,10 +27,11 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   const Place* added = residual ? &*residual : nullptr;
   if (takes_pairs_here(node)) {
     auto pairs = constants_.conv_constants(node, g, WeightForm::kPairs);
-    return add_step(g.depthwise() ? depthwise16_step(node, g, pad_top, pad_left, std::move(pairs), from,
-                                                     place(node), added)
-                                  : pair_conv_step(node, g, pad_top, pad_left, std::move(pairs), from,
-                                                   place(node), added, prologue_of(node)));
+    return add_step(
+        cpu::takes_depthwise_pairs(g)
+            ? depthwise16_step(node, g, pad_top, pad_left, std::move(pairs), from, place(node), added)
+            : pair_conv_step(node, g, pad_top, pad_left, std::move(pairs), from, place(node), added,
+                             prologue_of(node)));
   }
   const bool fixed = g.algorithm.fixed;
   const auto step = fixed ? fixed_conv_step : widened_conv_step;

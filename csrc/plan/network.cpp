@@ -96,7 +96,7 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
   const int64_t bias = node.attr[node.op == Op::kConv2d ? static_cast<int64_t>(Conv2dAttr::kBias) : 3];
   auto fresh = std::make_shared<ConvConstants>();
   const float *weight = constant(node.attr[0]), *shift = bias < 0 ? nullptr : constant(bias);
-  if (form == WeightForm::kPairs && g.depthwise()) {
+  if (form == WeightForm::kPairs && cpu::takes_depthwise_pairs(g)) {
     fresh->weight = cpu::pack_depthwise_pairs(g, weight, weight_strides(g));
     fresh->shift = cpu::pack_depthwise_shift(g, shift);
   } else if (form == WeightForm::kPairs) {

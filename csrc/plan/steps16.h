@@ -39,7 +39,7 @@ std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geom
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                      Place from, Place to, const Place* residual,
                                      const cpu::Prologue& prologue);
-// The same of a depthwise convolution (cpu/depthwise16_pack.h).
+// The same of a depthwise convolution, or one in groups of a few channels (cpu/depthwise16_pack.h).
 std::unique_ptr<Step> depthwise16_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                        int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
                                        Place from, Place to, const Place* residual);

@@ -15,20 +15,10 @@ constexpr int64_t kFewPixels = 16;
 constexpr int64_t kManyWeights = 1 << 18;
 // Fewer channels leave most of a panel of pairs empty.
 constexpr int64_t kLeastChannels = 8;
-// Cycles of one core to widen or to round a value.
-constexpr double kWideningCycles = 0.15;
-// Short dot products of widened values, those of first layers, take so much longer than the model says.
-constexpr int64_t kShortDepth = 64;
-constexpr double kShortLoss = 1.67;
 
 // Without pairs: on widened values, or by products of whole numbers.
 double other_cycles(const cpu::ConvGeometry& g) {
-  if (g.algorithm.fixed) return cpu::conv_cycles(g, g.algorithm);
-  const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
-  const double values =
-      pixels * static_cast<double>(g.in_channels * g.stride_h * g.stride_w + g.out_channels);
-  const double cycles = cpu::conv_cycles(g, g.algorithm) + kWideningCycles * values;
-  return g.algorithm.direct() && g.depth() <= kShortDepth ? kShortLoss * cycles : cycles;
+  return g.algorithm.fixed ? cpu::conv_cycles(g, g.algorithm) : cpu::widened_cycles(g);
 }
 
 }  // namespace

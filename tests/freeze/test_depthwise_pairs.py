@@ -1,4 +1,5 @@
-"""Depthwise convolutions of bfloat16 values by products of pairs: two rows of a channel at a time."""
+"""Depthwise convolutions of bfloat16 values by products of pairs, two rows of a channel at a time; and
+convolutions in groups of 4 and 8 channels."""
 
 import copy
 import re
@@ -21,9 +22,14 @@ pytestmark = [
 ]
 
 
-def depthwise(channels, kernel=3, stride=1, padding=None, bias=True):
+# With tiles groups of 8 channels are theirs.
+GROUPS = [4, 8] if _ext.active_isa() == "avx512_bf16" else [4]
+
+
+def depthwise(channels, kernel=3, stride=1, padding=None, bias=True, group=1):
+    """`group`: channels of a group."""
     padding = kernel // 2 if padding is None else padding
-    conv = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=bias)
+    conv = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels // group, bias=bias)
     with torch.no_grad():
         conv.weight.copy_(conv.weight.bfloat16())
     return conv
@@ -36,7 +42,7 @@ def images(*shape, seed=0):
 
 def frozen(model, x):
     result = cnnfast.freeze(model.eval(), x, dtype=torch.bfloat16, strict=True)
-    assert re.search(r"depthwise.*, pairs of bfloat16", steps_of(result, x)), steps_of(result, x)
+    assert re.search(r"(depthwise|groups).*, pairs of bfloat16", steps_of(result, x)), steps_of(result, x)
     return result
 
 
@@ -58,17 +64,31 @@ def test_nearest_bfloat16_in_every_place(kernel, stride, channels, size):
     assert_independent_of_threads(network, x)
 
 
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [16, 24, 40, 104])
+@pytest.mark.parametrize("size", [(1, 7, 7), (3, 8, 13), (2, 31, 10)])
+def test_nearest_bfloat16_of_groups(group, stride, channels, size):
+    images_, height, width = size
+    x = images(images_, channels, height, width)
+    model = depthwise(channels, 3, stride, group=group)
+    network = frozen(model, x)
+    assert_rounded_once(network(x), truth(model, x))
+    assert_independent_of_threads(network, x)
+
+
+@pytest.mark.parametrize("group", [1, *GROUPS])
 @pytest.mark.parametrize("padding", [0, 1, (0, 2), (3, 0)])
-def test_any_padding(padding):
-    x, model = images(2, 24, 9, 8), depthwise(24, padding=padding, bias=False)
+def test_any_padding(padding, group):
+    x, model = images(2, 24, 9, 8), depthwise(24, padding=padding, bias=False, group=group)
     assert_rounded_once(frozen(model, x)(x), truth(model, x))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_nan_and_infinity_stay_in_their_windows(kernel, stride):
+@pytest.mark.parametrize(("kernel", "group"), [(3, 1), (5, 1), *((3, group) for group in GROUPS)])
+def test_nan_and_infinity_stay_in_their_windows(kernel, group, stride):
     """A row that one of two outputs needs alone meets no weight of the other, not even zero."""
-    model = depthwise(40, kernel, stride)
+    model = depthwise(40, kernel, stride, group=group)
     x = images(2, 40, 13, 12)
     for place, value in (
         ((0, 3, 0, 0), float("nan")),
@@ -83,9 +103,9 @@ def test_nan_and_infinity_stay_in_their_windows(kernel, stride):
 class Block(nn.Module):
     """In a slice of a longer value, with a residual and an activation."""
 
-    def __init__(self, activation):
+    def __init__(self, activation, group):
         super().__init__()
-        self.first, self.conv, self.activation = nn.Conv2d(3, 72, 1), depthwise(24), activation
+        self.first, self.conv, self.activation = nn.Conv2d(3, 72, 1), depthwise(24, group=group), activation
 
     def forward(self, x):
         x = self.first(x)
@@ -103,9 +123,10 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.parametrize("group", [1, *GROUPS])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_slices_residuals_and_activations(activation):
-    x, model = images(2, 3, 19, 17), Block(ACTIVATIONS[activation]).eval()
+def test_slices_residuals_and_activations(activation, group):
+    x, model = images(2, 3, 19, 17), Block(ACTIVATIONS[activation], group).eval()
     with torch.no_grad():
         model.first.weight.copy_(model.first.weight.bfloat16())
     network = frozen(model, x)
@@ -116,8 +137,9 @@ def test_slices_residuals_and_activations(activation):
     assert_independent_of_threads(network, x)
 
 
-def test_few_rows_are_shared_by_channels():
-    x, model = images(1, 960, 7, 7), depthwise(960)
+@pytest.mark.parametrize("group", [1, *GROUPS])
+def test_few_rows_are_shared_by_channels(group):
+    x, model = images(1, 960, 7, 7), depthwise(960, group=group)
     network = frozen(model, x)
     assert_rounded_once(network(x), truth(model, x))
     assert_independent_of_threads(network, x)

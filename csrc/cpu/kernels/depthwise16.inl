@@ -1,3 +1,5 @@
+#include "cpu/kernels/group16.inl"
+
 // Depthwise convolution of bfloat16 values by products of pairs (cpu/depthwise16.h). A register block is 32
 // channels by R neighbouring outputs of a row, of two rows where outputs lie one pixel apart: pairs of input
 // rows then serve both. Blocks of channels are outermost, so that their weights stay in the first-level
@@ -117,7 +119,7 @@ template <int K, int S, int kRows>
 void depthwise16_channels(const Depthwise16Call& c, const uint16_t* x, uint16_t* y,
                           const uint16_t* residual) {
   for (int64_t channel = 0; channel < c.channels; channel += kDepthwiseBlock) {
-    const Depthwise16Block b{x + channel, c.weight + channel / kDepthwiseBlock * depthwise_block_values(K),
+    const Depthwise16Block b{x + channel, c.weight + channel / kDepthwiseBlock * depthwise_block_values(K, 1),
                              c.shift + channel, residual ? residual + channel : nullptr, y + channel};
     const int64_t left = c.channels - channel;
     if (left >= kDepthwiseBlock)
@@ -148,6 +150,7 @@ void depthwise16_rows(const Depthwise16Call& c, int64_t row_begin, int64_t row_e
 }
 
 void depthwise16(const Depthwise16Call& c, int64_t row_begin, int64_t row_end) {
+  if (c.group > 1) return group16(c, row_begin, row_end);
   if (c.kernel == 3)
     return (c.stride == 1 ? depthwise16_rows<3, 1> : depthwise16_rows<3, 2>)(c, row_begin, row_end);
   if (c.kernel == 5)

@@ -12,6 +12,9 @@ inline float* sums_of(const PairGradientCall& c, int64_t in_tile, int64_t out_ti
 inline const uint16_t* rows_of(const PairGradientCall& c, int64_t in_tile) {
   return c.rows + in_tile * kGradientTile * c.row_step;
 }
+inline const uint16_t* row_pairs_of(const PairGradientCall& c, int64_t in_tile) {
+  return c.rows + in_tile * kGradientTile * c.pixels;
+}
 inline const uint16_t* pairs_of(const PairGradientCall& c, int64_t out_tile) {
   return c.pairs + out_tile * kGradientTile * c.pixels;
 }
@@ -30,8 +33,10 @@ inline void interleave_pixels(const uint16_t* const* pixels, int64_t channels, u
 }
 
 // R input channels of one tile, from `row` on, and all output channels of another.
-template <class Dot, int R>
+template <class Dot, int R, bool kPaired>
 void gradient_rows(const PairGradientCall& c, const uint16_t* rows, const uint16_t* pairs, float* sums) {
+  // From one channel to the next, and from a pair of pixels to the next.
+  const int64_t row_step = kPaired ? 2 : c.row_step, pair_step = kPaired ? 2 * kGradientTile : 2;
   constexpr int kVectors = static_cast<int>(kGradientTile / Vec::kWidth);
   Vec acc[R][kVectors];
 #pragma GCC unroll 16
@@ -39,15 +44,14 @@ void gradient_rows(const PairGradientCall& c, const uint16_t* rows, const uint16
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j)
       acc[r][j] = c.first ? Vec::zero() : Vec::load(sums + r * kGradientTile + j * Vec::kWidth);
-  for (int64_t k = 0; k < c.pixels; k += 2, pairs += 2 * kGradientTile) {
+  for (int64_t k = 0; k < c.pixels; k += 2, rows += pair_step, pairs += 2 * kGradientTile) {
     typename Dot::Weights loaded[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) loaded[j] = Dot::load(pairs + 2 * j * Vec::kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j)
-        acc[r][j] = Dot::add(loaded[j], rows + r * c.row_step + k, acc[r][j]);
+      for (int j = 0; j < kVectors; ++j) acc[r][j] = Dot::add(loaded[j], rows + r * row_step, acc[r][j]);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -62,9 +66,14 @@ void vector_pair_gradient(const PairGradientCall& c) {
   for (int64_t o = 0; o < c.out_tiles; ++o)
     for (int64_t i = 0; i < c.in_tiles; ++i)
       for (int64_t t = 0; t < c.taps; ++t)
-        for (int64_t r = 0; r < kGradientTile; r += kRows)
-          gradient_rows<Dot, kRows>(c, rows_of(c, i) + c.tap[t] + r * c.row_step, pairs_of(c, o),
-                                    sums_of(c, i, o, t) + r * kGradientTile);
+        for (int64_t r = 0; r < kGradientTile; r += kRows) {
+          float* const sums = sums_of(c, i, o, t) + r * kGradientTile;
+          if (c.paired)
+            gradient_rows<Dot, kRows, true>(c, row_pairs_of(c, i) + 2 * r, pairs_of(c, o), sums);
+          else
+            gradient_rows<Dot, kRows, false>(c, rows_of(c, i) + c.tap[t] + r * c.row_step, pairs_of(c, o),
+                                             sums);
+        }
 }
 
 }  // namespace

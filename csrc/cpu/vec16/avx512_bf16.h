@@ -51,7 +51,7 @@ struct Pairs {
         x[j + 2 * k] = _mm512_unpacklo_epi64(y[j + k], y[j + k + 2]);
         x[j + 2 * k + 1] = _mm512_unpackhi_epi64(y[j + k], y[j + k + 2]);
       }
-    // x[4 * q + i]: pixels of quarter q; channels i, 4 + i, 8 + i, 12 + i in its four parts
+      // x[4 * q + i]: pixels of quarter q; channels i, 4 + i, 8 + i, 12 + i in its four parts
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const __m512i low = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88);
@@ -106,6 +106,47 @@ struct ChannelPairs {
   static Values rounded(Vec low, Vec high) {
     const __m512i quads = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     return _mm512_permutexvar_epi64(quads, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
+  }
+};
+
+// 16 channels of a pixel, and pairs of them spread over the lanes of their groups.
+struct GroupPairs {
+  using Values = __m512i;
+
+  struct Whole {
+    Values load(const uint16_t* p) const {
+      return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    void store(Vec v, uint16_t* p) const {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v.v));
+    }
+  };
+  struct Part {
+    explicit Part(int64_t channels) : lanes(static_cast<__mmask16>((1u << channels) - 1)) {}
+    Values load(const uint16_t* p) const {
+      return _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(lanes, p));
+    }
+    void store(Vec v, uint16_t* p) const {
+      _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(v.v));
+    }
+    __mmask16 lanes;
+  };
+
+  // Pair `j` of every group of G channels.
+  template <int G>
+  static Values spread(Values pixel, int j) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    constexpr unsigned kShift = G == 8 ? 3 : 2;
+    const __m512i first = _mm512_slli_epi32(_mm512_srli_epi32(lane, kShift), kShift - 1);
+    return _mm512_permutexvar_epi32(_mm512_add_epi32(first, _mm512_set1_epi32(j)), pixel);
+  }
+  static Values load(const uint16_t* weights) { return _mm512_loadu_si512(weights); }
+  static Vec add(Values weights, Values pairs, Vec acc) {
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)pairs, (__m512bh)weights)};
+  }
+  static Vec widen(Values pixel) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(pixel));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
   }
 };
 
