@@ -287,6 +287,26 @@ struct InterleaveCall {
   int64_t pixel;
 };
 
+// y = x @ weight.T: x is rows x in, weight out x in, y rows x out, all contiguous.
+struct LinearCall {
+  const float* x;
+  const float* weight;
+  float* y;
+  int64_t rows, in, out;
+  float* scratch;  // linear_scratch floats of the calling thread
+};
+
+// The gradient of x from that of y, or of the weight from that of y and x. grad: out x rows. to: rows x in,
+// or out x in.
+struct LinearGradCall {
+  const float* grad;
+  const float* x;
+  const float* weight;
+  float* to;
+  int64_t rows, in, out;
+  float* scratch;  // of the calling thread; not for the weight's gradient
+};
+
 // Floats that the measuring kernels work on at once, at most.
 constexpr int64_t kLimitFloats = 256;
 
@@ -350,6 +370,11 @@ struct KernelTable {
   // The largest channel of each pixel; NaN where one is.
   void (*channel_max)(const float* in, int64_t in_pixel, int64_t pixels, int64_t channels, float* out,
                       int64_t out_pixel);
+  int64_t (*linear_scratch)(int64_t rows);
+  // Output features [out_begin, out_end); of the input's gradient, input features.
+  void (*linear)(const LinearCall&, int64_t out_begin, int64_t out_end);
+  void (*linear_input_grad)(const LinearGradCall&, int64_t in_begin, int64_t in_end);
+  void (*linear_weight_grad)(const LinearGradCall&, int64_t out_begin, int64_t out_end);
   // For measuring the machine. Multiply-adds on kLimitFloats values, in registers; gives the operations done.
   double (*multiply_adds)(float* sums, int64_t rounds);
   // The sum of `count` floats, a multiple of kLimitFloats: as fast as they can be read.

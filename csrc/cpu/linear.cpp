@@ -1,4 +1,5 @@
-// linear on the CPU: a convolution with one tap, where a row of the batch is a pixel.
+// linear on the CPU: a convolution with one tap, where a row of the batch is a pixel; in training, with few
+// rows, from the weights as they lie.
 #include "ops/linear.h"
 
 #include <ATen/Functions.h>
@@ -8,6 +9,7 @@
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
+#include "cpu/streamed_linear.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
 
@@ -15,9 +17,23 @@ namespace cnnfast::cpu {
 namespace {
 
 constexpr double kSerialFlops = 4e5;
+
 // Weights of a training change at every step. Packing many of them for few rows moves three times the memory
 // that the product reads.
-constexpr int64_t kManyWeights = 1 << 18, kFewRows = 256;
+constexpr int64_t kFewRows = 256;
+
+// Rows x features.
+at::Tensor as_rows(const at::Tensor& t) { return t.contiguous().view({-1, t.size(-1)}); }
+
+// Float32.
+at::Tensor product_of_many_weights(const at::Tensor& input, const at::Tensor& weight,
+                                   const OptionalTensor& bias, std::string_view activation) {
+  const at::Tensor rows = as_rows(input);
+  if (!streams_linear(rows, weight)) return linear_composite(input, weight, bias, activation);
+  at::Tensor y = streamed_linear(rows, weight);
+  if (present(bias)) y.add_(*bias);
+  return activate(y, parse_activation("linear", activation));
+}
 
 at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                       std::string_view activation) {
@@ -29,9 +45,11 @@ at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const O
   const at::Tensor output = at::empty(sizes, input.options().dtype(at::kFloat));
   if (output.numel() == 0) return output;
   const int64_t in = weight.size(1), out = weight.size(0), rows = output.numel() / out;
-  if (records_gradient() && weight.numel() > kManyWeights && rows < kFewRows)
+  if (records_gradient() && weight.numel() > kManyWeights && rows < kFewRows) {
+    const at::Tensor x = widened(input), w = widened(weight);
     return rounded_to(input.scalar_type(),
-                      linear_composite(widened(input), widened(weight), widened(bias), activation));
+                      product_of_many_weights(x, w, widened(bias), activation).view(sizes));
+  }
   const at::Tensor dense = widened(input.contiguous());
   const ConvGeometry g{1, in, out, 1, 1, 1, 1, 1, 1, 1, 1, rows, parse_activation("linear", activation)};
   const auto packed = packed_weight(weight, g);
@@ -41,14 +59,30 @@ at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const O
                                   : AlignedFloats(0);
   const ConvJob job(g, {dense.data_ptr<float>(), rows * in, rows * in, in},
                     {output.data_ptr<float>(), rows * out, rows * out, out}, View{});
-  parallel_team(g.flops() < kSerialFlops ? 1 : team_size(),
-                [&](int thread, int team, Barrier&) { job.run({*packed, scale, shift}, thread, team); });
+  parallel_team(g.flops() < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier&) {
+    job.run({*packed, scale, shift}, thread, team);
+  });
   return rounded_to(input.scalar_type(), output);
+}
+
+// Float32.
+LinearGradients streamed_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                  const at::Tensor& weight, const at::Tensor& output,
+                                  std::string_view activation, std::array<bool, 3> output_mask) {
+  const auto [need_input, need_weight, need_bias] = output_mask;
+  const at::Tensor rows =
+      as_rows(activation_backward(grad_output, output, parse_activation("linear_backward", activation)));
+  return {need_input ? streamed_linear_input_grad(rows, weight).view(input.sizes()) : no_gradient(input),
+          need_weight ? streamed_linear_weight_grad(rows, as_rows(input)) : no_gradient(input),
+          need_bias ? rows.sum(0) : no_gradient(input)};
 }
 
 LinearGradients linear_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                     const at::Tensor& weight, const at::Tensor& output,
                                     std::string_view activation, std::array<bool, 3> output_mask) {
+  const bool plain = is_plain_float(grad_output) && is_plain_float(input) && is_plain_float(output);
+  if (plain && grad_output.numel() > 0 && keeps_linear_gradients(as_rows(input), weight))
+    return streamed_backward(grad_output, input, weight, output, activation, output_mask);
   if (multiplies_bfloat16() || !takes_widened(grad_output, {input, weight, output}))
     return linear_backward(grad_output, input, weight, output, activation, output_mask);
   const at::Tensor grad = widened_kept(grad_output);

@@ -50,6 +50,63 @@ def test_linear(shape, activation):
     check(torch.randn(batch, inputs, requires_grad=True), weight_of(inputs, outputs), None, activation)
 
 
+# So many weights are read as they lie, for so few rows; the last two are more rows.
+MANY_WEIGHTS = [
+    (1, 4096, 70),
+    (3, 2049, 130),
+    (8, 1024, 257),
+    (9, 1500, 180),
+    (16, 4096, 65),
+    (31, 1100, 241),
+    (32, 520, 515),
+    (33, 520, 515),
+    (300, 520, 515),
+]
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("shape", MANY_WEIGHTS, ids=str)
+def test_linear_of_many_weights(shape, activation):
+    batch, inputs, outputs = shape
+    bias = torch.randn(outputs, requires_grad=True)
+    check(torch.randn(batch, inputs, requires_grad=True), weight_of(inputs, outputs), bias, activation)
+    check(torch.randn(batch, inputs), weight_of(inputs, outputs), None, activation)
+    turned = torch.randn(inputs, outputs).t().requires_grad_()
+    check(torch.randn(batch, inputs, requires_grad=True), turned, None, activation)
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", MANY_WEIGHTS, ids=str)
+def test_linear_of_many_weights_does_not_depend_on_threads(shape):
+    batch, inputs, outputs = shape
+    input, weight = torch.randn(batch, inputs, requires_grad=True), weight_of(inputs, outputs)
+    cotangent, threads, found = torch.randn(batch, outputs), torch.get_num_threads(), []
+    try:
+        for team in (1, 2, 3):
+            torch.set_num_threads(team)
+            output = ops.linear(input, weight)
+            found.append((output, *torch.autograd.grad(output, (input, weight), cotangent)))
+    finally:
+        torch.set_num_threads(threads)
+    if batch > 32:  # ATen's products
+        return
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_nan_and_infinity_of_many_weights_stay_in_their_rows():
+    input, weight = torch.randn(16, 1030, requires_grad=True), weight_of(1030, 300)
+    with torch.no_grad():
+        input[3, 1029], input[11, 7] = float("nan"), float("inf")
+    output = ops.linear(input, weight)
+    assert output[3].isnan().all() and output[11].isinf().all()
+    others = [row for row in range(16) if row not in (3, 11)]
+    assert output[others].isfinite().all()
+    (gradient,) = torch.autograd.grad(output[others].sum(), weight)
+    assert gradient[:, 7].isnan().all() and gradient[:, 1029].isnan().all()  # zero times either
+    assert gradient[:, 8:1029].isfinite().all()
+
+
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (2, 1, 3)], ids=str)
 def test_linear_leading_dimensions(leading):
     check(

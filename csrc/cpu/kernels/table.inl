@@ -15,6 +15,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/gather.inl"
 #include "cpu/kernels/layer_norm.inl"
 #include "cpu/kernels/limits.inl"
+#include "cpu/kernels/linear.inl"
 #include "cpu/kernels/lrn.inl"
 #include "cpu/kernels/norm_backward.inl"
 #include "cpu/kernels/pool.inl"
@@ -64,5 +65,9 @@ using namespace cnnfast::cpu;
    interleave_row,                 \
    prelu_pixels,                   \
    channel_max,                    \
+   linear_scratch,                 \
+   linear,                         \
+   linear_input_grad,              \
+   linear_weight_grad,             \
    multiply_adds,                  \
    read_all}
