@@ -4,9 +4,11 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
+#include "cpu/normalise.h"
 #include "cpu/normalised_conv.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
@@ -67,12 +69,44 @@ void run_layer(const at::Tensor& buffer, const DenseLayer& layer, const at::Tens
                   {*packed, scale, shift}, view_of(layer.own(buffer)));
 }
 
+// On bfloat16 images, by products of pairs: what a layer normalises and what it adds are rounded, as eager
+// PyTorch rounds them. Arguments must have passed the check.
+DenseBlockOutputs paired_dense_block(const DenseBlockArgs& a) {
+  const auto layers = dense_layers(a.weights);
+  const bool batch = uses_batch_statistics(a.means, a.vars);
+  const at::Tensor output =
+      output_empty(concrete(check_dense_block(a)), a.input.options(), at::MemoryFormat::ChannelsLast);
+  const auto floats = a.input.options().dtype(at::kFloat);
+  const at::Tensor mean = at::empty({batch ? output.size(1) : 0}, floats), var = at::empty_like(mean);
+  const auto gather = [&](int64_t channel, int64_t count) {
+    if (!batch) return;
+    const Statistics found = batch_statistics(pixel_rows(output.narrow(1, channel, count)));
+    mean.narrow(0, channel, count).copy_(found.mean);
+    var.narrow(0, channel, count).copy_(found.var);
+  };
+  output.narrow(1, 0, a.input.size(1)).copy_(a.input);
+  gather(0, a.input.size(1));
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const DenseLayer& layer = layers[i];
+    const at::Tensor activated = batch_norm_act_widened(
+        layer.read(output), layer_statistic(a.means, mean, i, layer), layer_statistic(a.vars, var, i, layer),
+        a.bn_weights.get(i), a.bn_biases.get(i), std::nullopt, a.eps, a.activation);
+    multiply_pairs_into(
+        {activated, a.weights[i], a.biases.get(i), std::nullopt, std::nullopt, layer.params(), "none"},
+        layer.own(output));
+    gather(layer.inputs, layer.growth);
+  }
+  return {output, mean, var};
+}
+
 DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weights,
                                   const OptionalTensors& biases, const OptionalTensors& bn_weights,
                                   const OptionalTensors& bn_biases, const OptionalTensors& means,
                                   const OptionalTensors& vars, double eps, std::string_view activation) {
   if (takes_widened(input) && !multiplies_bfloat16()) {
-    check_dense_block({input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation});
+    const DenseBlockArgs args{input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation};
+    check_dense_block(args);
+    if (bf16_kernels().multiplies) return paired_dense_block(args);
     const auto type = input.scalar_type();
     return rounded_to(
         {type, at::kFloat, at::kFloat},

@@ -59,9 +59,8 @@ at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const O
                                   : AlignedFloats(0);
   const ConvJob job(g, {dense.data_ptr<float>(), rows * in, rows * in, in},
                     {output.data_ptr<float>(), rows * out, rows * out, out}, View{});
-  parallel_team(g.flops() < kSerialFlops ? 1 : team_size(), [&](int thread, int team, Barrier&) {
-    job.run({*packed, scale, shift}, thread, team);
-  });
+  parallel_team(g.flops() < kSerialFlops ? 1 : team_size(),
+                [&](int thread, int team, Barrier&) { job.run({*packed, scale, shift}, thread, team); });
   return rounded_to(input.scalar_type(), output);
 }
 

@@ -48,10 +48,16 @@ bool multiplies_pairs(const ConvGeometry& g, at::ScalarType weight) {
   return pair_cycles(g) < widened_cycles(widened);
 }
 
-bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
-  const ConvGeometry g =
-      conv_geometry(a.input, a.weight, a.params, output.sizes(), parse_activation("conv2d", a.activation));
-  if (present(a.scale) || !multiplies_pairs(g, a.weight.scalar_type())) return false;
+namespace {
+
+ConvGeometry geometry_of(const Conv2dArgs& a, const at::Tensor& output) {
+  return conv_geometry(a.input, a.weight, a.params, output.sizes(), parse_activation("conv2d", a.activation));
+}
+
+}  // namespace
+
+void multiply_pairs_into(const Conv2dArgs& a, const at::Tensor& output) {
+  const ConvGeometry g = geometry_of(a, output);
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
   at::Tensor residual;
   if (present(a.residual))
@@ -60,6 +66,11 @@ bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
   const AlignedFloats shift =
       pack_panels(g, present(a.bias) ? widened(*a.bias).contiguous().const_data_ptr<float>() : nullptr);
   run(g, bring_in16(a.input, {ph, pw, ph, pw}), *packed_pairs(a.weight, g), shift, residual, output);
+}
+
+bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
+  if (present(a.scale) || !multiplies_pairs(geometry_of(a, output), a.weight.scalar_type())) return false;
+  multiply_pairs_into(a, output);
   return true;
 }
 

@@ -18,6 +18,8 @@ bool multiplies_pairs(const ConvGeometry& geometry, at::ScalarType weight);
 // The convolution into a tensor of the output's sizes whose channels are adjacent; false where pairs do not
 // serve: as above, and with a scale. Arguments must have passed check_conv2d.
 bool paired_conv2d_into(const Conv2dArgs& args, const at::Tensor& output);
+// The same for callers that know that pairs serve.
+void multiply_pairs_into(const Conv2dArgs& args, const at::Tensor& output);
 // The same into a tensor of its own; undefined where pairs do not serve.
 at::Tensor paired_conv2d(const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes);
 

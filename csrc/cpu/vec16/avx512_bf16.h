@@ -51,7 +51,7 @@ struct Pairs {
         x[j + 2 * k] = _mm512_unpacklo_epi64(y[j + k], y[j + k + 2]);
         x[j + 2 * k + 1] = _mm512_unpackhi_epi64(y[j + k], y[j + k + 2]);
       }
-      // x[4 * q + i]: pixels of quarter q; channels i, 4 + i, 8 + i, 12 + i in its four parts
+    // x[4 * q + i]: pixels of quarter q; channels i, 4 + i, 8 + i, 12 + i in its four parts
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const __m512i low = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88);
