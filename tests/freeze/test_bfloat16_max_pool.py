@@ -23,7 +23,7 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("channels", [1, 5, 31, 32, 33, 100])
+@pytest.mark.parametrize("channels", [1, 5, 8, 13, 16, 21, 31, 32, 33, 100])
 @pytest.mark.parametrize("pool", POOLS)
 def test_bfloat16_max_pool_is_exact(pool, channels):
     """Of odd channel counts, with NaN of both signs, infinities, and windows of nothing but -infinity."""
