@@ -377,7 +377,7 @@ int64_t check_max_pool() {
                        {from.data(), 0, w.in_width * in_step, in_step},
                        {to.data(), 0, w.width * out_step, out_step},
                        nullptr};
-    alignas(64) unsigned char scratch[16 * sizeof(Keys)];
+    alignas(64) unsigned char scratch[16 * sizeof(Keys<kKeyWidth>)];
     wrong += max_pool_scratch(call) > static_cast<int64_t>(sizeof(scratch));
     call.scratch = scratch;
     const int64_t first = random.below(w.height);

@@ -6,6 +6,7 @@ namespace {
 // Operands of drawn sizes, in memory that ends where the last value ends.
 struct GradientCase {
   int64_t in, out, pixels, taps;
+  bool paired;  // one tap at 0; the input lies as the gradient does
   int64_t in_tiles() const { return (in + kGradientTile - 1) / kGradientTile; }
   int64_t out_tiles() const { return (out + kGradientTile - 1) / kGradientTile; }
 };
@@ -13,34 +14,25 @@ struct GradientCase {
 class GradientCheck {
  public:
   GradientCheck(const GradientCase& c, Random& random) : c_(c), taps_(static_cast<size_t>(c.taps)) {
-    for (int64_t& tap : taps_) tap = random.below(70);
+    for (int64_t& tap : taps_) tap = c.paired ? 0 : random.below(70);
     const int64_t longest = c.pixels + 96;
     input_ = drawn_values(longest * c.in, random);
     grad_ = drawn_values(c.pixels * c.out, random);
     row_step_ = longest;
     rows_.resize(static_cast<size_t>(c.in_tiles() * kGradientTile * longest));
     pairs_.resize(static_cast<size_t>(c.out_tiles() * kGradientTile * c.pixels));
-    for (int64_t p = 0; p < longest; p += kPairBlock)
+    for (int64_t p = 0; p < longest && !c.paired; p += kPairBlock)
       transpose_pixels(pointers(input_, p, c.in).data(), c.in, rows_.data() + p, row_step_);
-    for (int64_t p = 0; p < c.pixels; p += kPairBlock)
-      interleave_pixels(pointers(grad_, p, c.out).data(), c.out, pairs_.data() + p * kGradientTile,
-                        c.pixels * kGradientTile);
+    if (c.paired) interleave(input_, c.in, rows_);
+    interleave(grad_, c.out, pairs_);
   }
 
   // Twice over the same pixels: the second run adds.
   int64_t run(void (*kernel)(const PairGradientCall&), int64_t near_pixels) const {
     std::vector<float> sums(static_cast<size_t>(c_.in_tiles() * c_.out_tiles() * c_.taps * kSumTile), 1e30f);
-    PairGradientCall call{rows_.data(),
-                          row_step_,
-                          pairs_.data(),
-                          c_.pixels,
-                          near_pixels,
-                          c_.in_tiles(),
-                          c_.out_tiles(),
-                          taps_.data(),
-                          c_.taps,
-                          sums.data(),
-                          c_.in_tiles() * c_.taps * kSumTile,
+    PairGradientCall call{rows_.data(), row_step_,   c_.paired,     pairs_.data(),
+                          c_.pixels,    near_pixels, c_.in_tiles(), c_.out_tiles(),
+                          taps_.data(), c_.taps,     sums.data(),   c_.in_tiles() * c_.taps * kSumTile,
                           true};
     kernel(call);
     call.first = false;
@@ -53,6 +45,11 @@ class GradientCheck {
   }
 
  private:
+  void interleave(const std::vector<uint16_t>& values, int64_t channels, std::vector<uint16_t>& to) const {
+    for (int64_t p = 0; p < c_.pixels; p += kPairBlock)
+      interleave_pixels(pointers(values, p, channels).data(), channels, to.data() + p * kGradientTile,
+                        c_.pixels * kGradientTile);
+  }
   static std::vector<uint16_t> drawn_values(int64_t count, Random& random) {
     std::vector<uint16_t> values(static_cast<size_t>(count));
     for (uint16_t& v : values) v = rounded(random.value());
@@ -93,10 +90,12 @@ int64_t check_gradients(int64_t cases) {
   for (int64_t i = 0; i < cases; ++i) {
     Random random(static_cast<uint64_t>(i) + 7000);
     const GradientCase c{1 + random.below(70), 1 + random.below(70), kPairBlock * (1 + random.below(9)),
-                         1 + random.below(4)};
+                         1 + random.below(4), false};
     const GradientCheck check(c, random);
     wrong += check.run(amx_pair_gradient, kPairBlock * (1 + random.below(4)));
     wrong += check.run(vector_pair_gradient<EmulatedDot>, kPairBlock);
+    const GradientCheck paired({c.in, c.out, c.pixels, 1, true}, random);
+    wrong += paired.run(vector_pair_gradient<EmulatedDot>, kPairBlock);
   }
   return wrong;
 }
