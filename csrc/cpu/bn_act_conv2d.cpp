@@ -61,6 +61,7 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
   const bool wide = takes_widened(grad_output, {input});
   const auto of_conv = weight.scalar_type();
   const Conv2dParams params{stride, padding, dilation, groups};
+  if (wide) check_conv2d_gradient("bn_act_conv2d_backward", grad_output, input, weight, params);
   if (wide && !multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes()), of_conv)) {
     const auto type = input.scalar_type();
     const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;

@@ -209,6 +209,8 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
   if (takes_widened(grad_output, {input, conv_output, output})) {
     const auto type = input.scalar_type(), of_weight = weight.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
+    check_conv2d_gradient("conv2d_batch_norm_backward", grad_output, input, weight,
+                          {stride, padding, dilation, groups});
     if (pairs_serve(grad_output, input, weight, {stride, padding, dilation, groups}, output_mask[0]))
       return rounded_to(
           {type, of_weight, of_weight, parameters, parameters, type},

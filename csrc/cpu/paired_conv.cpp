@@ -50,14 +50,18 @@ bool multiplies_pairs(const ConvGeometry& g, at::ScalarType weight) {
 
 namespace {
 
-ConvGeometry geometry_of(const Conv2dArgs& a, const at::Tensor& output) {
-  return conv_geometry(a.input, a.weight, a.params, output.sizes(), parse_activation("conv2d", a.activation));
+ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef output_sizes) {
+  return conv_geometry(a.input, a.weight, a.params, output_sizes, parse_activation("conv2d", a.activation));
+}
+
+bool pairs_serve(const Conv2dArgs& a, at::IntArrayRef output_sizes) {
+  return !present(a.scale) && multiplies_pairs(geometry_of(a, output_sizes), a.weight.scalar_type());
 }
 
 }  // namespace
 
 void multiply_pairs_into(const Conv2dArgs& a, const at::Tensor& output) {
-  const ConvGeometry g = geometry_of(a, output);
+  const ConvGeometry g = geometry_of(a, output.sizes());
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
   at::Tensor residual;
   if (present(a.residual))
@@ -69,15 +73,17 @@ void multiply_pairs_into(const Conv2dArgs& a, const at::Tensor& output) {
 }
 
 bool paired_conv2d_into(const Conv2dArgs& a, const at::Tensor& output) {
-  if (present(a.scale) || !multiplies_pairs(geometry_of(a, output), a.weight.scalar_type())) return false;
+  if (!pairs_serve(a, output.sizes())) return false;
   multiply_pairs_into(a, output);
   return true;
 }
 
 at::Tensor paired_conv2d(const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes) {
-  if (!multiplies_bfloat16() && !bf16_kernels().multiplies) return {};
-  const at::Tensor output = output_empty(concrete(sizes), a.input.options(), at::MemoryFormat::ChannelsLast);
-  return paired_conv2d_into(a, output) ? output : at::Tensor();
+  const std::vector<int64_t> output_sizes = concrete(sizes);
+  if (!pairs_serve(a, output_sizes)) return {};
+  const at::Tensor output = output_empty(output_sizes, a.input.options(), at::MemoryFormat::ChannelsLast);
+  multiply_pairs_into(a, output);
+  return output;
 }
 
 }  // namespace cnnfast::cpu

@@ -76,7 +76,7 @@ def test_linear_of_many_weights(shape, activation):
 
 
 @needs_extension
-@pytest.mark.parametrize("shape", MANY_WEIGHTS, ids=str)
+@pytest.mark.parametrize("shape", [shape for shape in MANY_WEIGHTS if shape[0] <= 32], ids=str)
 def test_linear_of_many_weights_does_not_depend_on_threads(shape):
     batch, inputs, outputs = shape
     input, weight = torch.randn(batch, inputs, requires_grad=True), weight_of(inputs, outputs)
@@ -88,8 +88,6 @@ def test_linear_of_many_weights_does_not_depend_on_threads(shape):
             found.append((output, *torch.autograd.grad(output, (input, weight), cotangent)))
     finally:
         torch.set_num_threads(threads)
-    if batch > 32:  # ATen's products
-        return
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
