@@ -41,12 +41,10 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
     if (output.defined())
       return {output, given ? no_gradient(*mean) : used.mean, given ? no_gradient(*var) : used.var};
   }
-  const Activation activation = parse_activation("bn_act_conv2d", pre_activation);
-  const at::Tensor output =
-      conv2d_in(input.scalar_type(), {images, weight, bias, std::nullopt, residual, params, "none"}, sizes,
-                [&](const at::Tensor& t, Border border, at::Tensor& storage) {
-                  return normalised_with_border(t, s, activation, border, storage);
-                });
+  const InputPrologue prologue{s.scale.data(), s.shift.data(),
+                               parse_activation("bn_act_conv2d", pre_activation)};
+  const at::Tensor output = conv2d_in(
+      input.scalar_type(), {images, weight, bias, std::nullopt, residual, params, "none"}, sizes, &prologue);
   if (given) return {output, no_gradient(*mean), no_gradient(*var)};
   return {output, used.mean, used.var};
 }

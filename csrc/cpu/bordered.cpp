@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cpu/activation_rows.h"
 #include "cpu/activation_rows16.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
@@ -15,17 +16,6 @@ namespace cnnfast::cpu {
 namespace {
 
 constexpr int64_t kSerialElements = 1 << 14;
-
-// Adds the sums of every channel over a row of `width` pixels. Where a vector holds several pixels, those of
-// channels that lie in it are summed side by side first.
-void add_row_sums(const float* row, int64_t width, int64_t channels, float* sums) {
-  const int64_t lanes = kernels().vector_width, pixels = lanes / channels;
-  if (pixels < 2 || lanes % channels || width % pixels)
-    return kernels().column_sum(row, channels, width, channels, nullptr, sums);
-  std::vector<float> wide(static_cast<size_t>(lanes), 0.0f);
-  kernels().column_sum(row, lanes, width / pixels, lanes, nullptr, wide.data());
-  for (int64_t i = 0; i < lanes; ++i) sums[i % channels] += wide[static_cast<size_t>(i)];
-}
 
 bool none(const Border& b) { return !b.top && !b.left && !b.bottom && !b.right; }
 
@@ -56,42 +46,24 @@ Images16 with_border16(const Bordered& t, const Border& border) {
 Bordered activation_gradient(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
                              const Border& border, std::vector<double>* sums) {
   const bool masks = activation.kind != Activation::kNone;
-  const PixelRows grad = pixel_rows(masks ? grad_output : widened_kept(grad_output));
   if (!masks) {
+    const PixelRows grad = pixel_rows(widened_kept(grad_output));
     if (sums) *sums = channel_sums(grad.data, grad.stride, grad.rows, grad.channels, nullptr);
     Bordered t{grad.storage, grad.storage, {}};
     t.view = with_border_kept(grad.storage, border, t.storage);
     return t;
   }
-  const PixelRows y = pixel_rows(output);
+  const ActivationRows rows(grad_output, output, activation);
   const ImageSize size = image_size(grad_output);
   Bordered to = bordered(grad_output.sizes(), grad_output.options().dtype(at::kFloat), border);
   const int64_t image_rows = size.images * size.height,
                 part_rows = std::max<int64_t>(1, kRowsPerPart / size.width),
                 parts = (image_rows + part_rows - 1) / part_rows;
   std::vector<float> partial(sums ? static_cast<size_t>(parts * size.channels) : 0, 0.0f);
-  // A mask does not ask for the channel: a row of pixels is one long one, whose vectors are full.
-  const auto is_dense = [&](const PixelRows& rows) { return rows.narrow || rows.stride == size.channels; };
-  const bool dense = is_dense(grad) && is_dense(y);
-  const int64_t row_values = size.width * size.channels;
   const auto rows_of_part = [&](int64_t part) {
-    for (int64_t row = part * part_rows; row < std::min(image_rows, (part + 1) * part_rows); ++row) {
-      float* scratch =
-          grad.narrow || y.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * row_values) : nullptr;
-      const FloatRows g = float_rows(grad, row * size.width, size.width, scratch),
-                      own = float_rows(y, row * size.width, size.width, scratch + row_values);
-      NormBackwardCall call{};
-      call.grad = g.data;
-      call.output = own.data;
-      call.grad_residual = to.view.data + row / size.height * to.view.image + row % size.height * to.view.row;
-      call.grad_stride = g.stride;
-      call.output_stride = own.stride;
-      call.channels = dense ? size.width * size.channels : size.channels;
-      call.activation = activation;
-      kernels().norm_backward(call, dense ? 1 : size.width);
-      if (sums)
-        add_row_sums(call.grad_residual, size.width, size.channels, partial.data() + part * size.channels);
-    }
+    for (int64_t row = part * part_rows; row < std::min(image_rows, (part + 1) * part_rows); ++row)
+      rows.run(row, to.view.data + row / size.height * to.view.image + row % size.height * to.view.row,
+               sums ? partial.data() + part * size.channels : nullptr);
   };
   parallel_team(grad_output.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(parts, 1, thread, team);

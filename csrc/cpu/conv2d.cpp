@@ -4,10 +4,12 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/chunked_conv.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
 #include "cpu/image_groups.h"
 #include "cpu/memory_pool.h"
+#include "cpu/normalise.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
@@ -26,6 +28,11 @@ AlignedFloats channel_values(const ConvGeometry& g, const OptionalTensor& t) {
 
 }  // namespace
 
+void InputPrologue::apply(float* pixels, int64_t count, int64_t channels) const {
+  kernels().affine({pixels, nullptr, pixels, scale, shift, channels, 0, channels, channels, activation},
+                   count);
+}
+
 ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
                            at::IntArrayRef output_sizes, Activation activation) {
   return {input.size(0),   input.size(1),   weight.size(0), p.groups,      weight.size(2),
@@ -34,10 +41,10 @@ ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, co
 }
 
 at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes,
-                     const BringIn& bring_in) {
+                     const InputPrologue* prologue) {
   const at::Tensor output =
       output_empty(concrete(sizes), a.input.options().dtype(type), at::MemoryFormat::ChannelsLast);
-  conv2d_into(a, output, bring_in);
+  conv2d_into(a, output, prologue);
   return output;
 }
 
@@ -49,13 +56,32 @@ ImageGroups groups_of(const Conv2dArgs& a, const at::Tensor& output) {
           a.weight.numel(), a.input.scalar_type() != at::kFloat};
 }
 
+// Weights as a convolution of such sizes takes them.
+class Weights {
+ public:
+  Weights(const Conv2dArgs& a, const ConvGeometry& g, bool raw)
+      : raw_(raw ? widened(a.weight) : at::Tensor()),
+        packed_(raw ? nullptr : packed_weight(a.weight, g)),
+        scale_(channel_values(g, a.scale)),
+        shift_(channel_values(g, a.bias)) {}
+  PackedConv get() const {
+    return packed_ ? PackedConv(*packed_, scale_, shift_)
+                   : PackedConv(raw_.const_data_ptr<float>(), weight_strides(raw_), scale_, shift_);
+  }
+
+ private:
+  at::Tensor raw_;
+  std::shared_ptr<const AlignedFloats> packed_;
+  AlignedFloats scale_, shift_;
+};
+
 // One group of images after the other, with weights that are packed once.
 class GroupedConv {
  public:
-  GroupedConv(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in)
+  GroupedConv(const Conv2dArgs& args, const at::Tensor& output, const InputPrologue* prologue)
       : args_(args),
         output_(output),
-        bring_in_(bring_in),
+        prologue_(prologue),
         groups_(groups_of(args, output)),
         geometry_(conv_geometry(args.input, args.weight, args.params, output.sizes(),
                                 parse_activation("conv2d", args.activation))) {
@@ -64,14 +90,8 @@ class GroupedConv {
   }
 
   void run() {
-    const bool raw = is_trained(args_.weight) && takes_raw_weights(geometry_);
-    const at::Tensor raw_weight = raw ? widened(args_.weight) : at::Tensor();
-    const auto packed = raw ? nullptr : packed_weight(args_.weight, geometry_);
-    const AlignedFloats scale = channel_values(geometry_, args_.scale),
-                        shift = channel_values(geometry_, args_.bias);
-    const PackedConv weights =
-        raw ? PackedConv(raw_weight.const_data_ptr<float>(), weight_strides(raw_weight), scale, shift)
-            : PackedConv(*packed, scale, shift);
+    const Weights held(args_, geometry_, is_trained(args_.weight) && takes_raw_weights(geometry_));
+    const PackedConv weights = held.get();
     groups_.each([&](int64_t first, int64_t count) { run_group(weights, first, count); });
   }
 
@@ -87,8 +107,10 @@ class GroupedConv {
     const Overreach beyond = overreach(g);
     at::Tensor padded, residual;
     const int64_t ph = args_.params.padding[0], pw = args_.params.padding[1];
-    const View input = bring_in_(images_at(args_.input, first, count),
-                                 {ph, pw, ph + beyond.bottom, pw + beyond.right}, padded);
+    const Border border{ph, pw, ph + beyond.bottom, pw + beyond.right};
+    const at::Tensor images = images_at(args_.input, first, count);
+    const View input = prologue_ ? normalised_with_border(images, *prologue_, border, padded)
+                                 : with_border(images, border, padded);
     const View added = residual_view(first, count, residual);
     const ConvJob job(g,
                       {input.data - ph * input.row - pw * input.pixel, input.image, input.row, input.pixel},
@@ -107,15 +129,19 @@ class GroupedConv {
 
   const Conv2dArgs& args_;
   const at::Tensor& output_;
-  const BringIn& bring_in_;
+  const InputPrologue* prologue_;
   ImageGroups groups_;
   ConvGeometry geometry_;  // of the first group
 };
 
 }  // namespace
 
-void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in) {
-  if (output.numel() > 0) GroupedConv(args, output, bring_in).run();
+void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const InputPrologue* prologue) {
+  if (output.numel() == 0) return;
+  if (!ChunkedConv::serves(args, output)) return GroupedConv(args, output, prologue).run();
+  const ChunkedConv conv(args, output, prologue);
+  const Weights held(args, conv.geometry(), /*raw=*/false);
+  conv.run(held.get());
 }
 
 namespace {

@@ -1,7 +1,5 @@
 // The float32 convolution on tensors, for operators that contain one.
 #pragma once
-#include <functional>
-
 #include "cpu/conv_geometry.h"
 #include "cpu/tensor_view.h"
 #include "ops/conv2d.h"
@@ -12,14 +10,19 @@ namespace cnnfast::cpu {
 ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
                            at::IntArrayRef output_sizes, Activation activation = {});
 
-// Brings the input into memory with its border, as with_border does: where a prologue is applied on the way.
-using BringIn = std::function<View(const at::Tensor&, Border, at::Tensor& storage)>;
+// act(input * scale + shift) while a convolution brings its input into memory.
+struct InputPrologue {
+  const float *scale, *shift;
+  Activation activation;
+
+  void apply(float* pixels, int64_t count, int64_t channels) const;
+};
 
 // Arguments must have passed check_conv2d, which gave `sizes`; bfloat16 ones are widened some images at a
-// time. `type`: the output's, float32 or bfloat16.
+// time. `type`: the output's, float32 or bfloat16. `prologue`: may be null.
 at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& args, const std::vector<c10::SymInt>& sizes,
-                     const BringIn& bring_in = with_border);
+                     const InputPrologue* prologue = nullptr);
 // The same into a tensor of the output's sizes whose channels are adjacent: a slice of a concatenation, too.
-void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const BringIn& bring_in = with_border);
+void conv2d_into(const Conv2dArgs& args, const at::Tensor& output, const InputPrologue* prologue = nullptr);
 
 }  // namespace cnnfast::cpu

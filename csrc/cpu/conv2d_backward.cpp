@@ -6,7 +6,9 @@
 
 #include <optional>
 
+#include "cpu/activation_rows.h"
 #include "cpu/bordered.h"
+#include "cpu/chunked_backward.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_backward.h"
 #include "cpu/memory_pool.h"
@@ -73,6 +75,14 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
     if (found)
       return {need_input ? found->input : none(), need_weight ? found->weight : none(),
               need_bias ? sums_as_tensor(found->bias) : none(), none(), none()};
+  }
+  const WantedConvGradients wanted{need_input, need_weight, need_bias};
+  if (!need_residual && ChunkedBackward::serves(input, weight, params, grad_output.sizes(), wanted)) {
+    const ActivationRows rows(grad_output, output, act);
+    const auto found = ChunkedBackward(input, weight, params, grad_output.sizes(), wanted)
+                           .run([&](int64_t row, float* to, bool, float* sums) { rows.run(row, to, sums); });
+    return {need_input ? found.input : none(), found.weight, need_bias ? sums_as_tensor(found.bias) : none(),
+            none(), none()};
   }
   ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> bias(static_cast<size_t>(grad_output.size(1)), 0.0);
@@ -163,8 +173,40 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   return conv2d_backward_float(grad_output, input, weight, output, params, act, output_mask);
 }
 
-// Images may be bfloat16. With ConvBackward, or with PairedConvBackward where pairs serve.
+// The gradient of the convolution's output exists for some images at a time. With ConvBackward, or with
+// PairedConvBackward where pairs serve.
 template <class Backward>
+ConvGradients gradients_by_images(const NormGradientWriter& write, const at::Tensor& input,
+                                  const at::Tensor& weight, const Conv2dParams& params,
+                                  at::IntArrayRef output_sizes, at::ScalarType products, bool need_input,
+                                  bool need_weight) {
+  Backward conv(input, weight, params, output_sizes, need_input, need_weight);
+  conv.groups().each([&](int64_t first, int64_t count) {
+    std::vector<int64_t> sizes = output_sizes.vec();
+    sizes[0] = count;
+    const Border border = conv.border(count);
+    const Bordered grad = bordered(sizes, input.options().dtype(products), border);
+    write.images(first, grad, border);
+    conv.add(first, grad);
+  });
+  return conv.take();
+}
+
+// In float32, some rows at a time where that serves.
+ConvGradients gradients_by_rows(const NormGradientWriter& write, const at::Tensor& input,
+                                const at::Tensor& weight, const Conv2dParams& params,
+                                at::IntArrayRef output_sizes, bool need_input, bool need_weight) {
+  const WantedConvGradients wanted{need_input, need_weight, false};
+  if (!ChunkedBackward::serves(input, weight, params, output_sizes, wanted))
+    return gradients_by_images<ConvBackward>(write, input, weight, params, output_sizes, at::kFloat,
+                                             need_input, need_weight);
+  const ChunkedGradients found =
+      ChunkedBackward(input, weight, params, output_sizes, wanted)
+          .run([&](int64_t row, float* to, bool own, float*) { write.row(row, to, own); });
+  return {found.input, found.weight, at::Tensor()};
+}
+
+// Images may be bfloat16.
 BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, const at::Tensor& input,
                                                  const at::Tensor& weight, const OptionalTensor& bn_weight,
                                                  const at::Tensor& conv_output, const at::Tensor& conv_mean,
@@ -174,23 +216,18 @@ BatchNormGradients conv2d_batch_norm_backward_by(const at::Tensor& grad_output, 
                                                  std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const bool need_conv = need_input || need_weight;
-  Backward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
-  // The gradient of the convolution's output exists for some images at a time.
+  ConvGradients found;
   const auto through_conv = [&](const NormGradientWriter& write) {
-    conv.groups().each([&](int64_t first, int64_t count) {
-      std::vector<int64_t> sizes = grad_output.sizes().vec();
-      sizes[0] = count;
-      const Border border = conv.border(count);
-      const Bordered grad = bordered(sizes, input.options().dtype(products), border);
-      write(first, grad, border);
-      conv.add(first, grad);
-    });
+    found =
+        products == at::kFloat
+            ? gradients_by_rows(write, input, weight, params, grad_output.sizes(), need_input, need_weight)
+            : gradients_by_images<PairedConvBackward>(write, input, weight, params, grad_output.sizes(),
+                                                      products, need_input, need_weight);
   };
   const auto norm = batch_norm2d_backward_by_images(
       need_conv ? NormGradientReader(through_conv) : NormGradientReader(), grad_output, conv_output,
       conv_mean, var, bn_weight, output, eps, activation,
       {need_conv, false, false, need_bn_weight, need_bn_bias, need_residual});
-  const ConvGradients found = conv.take();
   const auto none = [&] { return no_gradient(input); };
   return {need_input ? found.input : none(), need_weight ? found.weight : none(),
           // The mean takes any bias away again: its gradient is zero, not merely small.
@@ -212,16 +249,16 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     check_conv2d_gradient("conv2d_batch_norm_backward", grad_output, input, weight,
                           {stride, padding, dilation, groups});
     if (pairs_serve(grad_output, input, weight, {stride, padding, dilation, groups}, output_mask[0]))
-      return rounded_to(
-          {type, of_weight, of_weight, parameters, parameters, type},
-          conv2d_batch_norm_backward_by<PairedConvBackward>(
-              grad_output, input, weight, widened(bn_weight), conv_output, widened(conv_mean), widened(var),
-              output, {stride, padding, dilation, groups}, eps, activation, at::kBFloat16, output_mask));
+      return rounded_to({type, of_weight, of_weight, parameters, parameters, type},
+                        conv2d_batch_norm_backward_by(grad_output, input, weight, widened(bn_weight),
+                                                      conv_output, widened(conv_mean), widened(var), output,
+                                                      {stride, padding, dilation, groups}, eps, activation,
+                                                      at::kBFloat16, output_mask));
     return rounded_to({type, of_weight, of_weight, parameters, parameters, type},
-                      conv2d_batch_norm_backward_by<ConvBackward>(
-                          grad_output, input, widened_kept(weight), widened(bn_weight), conv_output,
-                          widened(conv_mean), widened(var), output, {stride, padding, dilation, groups}, eps,
-                          activation, at::kFloat, output_mask));
+                      conv2d_batch_norm_backward_by(grad_output, input, widened_kept(weight),
+                                                    widened(bn_weight), conv_output, widened(conv_mean),
+                                                    widened(var), output, {stride, padding, dilation, groups},
+                                                    eps, activation, at::kFloat, output_mask));
   }
   const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, output}) &&
                     is_plain_float(grad_output) && grad_output.numel() > 0;
@@ -229,9 +266,9 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,
                                                 var, output, stride, padding, dilation, groups, eps,
                                                 activation, output_mask);
-  return conv2d_batch_norm_backward_by<ConvBackward>(
-      grad_output, input, weight, bn_weight, conv_output, conv_mean, var, output,
-      {stride, padding, dilation, groups}, eps, activation, at::kFloat, output_mask);
+  return conv2d_batch_norm_backward_by(grad_output, input, weight, bn_weight, conv_output, conv_mean, var,
+                                       output, {stride, padding, dilation, groups}, eps, activation,
+                                       at::kFloat, output_mask);
 }
 
 }  // namespace

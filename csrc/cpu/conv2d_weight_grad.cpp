@@ -41,8 +41,10 @@ int64_t tiles_of(const ConvGeometry& g, const ConvAlgorithm& a) {
   return g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile);
 }
 
-// Tiles worked on at once by a thread that has `in` input channels.
-int64_t strip_tiles(const ConvGeometry& g, const ConvAlgorithm& a, int64_t in) {
+}  // namespace
+
+int64_t gradient_strip_tiles(const ConvGeometry& g, int64_t in) {
+  const ConvAlgorithm& a = g.algorithm;
   const int64_t width = kernels().vector_width, points = a.points * a.points;
   const int64_t padded_in = divide_up(in, width) * width,
                 padded_out = divide_up(g.out_channels, width) * width;
@@ -51,6 +53,8 @@ int64_t strip_tiles(const ConvGeometry& g, const ConvAlgorithm& a, int64_t in) {
   const int64_t strips = divide_up(tiles, std::max(kLeastTiles, bytes / tile_bytes));
   return divide_up(tiles, strips);
 }
+
+namespace {
 
 // In cycles of multiply-adds of a vector (docs/performance.md).
 double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
@@ -62,7 +66,9 @@ double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
   return points * (1.2 * tiles * in * out + tiles * (12.5 * in / width + 22 * out) + 4.0 * in * out);
 }
 
-ConvAlgorithm choose_gradient_algorithm(const ConvGeometry& g) {
+}  // namespace
+
+ConvAlgorithm gradient_algorithm(const ConvGeometry& g) {
   ConvAlgorithm best{};
   if (g.kernel_w != g.kernel_h || g.stride_h != 1 || g.stride_w != 1 || g.dilation_h != 1 ||
       g.dilation_w != 1)
@@ -71,6 +77,8 @@ ConvAlgorithm choose_gradient_algorithm(const ConvGeometry& g) {
     if (a.points - a.tile + 1 == g.kernel_h && cost(g, a) < cost(g, best)) best = a;
   return best;
 }
+
+namespace {
 
 // The input in memory with what tiles or taps read around it, as a view of the first tap.
 View bring_in(const at::Tensor& input, const Conv2dParams& p, Overreach beyond, at::Tensor& storage) {
@@ -105,7 +113,7 @@ void run_direct(const ConvGeometry& g, const View& input, const View& grad, cons
     if (begin < end) kernels().weight_gradient(call, begin, end);
     barrier.wait();
     const auto [first, last] = share(g.in_channels, 1, thread, team);
-    unpack_sums(g, panels, sums, weight_grad, first, last);
+    unpack_sums(g, panels, sums, weight_grad.data_ptr<float>(), weight_strides(weight_grad), first, last);
   });
 }
 
@@ -126,7 +134,7 @@ void run_winograd(const ConvGeometry& g, const View& input, const View& grad, co
     call.in_channels = g.in_channels;
     call.channels = g.out_channels;
     call.panel_vectors = Panels::of(g.out_channels).vectors;
-    call.strip_tiles = strip_tiles(g, g.algorithm, channels);
+    call.strip_tiles = gradient_strip_tiles(g, channels);
     call.scratch =
         thread_scratch(ScratchSlot::kWinograd, kernels().winograd_gradient_scratch(call, channels));
     if (call.strip_tiles < tiles_of(g, g.algorithm))
@@ -149,7 +157,7 @@ at::Tensor weight_gradient(const at::Tensor& grad_output, const at::Tensor& inpu
   at::Tensor weight_grad = gradient_empty_like(weight);
   if (grad_output.numel() == 0) return weight_grad.zero_();
   ConvGeometry g = group_geometry(grad_output, weight, p);
-  g.algorithm = choose_gradient_algorithm(g);
+  g.algorithm = gradient_algorithm(g);
   const bool winograd = !g.algorithm.direct();
   const Overreach beyond = overreach(g);
   at::Tensor input_storage, grad_storage;

@@ -28,6 +28,12 @@ bool is_depthwise(const at::Tensor& weight, int64_t groups) {
 
 }  // namespace
 
+TurnedWeight::TurnedWeight(const at::Tensor& w, const InputGradientPart& part, at::IntArrayRef stride,
+                           bool swapped)
+    : first(w.const_data_ptr<float>() + part.rows.last * w.stride(2) + part.columns.last * w.stride(3)),
+      strides{swapped ? w.stride(1) : w.stride(0), swapped ? w.stride(0) : w.stride(1),
+              -stride[0] * w.stride(2), -stride[1] * w.stride(3)} {}
+
 bool InputGradient::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p) {
   if (!(is_plain_float(input) || takes_widened(input)) || !is_plain_float(weight)) return false;
   if (!has_phases(p)) return false;
@@ -54,19 +60,15 @@ std::vector<PackedConv> InputGradient::weights(float* to, at::Tensor& held) cons
   const int64_t groups = params_.groups;
   const bool depthwise = is_depthwise(weight_, groups);
   held = groups == 1 || depthwise ? weight_ : swapped_groups(weight_, groups);
-  const at::Tensor& w = held;
   const bool swapped = groups == 1;  // read with the channels in each other's place
   std::vector<PackedConv> all;
   for (size_t i = 0; i < packing_.size(); ++i) {
     const InputGradientPart& part = parts_.parts[i];
-    const WeightStrides strides{swapped ? w.stride(1) : w.stride(0), swapped ? w.stride(0) : w.stride(1),
-                                -params_.stride[0] * w.stride(2), -params_.stride[1] * w.stride(3)};
-    const float* last =
-        w.const_data_ptr<float>() + part.rows.last * w.stride(2) + part.columns.last * w.stride(3);
+    const TurnedWeight turned(held, part, params_.stride, swapped);
     if (packing_[i].raw) {
-      all.emplace_back(last, strides, none, none);
+      all.emplace_back(turned.first, turned.strides, none, none);
     } else {
-      pack_weight_into(part.geometry, last, strides, to + packing_[i].at, true);
+      pack_weight_into(part.geometry, turned.first, turned.strides, to + packing_[i].at, true);
       all.emplace_back(to + packing_[i].at, none, none);
     }
   }

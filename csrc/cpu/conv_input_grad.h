@@ -7,6 +7,15 @@
 
 namespace cnnfast::cpu {
 
+// The weight of a part, as a stride-1 convolution from outputs to inputs reads it.
+struct TurnedWeight {
+  // swapped: input and output channels in each other's place.
+  TurnedWeight(const at::Tensor& weight, const InputGradientPart& part, at::IntArrayRef stride,
+               bool swapped = true);
+  const float* first;
+  WeightStrides strides;
+};
+
 class InputGradient {
  public:
   // `output_sizes`: of the convolution's output. The input's values are not read; it may be bfloat16.

@@ -167,6 +167,10 @@ struct WinogradGradCall {
   float* scratch;      // winograd_gradient_scratch floats of the calling thread
   float* weight_grad;  // the result
   WeightStrides strides;
+  bool adds = false;     // to the sums of a call before
+  bool finishes = true;  // else the result is not written, and the sums stay for the next call
+
+  bool keeps_sums(int64_t tiles) const { return strip_tiles < tiles || adds || !finishes; }
 };
 
 struct PoolCall {

@@ -196,8 +196,7 @@ at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift
   return output;
 }
 
-View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation activation, Border b,
-                            at::Tensor& storage) {
+View normalised_with_border(const at::Tensor& t, const InputPrologue& p, Border b, at::Tensor& storage) {
   const ImageSize size = image_size(t);
   const int64_t height = size.height + b.top + b.bottom, width = size.width + b.left + b.right;
   storage = output_empty({size.images, height, width, size.channels}, t.options().dtype(at::kFloat));
@@ -212,8 +211,8 @@ View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation
       const int64_t n = row / size.height, y = row % size.height;
       if (narrow) widen_rows(images, size, to, row, row + 1);  // normalised where they are then
       kernels().affine(
-          {from.data + n * from.image + y * from.row, nullptr, to.data + n * to.image + y * to.row,
-           s.scale.data(), s.shift.data(), from.pixel, 0, to.pixel, size.channels, activation},
+          {from.data + n * from.image + y * from.row, nullptr, to.data + n * to.image + y * to.row, p.scale,
+           p.shift, from.pixel, 0, to.pixel, size.channels, p.activation},
           size.width);
     }
     const auto [image_begin, image_end] = share(size.images, 1, thread, team);
@@ -390,9 +389,15 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
   call.tilt = through_statistics ? coefficients.tilt.data() : nullptr;
   call.offset = coefficients.offset.data();
   if (x.rows > 0 && target.reader)
-    target.reader([&](int64_t first, const Bordered& to, const Border& border) {
-      backward_values(call, from, image_size(to.tensor), first, to, border, of_residual);
-    });
+    target.reader({[&](int64_t first, const Bordered& to, const Border& border) {
+                     backward_values(call, from, image_size(to.tensor), first, to, border, of_residual);
+                   },
+                   [&, width = input.size(3)](int64_t row, float* to, bool own) {
+                     OutputRows target(to);
+                     target.channels = call.channels;
+                     backward_rows(call, from, row * width, (row + 1) * width, target,
+                                   own ? of_residual : OutputRows());
+                   }});
   else if (x.rows > 0 && (target.dense.wanted() || need_residual))
     backward_values(call, from, target.dense, of_residual);
   auto per_channel = [&](bool wanted, auto&& value) {

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "cpu/bordered.h"
+#include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
 #include "cpu/tensor_view.h"
 #include "ops/batch_norm2d.h"
@@ -52,9 +53,9 @@ ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTen
 at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
                      const OptionalTensor& residual, Activation activation, at::ScalarType type = at::kFloat);
 
-// act(t * scale + shift) with `border` zeros around every image, as a view of the first pixel inside the
-// border; `storage` holds it. The prologue of a convolution: its input is copied for the border anyway.
-View normalised_with_border(const at::Tensor& t, const ScaleShift& s, Activation activation, Border border,
+// A convolution's input through its prologue with `border` zeros around every image, as a view of the first
+// pixel inside the border; `storage` holds it. It is copied for the border anyway.
+View normalised_with_border(const at::Tensor& t, const InputPrologue& prologue, Border border,
                             at::Tensor& storage);
 
 // batch_norm_act and batch_norm2d_backward by the kernels; arguments must have passed the checks and be
@@ -85,8 +86,12 @@ BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, con
                                               double eps, std::string_view activation, bool batch_statistics,
                                               std::array<bool, 6> output_mask);
 
-// Writes the input's gradient of the images from `first` on, as many as `to` has, with a border of zeros.
-using NormGradientWriter = std::function<void(int64_t first, const Bordered& to, const Border& border)>;
+struct NormGradientWriter {
+  // Writes the input's gradient of the images from `first` on, as many as `to` has, with a border of zeros.
+  std::function<void(int64_t first, const Bordered& to, const Border& border)> images;
+  // That of a row over all images, by the calling thread; the residual's only where `own`.
+  std::function<void(int64_t row, float* to, bool own)> row;
+};
 // Has all images written, and takes them.
 using NormGradientReader = std::function<void(const NormGradientWriter&)>;
 

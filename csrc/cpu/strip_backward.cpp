@@ -89,7 +89,8 @@ class StripBackward {
       add_parts(first, last);
       barrier.wait();
       const auto [channel, behind] = share(in_, 16, thread, team);
-      unpack_sums(to_weight_, panels_, sums_, found.weight, channel, behind);
+      unpack_sums(to_weight_, panels_, sums_, found.weight.data_ptr<float>(), weight_strides(found.weight),
+                  channel, behind);
     });
     if (wanted_.bias) found.bias = sum_of_parts(bias, out_);
     return found;

@@ -15,8 +15,8 @@ ConvGeometry group_geometry(const at::Tensor& grad, const at::Tensor& weight, co
 // Where the input value of every kernel position (row, column, channel) lies from a pixel's first one.
 std::vector<int64_t> position_offsets(const ConvGeometry& g, const View& input);
 
-// From the order of packed weights to the tensor's, input channels [begin, end).
-void unpack_sums(const ConvGeometry& g, const Panels& panels, const float* sums, const at::Tensor& to,
-                 int64_t begin, int64_t end);
+// From the order of packed weights to a tensor's, input channels [begin, end).
+void unpack_sums(const ConvGeometry& g, const Panels& panels, const float* sums, float* to,
+                 WeightStrides strides, int64_t begin, int64_t end);
 
 }  // namespace cnnfast::cpu

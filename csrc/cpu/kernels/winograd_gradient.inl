@@ -141,16 +141,17 @@ void winograd_gradient_of(const WinogradGradCall& c, int64_t in_begin, int64_t i
       transform_gradient_tile<N, T>(c, s, t, at, far_grad ? &next : nullptr, grad);
       at = next;
     }
-    float* sums = c.strip_tiles < tiles ? c.sums : own;
+    float* sums = c.keeps_sums(tiles) ? c.sums : own;
     for (int64_t p = 0; p < s.panels; ++p) {
       const GradientPanel panel(c.channels, c.panel_vectors, p);
       for (int64_t in = 0; in < tiles_of.in_channels; in += kBlockChannels) {
         const int64_t left = tiles_of.in_channels - in,
                       channels = left < kBlockChannels ? left : kBlockChannels;
         add_tile_products(c, s, panel, input + in / kBlockChannels * s.input.block, channels,
-                          grad + p * s.grad_panel, count, sums, begin == 0);
-        if (begin + count == tiles) finish_kernels<N, K>(c, s, panel, sums, in_begin + in, channels, kernels);
-        if (c.strip_tiles < tiles) sums += s.sums;
+                          grad + p * s.grad_panel, count, sums, begin == 0 && !c.adds);
+        if (begin + count == tiles && c.finishes)
+          finish_kernels<N, K>(c, s, panel, sums, in_begin + in, channels, kernels);
+        if (c.keeps_sums(tiles)) sums += s.sums;
       }
     }
   }

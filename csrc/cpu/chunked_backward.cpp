@@ -1,0 +1,169 @@
+#include "cpu/chunked_backward.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+
+#include "cpu/conv_input_grad.h"
+#include "cpu/conv_weight_grad.h"
+#include "cpu/memory_pool.h"
+#include "cpu/pack_cache.h"
+#include "cpu/parallel.h"
+#include "cpu/weight_sums.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Finishing the sums of a part takes as long as a few of its tiles, and its result takes memory.
+constexpr int64_t kLeastPartTiles = 64, kLeastParts = 4, kMostParts = 32, kPartsBytes = 10 << 20;
+
+int64_t row_floats(const ImageSize& size, int64_t in, int64_t pad) {
+  return (size.width + 2 * pad) * (size.channels + 2 * in);
+}
+
+}  // namespace
+
+// Of the calling thread: views of the first pixel inside the border.
+struct ChunkedBackward::Memory {
+  View grad, input, input_grad;
+};
+
+ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weight,
+                                 const Conv2dParams& params, at::IntArrayRef output_sizes,
+                                 WantedConvGradients wanted)
+    : weight_(weight),
+      input_(input),
+      input_rows_(input),
+      wanted_(wanted),
+      size_{output_sizes[0], output_sizes[2], output_sizes[3], output_sizes[1]},
+      chunks_(size_, row_floats(size_, input.size(1), params.padding[0])),
+      pad_(params.padding[0]) {
+  // As if every strip of rows were an image.
+  const int64_t images = chunks_.all_images(), rows = chunks_.rows(), in = input.size(1);
+  if (wanted.input) {
+    to_input_.emplace(at::IntArrayRef({images, in, rows, size_.width}), weight.sizes(), params,
+                      at::IntArrayRef({images, size_.channels, rows, size_.width}), /*winograd=*/true);
+    grad_border_ = to_input_->border;
+  }
+  to_weight_.emplace(ConvGeometry{chunks_.images(),
+                                  in,
+                                  size_.channels,
+                                  1,
+                                  weight.size(2),
+                                  weight.size(3),
+                                  1,
+                                  1,
+                                  1,
+                                  1,
+                                  rows,
+                                  size_.width,
+                                  {}},
+                     images);
+  const Overreach beyond = to_weight_->beyond();
+  input_border_ = {pad_, pad_, pad_ + beyond.bottom, pad_ + beyond.right};
+  const int64_t part_bytes = weight.numel() * static_cast<int64_t>(sizeof(float));
+  const int64_t most_parts =
+      std::min({kMostParts, images * to_weight_->tiles() / kLeastPartTiles, kPartsBytes / part_bytes});
+  while (2 * parts_ <= std::min(most_parts, chunks_.count())) parts_ *= 2;
+}
+
+bool ChunkedBackward::serves() const { return parts_ >= kLeastParts && to_weight_->serves(); }
+
+bool ChunkedBackward::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
+                             at::IntArrayRef output_sizes, WantedConvGradients wanted) {
+  if (!ImageChunks::serve(weight, p) || !wanted.weight || input.numel() == 0) return false;
+  if (!channels_adjacent(input) || !input.is_non_overlapping_and_dense() ||
+      !weight.is_non_overlapping_and_dense())
+    return false;
+  if (!InputGradient::serves(input, weight, p) || !serves_weight_gradient(weight, 1)) return false;
+  return ChunkedBackward(input, weight, p, output_sizes, wanted).serves();
+}
+
+ChunkedBackward::Memory ChunkedBackward::memory() const {
+  const View grad = chunks_.layout(grad_border_, size_.channels),
+             input = chunks_.layout(input_border_, input_.size(1)),
+             input_grad = chunks_.layout({}, input_.size(1));
+  float* const first = thread_scratch(
+      ScratchSlot::kStrip, chunks_.floats(grad) + chunks_.floats(input) + chunks_.floats(input_grad));
+  float* const second = first + chunks_.floats(grad);
+  return {ImageChunks::inside(grad, grad_border_, first), ImageChunks::inside(input, input_border_, second),
+          ImageChunks::inside(input_grad, {}, second + chunks_.floats(input))};
+}
+
+void ChunkedBackward::pack() {
+  if (!to_input_) return;
+  const InputGradientPart& part = to_input_->parts[0];
+  float* packed = thread_scratch(ScratchSlot::kPacked, packed_floats(part.geometry));
+  const TurnedWeight turned(weight_, part, {1, 1});
+  pack_weight_into(part.geometry, turned.first, turned.strides, packed, true);
+  packed_ = packed;
+}
+
+ChunkedGradients ChunkedBackward::run(const GradientRow& row) {
+  ChunkedGradients found;
+  pack();
+  if (wanted_.input) {
+    input_grad_ = found.input = gradient_empty_like(input_);
+    input_grad_rows_.emplace(input_grad_);
+  }
+  found.weight = gradient_empty_like(weight_);
+  weight_strides_ = weight_strides(found.weight);
+  const int64_t floats = weight_.numel(), out = size_.channels;
+  const at::Tensor sums = gradient_empty({parts_, floats}, found.weight.options());
+  std::vector<float> bias(wanted_.bias ? static_cast<size_t>(chunks_.count() * out) : 0, 0.0f);
+  parallel_team(team_size(), [&](int thread, int team, Barrier& barrier) {
+    const auto [begin, end] = share(parts_, 1, thread, team);
+    for (int64_t part = begin; part < end; ++part)
+      run_part(part, row, sums.data_ptr<float>() + part * floats, wanted_.bias ? bias.data() : nullptr);
+    barrier.wait();
+    const auto [first, last] = share(floats, 16, thread, team);
+    float* to = found.weight.data_ptr<float>();
+    std::copy(sums.const_data_ptr<float>() + first, sums.const_data_ptr<float>() + last, to + first);
+    for (int64_t part = 1; part < parts_; ++part) {
+      const float* from = sums.const_data_ptr<float>() + part * floats;
+      for (int64_t i = first; i < last; ++i) to[i] += from[i];
+    }
+  });
+  found.bias.assign(wanted_.bias ? static_cast<size_t>(out) : 0, 0.0);
+  for (size_t i = 0; i < bias.size(); ++i) found.bias[i % found.bias.size()] += bias[i];
+  return found;
+}
+
+void ChunkedBackward::run_part(int64_t part, const GradientRow& row, float* weight_grad, float* bias) {
+  const auto [begin, end] = share(chunks_.count(), 1, static_cast<int>(part), static_cast<int>(parts_));
+  const Memory m = memory();
+  for (int64_t i = begin; i < end; ++i) {
+    const Chunk c = chunks_[i];
+    float* const sums = bias ? bias + i * size_.channels : nullptr;
+    chunks_.fill(c, m.grad, grad_border_, to_input_ ? pad_ : 0, [&](int64_t image, int64_t y, float* to) {
+      const bool own = y >= c.row && y < c.row + c.rows;
+      row(image * size_.height + y, to, own, own ? sums : nullptr);
+    });
+    if (to_input_) add_input(c, m);
+    add_weight(c, m, i == begin, i + 1 == end, weight_grad);
+  }
+}
+
+void ChunkedBackward::add_input(const Chunk& c, const Memory& m) const {
+  static const AlignedFloats none(0);
+  const InputGradientPart& part = to_input_->parts[0];
+  const View to = input_grad_rows_->narrow() ? m.input_grad : input_grad_rows_->view_at(c);
+  View from = m.grad;
+  from.data += part.rows.lowest * from.row + part.columns.lowest * from.pixel;
+  ConvGeometry g = part.geometry;
+  g.images = c.images;
+  g.out_height = c.rows;
+  ConvJob(g, from, to, View{}).run(PackedConv(packed_, none, none), 0, 1);
+  input_grad_rows_->write(c, to);
+}
+
+void ChunkedBackward::add_weight(const Chunk& c, const Memory& m, bool first, bool last,
+                                 float* weight_grad) const {
+  chunks_.fill(c, m.input, input_border_, pad_,
+               [&](int64_t image, int64_t row, float* to) { input_rows_.read(image, row, to); });
+  View input = m.input;
+  input.data -= pad_ * (input.row + input.pixel);
+  to_weight_->add(input, m.grad, {c.images, c.rows, first, last}, weight_grad, weight_strides_);
+}
+
+}  // namespace cnnfast::cpu

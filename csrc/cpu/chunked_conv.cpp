@@ -1,0 +1,85 @@
+#include "cpu/chunked_conv.h"
+
+#include "cpu/conv_job.h"
+#include "cpu/parallel.h"
+
+namespace cnnfast::cpu {
+namespace {
+
+// Fewer chunks are better shared by all threads.
+constexpr int64_t kLeastChunks = 8;
+// Every thread reads all weights for every chunk.
+constexpr int64_t kMostWeightBytes = 4 << 20;
+
+ImageChunks chunks_of(const Conv2dArgs& a, const at::Tensor& output) {
+  const ImageSize size{output.size(0), output.size(2), output.size(3), output.size(1)};
+  return {size, (size.width + 2 * a.params.padding[0]) * a.weight.size(1) + size.width * size.channels};
+}
+
+}  // namespace
+
+ChunkedConv::ChunkedConv(const Conv2dArgs& args, const at::Tensor& output, const InputPrologue* prologue)
+    : args_(args),
+      prologue_(prologue),
+      chunks_(chunks_of(args, output)),
+      input_(args.input),
+      output_(output),
+      geometry_(conv_geometry(args.input, args.weight, args.params, output.sizes(),
+                              parse_activation("conv2d", args.activation))) {
+  if (present(args.residual)) residual_.emplace(*args.residual);
+  geometry_.images = chunks_.all_images();
+  geometry_.out_height = chunks_.rows();
+  geometry_.algorithm = trained_algorithm(geometry_);
+  const Overreach beyond = overreach(geometry_);
+  const int64_t pad = args.params.padding[0];
+  border_ = {pad, pad, pad + beyond.bottom, pad + beyond.right};
+  in_memory_ = chunks_.layout(border_, args.input.size(1));
+  out_memory_ = chunks_.layout({}, output.size(1));
+}
+
+bool ChunkedConv::serves(const Conv2dArgs& a, const at::Tensor& output) {
+  if (!ImageChunks::serve(a.weight, a.params) || !channels_adjacent(a.input)) return false;
+  if (present(a.residual) &&
+      !(channels_adjacent(*a.residual) && a.residual->scalar_type() == output.scalar_type()))
+    return false;
+  if (chunks_of(a, output).count() < kLeastChunks) return false;
+  return ChunkedConv(a, output, nullptr).geometry_.packed_bytes() <= kMostWeightBytes;
+}
+
+void ChunkedConv::run(const PackedConv& weights) const {
+  const int64_t floats = chunks_.floats(in_memory_) + 2 * chunks_.floats(out_memory_);
+  parallel_team(team_size(), [&](int thread, int team, Barrier&) {
+    const auto [begin, end] = share(chunks_.count(), 1, thread, team);
+    if (begin == end) return;
+    float* const memory = thread_scratch(ScratchSlot::kStrip, floats);
+    for (int64_t i = begin; i < end; ++i) run_chunk(chunks_[i], weights, memory);
+  });
+}
+
+void ChunkedConv::run_chunk(const Chunk& c, const PackedConv& weights, float* memory) const {
+  const int64_t pad = args_.params.padding[0], width = geometry_.out_width, in = geometry_.in_channels;
+  View input = ImageChunks::inside(in_memory_, border_, memory);
+  chunks_.fill(c, input, border_, pad, [&](int64_t image, int64_t row, float* to) {
+    input_.read(image, row, to);
+    if (prologue_) prologue_->apply(to, width, in);
+  });
+  input.data -= pad * (input.row + input.pixel);
+  memory += chunks_.floats(in_memory_);
+  View output = output_.view_at(c), residual{};
+  if (output_.narrow()) output = ImageChunks::inside(out_memory_, {}, memory);
+  if (residual_) {
+    residual = residual_->view_at(c);
+    if (residual_->narrow()) {
+      residual = ImageChunks::inside(out_memory_, {}, memory + chunks_.floats(out_memory_));
+      chunks_.fill(c, residual, {}, 0,
+                   [&](int64_t image, int64_t row, float* to) { residual_->read(image, row, to); });
+    }
+  }
+  ConvGeometry g = geometry_;
+  g.images = c.images;
+  g.out_height = c.rows;
+  ConvJob(g, input, output, residual).run(weights, 0, 1);
+  output_.write(c, output);
+}
+
+}  // namespace cnnfast::cpu
