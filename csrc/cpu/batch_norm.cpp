@@ -51,15 +51,15 @@ BatchNormOutputs conv2d_batch_norm_cpu(const at::Tensor& input, const at::Tensor
       check_conv2d_batch_norm({input, weight, bias, bn_weight, bn_bias, residual, params, eps, activation});
   const OptionalTensor none;
   const Conv2dArgs alone{input, weight, none, none, none, params, "none"};
+  const auto type = input.scalar_type();
   at::Tensor conv_output = wide ? paired_conv2d(alone, sizes) : at::Tensor();
-  const at::Tensor conv = conv_output.defined() ? conv_output : conv2d_in(at::kFloat, alone, sizes);
-  const PixelRows rows = pixel_rows(conv);
+  // Rounded, as the gradient will read it: it then belongs to what was computed.
+  if (!conv_output.defined()) conv_output = conv2d_in(type, alone, sizes);
+  const PixelRows rows = pixel_rows(conv_output);
   const auto [mean, var] = batch_statistics(rows);
   const auto scale_shift = fold(mean, var, widened(bn_weight), widened(bn_bias), eps);
-  const auto type = input.scalar_type();
-  const at::Tensor output = normalise(rows, conv.sizes(), scale_shift, residual,
+  const at::Tensor output = normalise(rows, conv_output.sizes(), scale_shift, residual,
                                       parse_activation("conv2d_batch_norm", activation), type);
-  if (!conv_output.defined()) conv_output = rounded_to(type, conv);
   return {output, conv_output, present(bias) ? mean + *bias : mean, var};
 }
 

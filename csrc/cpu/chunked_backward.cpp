@@ -28,15 +28,22 @@ struct ChunkedBackward::Memory {
   View grad, input, input_grad;
 };
 
+// Where the input's gradient goes.
+struct ChunkedBackward::ChunkEnd {
+  const ImageRows* rows;  // null: to the sink
+  const InputGradientSink& sink;
+};
+
 ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weight,
                                  const Conv2dParams& params, at::IntArrayRef output_sizes,
-                                 WantedConvGradients wanted)
+                                 WantedConvGradients wanted, const InputPrologue* prologue)
     : weight_(weight),
       input_(input),
       input_rows_(input),
       wanted_(wanted),
       size_{output_sizes[0], output_sizes[2], output_sizes[3], output_sizes[1]},
       chunks_(size_, row_floats(size_, input.size(1), params.padding[0])),
+      prologue_(prologue),
       pad_(params.padding[0]) {
   // As if every strip of rows were an image.
   const int64_t images = chunks_.all_images(), rows = chunks_.rows(), in = input.size(1);
@@ -71,10 +78,8 @@ bool ChunkedBackward::serves() const { return parts_ >= kLeastParts && to_weight
 
 bool ChunkedBackward::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
                              at::IntArrayRef output_sizes, WantedConvGradients wanted) {
-  if (!ImageChunks::serve(weight, p) || !wanted.weight || input.numel() == 0) return false;
-  if (!channels_adjacent(input) || !input.is_non_overlapping_and_dense() ||
-      !weight.is_non_overlapping_and_dense())
-    return false;
+  if (!ImageChunks::serve(weight, p) || !wanted.any() || input.numel() == 0) return false;
+  if (!channels_adjacent(input) || !weight.is_non_overlapping_and_dense()) return false;
   if (!InputGradient::serves(input, weight, p) || !serves_weight_gradient(weight, 1)) return false;
   return ChunkedBackward(input, weight, p, output_sizes, wanted).serves();
 }
@@ -99,68 +104,86 @@ void ChunkedBackward::pack() {
   packed_ = packed;
 }
 
-ChunkedGradients ChunkedBackward::run(const GradientRow& row) {
+ChunkedGradients ChunkedBackward::run(const GradientRow& row, const InputGradientSink& sink) {
   ChunkedGradients found;
   pack();
-  if (wanted_.input) {
-    input_grad_ = found.input = gradient_empty_like(input_);
-    input_grad_rows_.emplace(input_grad_);
+  std::optional<ImageRows> input_grad;
+  if (wanted_.input && !sink) {
+    found.input = input_.is_non_overlapping_and_dense()
+                      ? gradient_empty_like(input_)
+                      : gradient_empty(input_.sizes(), input_.options(), at::MemoryFormat::ChannelsLast);
+    input_grad.emplace(found.input);
   }
-  found.weight = gradient_empty_like(weight_);
-  weight_strides_ = weight_strides(found.weight);
-  const int64_t floats = weight_.numel(), out = size_.channels;
-  const at::Tensor sums = gradient_empty({parts_, floats}, found.weight.options());
+  const ChunkEnd end{input_grad ? &*input_grad : nullptr, sink};
+  const int64_t floats = wanted_.weight ? weight_.numel() : 0, out = size_.channels;
+  at::Tensor sums;
+  if (wanted_.weight) {
+    found.weight = gradient_empty_like(weight_);
+    weight_strides_ = weight_strides(found.weight);
+    sums = gradient_empty({parts_, floats}, found.weight.options());
+  }
+  float* const part_sums = floats ? sums.data_ptr<float>() : nullptr;
   std::vector<float> bias(wanted_.bias ? static_cast<size_t>(chunks_.count() * out) : 0, 0.0f);
   parallel_team(team_size(), [&](int thread, int team, Barrier& barrier) {
-    const auto [begin, end] = share(parts_, 1, thread, team);
-    for (int64_t part = begin; part < end; ++part)
-      run_part(part, row, sums.data_ptr<float>() + part * floats, wanted_.bias ? bias.data() : nullptr);
+    const auto [begin, behind] = share(parts_, 1, thread, team);
+    for (int64_t part = begin; part < behind; ++part)
+      run_part(part, row, end, part_sums + part * floats, wanted_.bias ? bias.data() : nullptr);
+    if (!floats) return;
     barrier.wait();
     const auto [first, last] = share(floats, 16, thread, team);
-    float* to = found.weight.data_ptr<float>();
-    std::copy(sums.const_data_ptr<float>() + first, sums.const_data_ptr<float>() + last, to + first);
-    for (int64_t part = 1; part < parts_; ++part) {
-      const float* from = sums.const_data_ptr<float>() + part * floats;
-      for (int64_t i = first; i < last; ++i) to[i] += from[i];
-    }
+    add_parts(part_sums, first, last, found.weight.data_ptr<float>());
   });
   found.bias.assign(wanted_.bias ? static_cast<size_t>(out) : 0, 0.0);
   for (size_t i = 0; i < bias.size(); ++i) found.bias[i % found.bias.size()] += bias[i];
   return found;
 }
 
-void ChunkedBackward::run_part(int64_t part, const GradientRow& row, float* weight_grad, float* bias) {
+void ChunkedBackward::add_parts(const float* sums, int64_t first, int64_t last, float* to) const {
+  std::copy(sums + first, sums + last, to + first);
+  for (int64_t part = 1; part < parts_; ++part) {
+    const float* from = sums + part * weight_.numel();
+    for (int64_t i = first; i < last; ++i) to[i] += from[i];
+  }
+}
+
+void ChunkedBackward::run_part(int64_t part, const GradientRow& row, const ChunkEnd& to, float* weight_grad,
+                               float* bias) const {
   const auto [begin, end] = share(chunks_.count(), 1, static_cast<int>(part), static_cast<int>(parts_));
   const Memory m = memory();
   for (int64_t i = begin; i < end; ++i) {
     const Chunk c = chunks_[i];
     float* const sums = bias ? bias + i * size_.channels : nullptr;
-    chunks_.fill(c, m.grad, grad_border_, to_input_ ? pad_ : 0, [&](int64_t image, int64_t y, float* to) {
+    chunks_.fill(c, m.grad, grad_border_, to_input_ ? pad_ : 0, [&](int64_t image, int64_t y, float* pixels) {
       const bool own = y >= c.row && y < c.row + c.rows;
-      row(image * size_.height + y, to, own, own ? sums : nullptr);
+      row(image * size_.height + y, pixels, own, own ? sums : nullptr);
     });
-    if (to_input_) add_input(c, m);
-    add_weight(c, m, i == begin, i + 1 == end, weight_grad);
+    if (wanted_.weight) add_weight(c, m, i == begin, i + 1 == end, weight_grad);
+    if (!to_input_) continue;
+    const bool direct = to.rows && !to.rows->narrow();
+    const View grad = direct ? to.rows->view_at(c) : m.input_grad;
+    find_input(c, m, grad);
+    to.rows ? to.rows->write(c, grad) : to.sink(i, c, grad);
   }
 }
 
-void ChunkedBackward::add_input(const Chunk& c, const Memory& m) const {
+void ChunkedBackward::find_input(const Chunk& c, const Memory& m, const View& to) const {
   static const AlignedFloats none(0);
   const InputGradientPart& part = to_input_->parts[0];
-  const View to = input_grad_rows_->narrow() ? m.input_grad : input_grad_rows_->view_at(c);
   View from = m.grad;
   from.data += part.rows.lowest * from.row + part.columns.lowest * from.pixel;
   ConvGeometry g = part.geometry;
   g.images = c.images;
   g.out_height = c.rows;
   ConvJob(g, from, to, View{}).run(PackedConv(packed_, none, none), 0, 1);
-  input_grad_rows_->write(c, to);
 }
 
 void ChunkedBackward::add_weight(const Chunk& c, const Memory& m, bool first, bool last,
                                  float* weight_grad) const {
-  chunks_.fill(c, m.input, input_border_, pad_,
-               [&](int64_t image, int64_t row, float* to) { input_rows_.read(image, row, to); });
+  const int64_t channels = input_.size(1);
+  chunks_.fill(c, m.input, input_border_, pad_, [&](int64_t image, int64_t row, float* to) {
+    input_rows_.read(image, row, to);
+    if (prologue_) prologue_->apply(to, size_.width, channels);
+  });
   View input = m.input;
   input.data -= pad_ * (input.row + input.pixel);
   to_weight_->add(input, m.grad, {c.images, c.rows, first, last}, weight_grad, weight_strides_);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/chunked_weight_grad.h"
+#include "cpu/conv2d.h"
 #include "cpu/image_chunks.h"
 #include "cpu/input_grad_parts.h"
 #include "cpu/tensor_view.h"
@@ -20,6 +21,9 @@ namespace cnnfast::cpu {
 // for the bias, where wanted and the row is the chunk's own.
 using GradientRow = std::function<void(int64_t row, float* to, bool own, float* sums)>;
 
+// Takes the gradient of chunk `index`'s input, pixels side by side, from the calling thread's memory.
+using InputGradientSink = std::function<void(int64_t index, const Chunk& chunk, const View& grad)>;
+
 struct ChunkedGradients {
   at::Tensor input, weight;  // undefined where not wanted; that of the weight is float32
   std::vector<double> bias;
@@ -27,26 +31,33 @@ struct ChunkedGradients {
 
 class ChunkedBackward {
  public:
-  // The weight is float32, the input may be bfloat16.
+  // The weight is float32, the input may be bfloat16. `prologue` may be null; the gradient is that behind it.
   ChunkedBackward(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
-                  at::IntArrayRef output_sizes, WantedConvGradients wanted);
+                  at::IntArrayRef output_sizes, WantedConvGradients wanted,
+                  const InputPrologue* prologue = nullptr);
 
   // Convolutions of stride 1 that keep the size, with sums of the weight's gradient that stay near. By sizes
   // alone, never by the number of threads.
   static bool serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
                      at::IntArrayRef output_sizes, WantedConvGradients wanted);
 
-  ChunkedGradients run(const GradientRow& row);
+  int64_t chunks() const { return chunks_.count(); }
+  // With a sink the input's gradient is no tensor of its own; channels of the input are adjacent then, and it
+  // may have gaps.
+  ChunkedGradients run(const GradientRow& row, const InputGradientSink& sink = nullptr);
 
  private:
   struct Memory;
+  struct ChunkEnd;
 
   bool serves() const;
   Memory memory() const;
   void pack();
-  void run_part(int64_t part, const GradientRow& row, float* weight_grad, float* bias);
-  void add_input(const Chunk& c, const Memory& m) const;
+  void run_part(int64_t part, const GradientRow& row, const ChunkEnd& to, float* weight_grad,
+                float* bias) const;
+  void find_input(const Chunk& c, const Memory& m, const View& to) const;
   void add_weight(const Chunk& c, const Memory& m, bool first, bool last, float* weight_grad) const;
+  void add_parts(const float* sums, int64_t first, int64_t last, float* to) const;
 
   const at::Tensor& weight_;
   const at::Tensor& input_;
@@ -57,12 +68,11 @@ class ChunkedBackward {
   int64_t parts_ = 1;  // of the chunks, each with a weight's gradient of its own
   std::optional<InputGradientParts> to_input_;
   std::optional<ChunkedWeightGradient> to_weight_;
+  const InputPrologue* prologue_;
   Border grad_border_, input_border_;
   int64_t pad_;
   WeightStrides weight_strides_{};
   const float* packed_ = nullptr;
-  at::Tensor input_grad_;
-  std::optional<ImageRows> input_grad_rows_;
 };
 
 }  // namespace cnnfast::cpu

@@ -81,8 +81,8 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
     const ActivationRows rows(grad_output, output, act);
     const auto found = ChunkedBackward(input, weight, params, grad_output.sizes(), wanted)
                            .run([&](int64_t row, float* to, bool, float* sums) { rows.run(row, to, sums); });
-    return {need_input ? found.input : none(), found.weight, need_bias ? sums_as_tensor(found.bias) : none(),
-            none(), none()};
+    return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+            need_bias ? sums_as_tensor(found.bias) : none(), none(), none()};
   }
   ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> bias(static_cast<size_t>(grad_output.size(1)), 0.0);

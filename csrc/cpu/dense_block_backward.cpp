@@ -3,7 +3,9 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/activation_rows.h"
 #include "cpu/channel_sums.h"
+#include "cpu/chunked_backward.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
 #include "cpu/paired_conv.h"
@@ -74,6 +76,36 @@ struct ChannelSums {
   std::vector<double> sum, product;
 };
 
+// Takes over the first of several terms.
+void add_to(at::Tensor& sum, const at::Tensor& term) {
+  if (sum.defined() && sum.numel() > 0)
+    sum.add_(term);
+  else
+    sum = term;
+}
+
+void add_to(ChannelSums& sum, const ChannelSums& term) {
+  if (sum.sum.empty()) {
+    sum = term;
+    return;
+  }
+  for (size_t c = 0; c < sum.sum.size(); ++c) {
+    sum.sum[c] += term.sum[c];
+    sum.product[c] += term.product[c];
+  }
+}
+
+at::Tensor as_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
+  const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
+  std::copy(values.begin(), values.end(), t.data_ptr<float>());
+  return t;
+}
+
+struct LayerGradients {
+  at::Tensor weight, bias;  // as wanted
+  ChannelSums sums;
+};
+
 // Images worked on at once: what is normalised again, and its gradient, take a part of the block's memory.
 constexpr int64_t kImageParts = 4;
 constexpr int64_t kSmallElements = 1 << 16;
@@ -134,11 +166,71 @@ class Backward {
     return {sum_of_parts(sum, channels), sum_of_parts(product, channels)};
   }
 
+  // All of a layer, some rows of images at a time.
+  LayerGradients run_by_chunks(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
+                               WantedConvGradients wanted) {
+    const at::Tensor input = layer.read(values_), own = layer.own(grad_);
+    const InputPrologue prologue{norm.scale.data(), norm.shift.data(), activation_};
+    ChunkedBackward conv(input, weight, layer.params(), own.sizes(), wanted, &prologue);
+    const ActivationRows rows(own, own, {});
+    const int64_t channels = layer.inputs;
+    std::vector<float> sum(wanted.input ? static_cast<size_t>(conv.chunks() * channels) : 0, 0.0f),
+        product(sum);
+    const auto found = conv.run([&](int64_t row, float* to, bool, float* sums) { rows.run(row, to, sums); },
+                                [&](int64_t index, const Chunk& c, const View& da) {
+                                  add_chunk(norm, c, da, channels, sum.data() + index * channels,
+                                            product.data() + index * channels);
+                                });
+    LayerGradients result{found.weight, {}, {}};
+    if (wanted.bias) result.bias = as_tensor(found.bias, values_.options());
+    if (wanted.input) result.sums = {sum_of_parts(sum, channels), sum_of_parts(product, channels)};
+    return result;
+  }
+
+  // The same for a few images at a time.
+  LayerGradients run_by_images(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
+                               WantedConvGradients wanted) {
+    LayerGradients result;
+    const int64_t images = values_.size(0), step = images_at_once(layer);
+    for (int64_t first = 0; first < images; first += step) {
+      const int64_t count = std::min(step, images - first);
+      at::Tensor input = activated(layer, norm, first, count);
+      const auto conv =
+          conv_gradients(layer.own(grad_).narrow(0, first, count), input, weight, layer.params(), wanted);
+      input.reset();
+      if (wanted.weight) add_to(result.weight, conv.weight);
+      if (wanted.bias) add_to(result.bias, conv.bias);
+      if (wanted.input) add_to(result.sums, add_input_gradient(layer, norm, conv.input, first));
+    }
+    return result;
+  }
+
+  LayerGradients run(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
+                     WantedConvGradients wanted) {
+    const bool chunks = ChunkedBackward::serves(layer.read(values_), weight, layer.params(),
+                                                layer.own(grad_).sizes(), wanted);
+    return chunks ? run_by_chunks(layer, norm, weight, wanted) : run_by_images(layer, norm, weight, wanted);
+  }
+
   void collect(const Normalisation& norm, const ChannelSums& sums) {
     terms_.collect(norm, sums.sum, sums.product);
   }
 
  private:
+  void add_chunk(const Normalisation& norm, const Chunk& c, const View& da, int64_t channels, float* sum,
+                 float* product) const {
+    const Pixels x(values_), grad(grad_);
+    const int64_t width = values_.size(3);
+    for (int64_t n = 0; n < c.images; ++n) {
+      const int64_t first = (c.image + n) * pixels_per_image() + c.row * width;
+      kernels().bn_act_backward(
+          {da.data + n * da.image, x.data + first * x.channels, grad.data + first * grad.channels,
+           norm.scale.data(), norm.shift.data(), norm.mean.const_data_ptr<float>(), sum, product, channels,
+           x.channels, grad.channels, channels, activation_},
+          c.rows * width);
+    }
+  }
+
   int64_t pixels_per_image() const { return values_.size(2) * values_.size(3); }
 
   const at::Tensor values_;
@@ -146,31 +238,6 @@ class Backward {
   StatisticsTerms terms_;
   Activation activation_;
 };
-
-// Takes over the first of several terms.
-void add_to(at::Tensor& sum, const at::Tensor& term) {
-  if (sum.defined() && sum.numel() > 0)
-    sum.add_(term);
-  else
-    sum = term;
-}
-
-void add_to(ChannelSums& sum, const ChannelSums& term) {
-  if (sum.sum.empty()) {
-    sum = term;
-    return;
-  }
-  for (size_t c = 0; c < sum.sum.size(); ++c) {
-    sum.sum[c] += term.sum[c];
-    sum.product[c] += term.product[c];
-  }
-}
-
-at::Tensor as_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
-  const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
-  std::copy(values.begin(), values.end(), t.data_ptr<float>());
-  return t;
-}
 
 std::vector<at::Tensor> rounded_like(const OptionalTensors& parameters, std::vector<at::Tensor> gradients) {
   for (size_t i = 0; i < gradients.size(); ++i)
@@ -215,18 +282,9 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
     backward.finish_channels(layer.inputs, layer.growth);
     const Normalisation norm(layer_statistic(means, mean, i, layer), layer_statistic(vars, var, i, layer),
                              bn_weights.get(i), bn_biases.get(i), eps);
-    ChannelSums sums;
-    const int64_t images = output.size(0), step = backward.images_at_once(layer);
-    for (int64_t first = 0; first < images; first += step) {
-      const int64_t count = std::min(step, images - first);
-      at::Tensor activated = backward.activated(layer, norm, first, count);
-      auto conv = conv_gradients(layer.own(backward.grad()).narrow(0, first, count), activated, weights[i],
-                                 layer.params(), mask.conv(i));
-      activated.reset();
-      if (mask.weight(i)) add_to(found.weights[i], conv.weight);
-      if (mask.bias(i)) add_to(found.biases[i], conv.bias);
-      if (mask.below(i)) add_to(sums, backward.add_input_gradient(layer, norm, conv.input, first));
-    }
+    auto [weight, bias, sums] = backward.run(layer, norm, weights[i], mask.conv(i));
+    if (mask.weight(i)) found.weights[i] = weight;
+    if (mask.bias(i)) found.biases[i] = bias;
     if (!mask.below(i)) continue;
     backward.collect(norm, sums);
     if (mask.bn_bias(i)) found.bn_biases[i] = as_tensor(sums.sum, output.options());

@@ -1,6 +1,7 @@
 """Operators on bfloat16 tensors: operands widened, sums in float32, results rounded once.
 
-Where instructions multiply bfloat16, convolutions inside an operator round what they hand on.
+A convolution in front of a batch norm rounds what it hands on; where instructions multiply bfloat16, others
+that are inside an operator do, too.
 """
 
 import os
@@ -28,9 +29,9 @@ SOME_PAIRS = PAIRS or _ext.active_isa() == "avx512_bf16"
 
 def rounds_inside(operator):
     """What an inner layer hands to the next one, and what branches add up, is rounded as well."""
-    if operator.name in ("bn_act_conv2d", "conv2d_batch_norm", "dense_block"):
+    if operator.name in ("bn_act_conv2d", "dense_block"):
         return SOME_PAIRS
-    return PAIRS or operator.name == "inception"
+    return PAIRS or operator.name in ("conv2d_batch_norm", "inception")
 
 
 def narrow_tensors(operator, batch=3, requires_grad=False):
