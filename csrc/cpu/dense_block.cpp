@@ -103,10 +103,10 @@ DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weight
                                   const OptionalTensors& biases, const OptionalTensors& bn_weights,
                                   const OptionalTensors& bn_biases, const OptionalTensors& means,
                                   const OptionalTensors& vars, double eps, std::string_view activation) {
-  if (takes_widened(input) && !multiplies_bfloat16()) {
+  if (takes_widened(input)) {
     const DenseBlockArgs args{input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation};
     check_dense_block(args);
-    if (bf16_kernels().multiplies) return paired_dense_block(args);
+    if (pairs_serve_dense_block(weights) || bf16_kernels().multiplies) return paired_dense_block(args);
     const auto type = input.scalar_type();
     return rounded_to(
         {type, at::kFloat, at::kFloat},

@@ -112,9 +112,11 @@ constexpr int64_t kSmallElements = 1 << 16;
 
 class Backward {
  public:
-  // `grad`: in channels_last memory; written over.
-  Backward(const at::Tensor& grad, const at::Tensor& output, const at::Tensor& mean, Activation activation)
-      : values_(output), grad_(grad), terms_(mean, values_), activation_(activation) {}
+  // `grad`: in channels_last memory; written over. `narrow`: the output in bfloat16, where pairs of such
+  // values are multiplied; else undefined.
+  Backward(const at::Tensor& grad, const at::Tensor& output, const at::Tensor& narrow, const at::Tensor& mean,
+           Activation activation)
+      : values_(output), narrow_(narrow), grad_(grad), terms_(mean, values_), activation_(activation) {}
 
   const at::Tensor& grad() const { return grad_; }
   void finish_channels(int64_t channel, int64_t count) const { terms_.add_to(Pixels(grad_), channel, count); }
@@ -127,19 +129,11 @@ class Backward {
   // The layer's activated input, of some images.
   at::Tensor activated(const DenseLayer& layer, const Normalisation& norm, int64_t first,
                        int64_t count) const {
-    const at::Tensor images = gradient_empty({count, layer.inputs, values_.size(2), values_.size(3)},
-                                             values_.options(), at::MemoryFormat::ChannelsLast);
-    const Pixels x(values_);
-    const float* source = x.data + first * pixels_per_image() * x.channels;
-    float* target = images.data_ptr<float>();
-    const AffinePrologue p = norm.prologue(activation_);
-    parallel_team(threads_for(images.numel()), [&](int thread, int team, Barrier&) {
-      const auto [begin, end] = share(count * pixels_per_image(), 1, thread, team);
-      kernels().affine({source + begin * x.channels, nullptr, target + begin * layer.inputs, p.scale, p.shift,
-                        x.channels, 0, layer.inputs, layer.inputs, p.activation},
-                       end - begin);
-    });
-    return images;
+    const at::Tensor images = layer.read(narrow_.defined() ? narrow_ : values_).narrow(0, first, count);
+    const at::Tensor result =
+        gradient_empty(images.sizes(), images.options(), at::MemoryFormat::ChannelsLast);
+    normalise_into(pixel_rows(images), norm.prologue(activation_), std::nullopt, result);
+    return result;
   }
 
   // From the gradient of the activated input of some images, the first of them `image`, to that of the
@@ -170,7 +164,7 @@ class Backward {
   LayerGradients run_by_chunks(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
                                WantedConvGradients wanted) {
     const at::Tensor input = layer.read(values_), own = layer.own(grad_);
-    const InputPrologue prologue{norm.scale.data(), norm.shift.data(), activation_};
+    const InputPrologue prologue = norm.prologue(activation_);
     ChunkedBackward conv(input, weight, layer.params(), own.sizes(), wanted, &prologue);
     const ActivationRows rows(own, own, {});
     const int64_t channels = layer.inputs;
@@ -191,24 +185,26 @@ class Backward {
   LayerGradients run_by_images(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
                                WantedConvGradients wanted) {
     LayerGradients result;
+    const auto type = narrow_.defined() ? at::kBFloat16 : at::kFloat;
     const int64_t images = values_.size(0), step = images_at_once(layer);
     for (int64_t first = 0; first < images; first += step) {
       const int64_t count = std::min(step, images - first);
+      const at::Tensor grad = layer.own(grad_).narrow(0, first, count);
       at::Tensor input = activated(layer, norm, first, count);
-      const auto conv =
-          conv_gradients(layer.own(grad_).narrow(0, first, count), input, weight, layer.params(), wanted);
+      const auto conv = conv_gradients(rounded_to(type, grad), input, weight, layer.params(), wanted);
       input.reset();
       if (wanted.weight) add_to(result.weight, conv.weight);
       if (wanted.bias) add_to(result.bias, conv.bias);
-      if (wanted.input) add_to(result.sums, add_input_gradient(layer, norm, conv.input, first));
+      if (wanted.input) add_to(result.sums, add_input_gradient(layer, norm, widened(conv.input), first));
     }
     return result;
   }
 
   LayerGradients run(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
                      WantedConvGradients wanted) {
-    const bool chunks = ChunkedBackward::serves(layer.read(values_), weight, layer.params(),
-                                                layer.own(grad_).sizes(), wanted);
+    const bool chunks =
+        !narrow_.defined() && ChunkedBackward::serves(layer.read(values_), weight, layer.params(),
+                                                      layer.own(grad_).sizes(), wanted);
     return chunks ? run_by_chunks(layer, norm, weight, wanted) : run_by_images(layer, norm, weight, wanted);
   }
 
@@ -233,7 +229,7 @@ class Backward {
 
   int64_t pixels_per_image() const { return values_.size(2) * values_.size(3); }
 
-  const at::Tensor values_;
+  const at::Tensor values_, narrow_;
   const at::Tensor grad_;
   StatisticsTerms terms_;
   Activation activation_;
@@ -245,44 +241,35 @@ std::vector<at::Tensor> rounded_like(const OptionalTensors& parameters, std::vec
   return gradients;
 }
 
-template <bool kUsesUpGradient>
-DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, const at::Tensor& given_output,
-                                             at::TensorList weights, const OptionalTensors& bn_weights,
-                                             const OptionalTensors& bn_biases, const OptionalTensors& means,
-                                             const OptionalTensors& vars, const at::Tensor& mean,
-                                             const at::Tensor& var, double eps, std::string_view activation,
-                                             const c10::List<bool>& output_mask) {
-  if (takes_widened(grad_output, {given_output}) && !multiplies_bfloat16()) {
-    // The widened gradient belongs to nobody else: its memory is used up.
-    auto [of_input, of_weights, of_biases, of_bn_weights, of_bn_biases] = dense_block_backward_cpu<true>(
-        widened_kept(grad_output), widened_kept(given_output), widened_kept(weights), widened(bn_weights),
-        widened(bn_biases), widened(means), widened(vars), widened(mean), widened(var), eps, activation,
-        output_mask);
-    const auto type = given_output.scalar_type();
-    const auto of_conv = weights[0].scalar_type();
-    return {rounded_to(type, of_input), rounded_to(of_conv, std::move(of_weights)),
-            rounded_to(of_conv, std::move(of_biases)), rounded_like(bn_weights, std::move(of_bn_weights)),
-            rounded_like(bn_biases, std::move(of_bn_biases))};
-  }
-  const bool served = is_plain_float(given_output) && is_plain_float(grad_output) && given_output.numel() &&
-                      all_float(bn_weights) && all_float(bn_biases) && all_float(means) && all_float(vars);
-  if (!served)
-    return dense_block_backward_composite(grad_output, given_output, weights, bn_weights, bn_biases, means,
-                                          vars, mean, var, eps, activation, output_mask);
-  const auto layers = dense_layers(weights);
-  const DenseBlockMask mask(output_mask, layers.size());
-  const at::Tensor output = given_output.contiguous(at::MemoryFormat::ChannelsLast);
+struct BackwardArgs {
+  const at::Tensor &grad_output, &output;
+  at::TensorList weights;
+  const OptionalTensors &bn_weights, &bn_biases, &means, &vars;
+  const at::Tensor &mean, &var;
+  double eps;
+  std::string_view activation;
+  const c10::List<bool>& output_mask;
+};
+
+// Everything is float32, but for the weights where `narrow`, the output in bfloat16, is given: pairs are
+// multiplied then. The gradient's memory may be written over where it is `used_up`.
+DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, const at::Tensor& narrow,
+                                               bool used_up) {
+  const auto layers = dense_layers(a.weights);
+  const DenseBlockMask mask(a.output_mask, layers.size());
+  const at::Tensor output = a.output.contiguous(at::MemoryFormat::ChannelsLast);
   DenseBlockGradientLists found(layers.size(), output);
-  const bool in_place = kUsesUpGradient && grad_output.is_contiguous(at::MemoryFormat::ChannelsLast);
-  Backward backward(in_place ? grad_output : fresh_channels_last(grad_output), output, mean,
-                    parse_activation("dense_block_backward", activation));
+  const bool in_place = used_up && a.grad_output.is_contiguous(at::MemoryFormat::ChannelsLast);
+  Backward backward(in_place ? a.grad_output : fresh_channels_last(a.grad_output), output, narrow, a.mean,
+                    parse_activation("dense_block_backward", a.activation));
   for (size_t i = layers.size(); i-- > 0;) {
     const DenseLayer& layer = layers[i];
     if (!mask.conv(i).any()) continue;
     backward.finish_channels(layer.inputs, layer.growth);
-    const Normalisation norm(layer_statistic(means, mean, i, layer), layer_statistic(vars, var, i, layer),
-                             bn_weights.get(i), bn_biases.get(i), eps);
-    auto [weight, bias, sums] = backward.run(layer, norm, weights[i], mask.conv(i));
+    const Normalisation norm(layer_statistic(a.means, a.mean, i, layer),
+                             layer_statistic(a.vars, a.var, i, layer), a.bn_weights.get(i),
+                             a.bn_biases.get(i), a.eps);
+    auto [weight, bias, sums] = backward.run(layer, norm, a.weights[i], mask.conv(i));
     if (mask.weight(i)) found.weights[i] = weight;
     if (mask.bias(i)) found.biases[i] = bias;
     if (!mask.below(i)) continue;
@@ -294,6 +281,42 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
   if (!mask.input()) return found.with_input(no_gradient(output));
   backward.finish_channels(0, layers[0].inputs);
   return found.with_input(fresh_channels_last(layers[0].read(backward.grad())));
+}
+
+// On bfloat16 images.
+DenseBlockGradients dense_block_backward_narrow(const BackwardArgs& a) {
+  const bool pairs = pairs_serve_dense_block(a.weights);
+  const std::vector<at::Tensor> weights = pairs ? a.weights.vec() : widened_kept(a.weights);
+  const auto bn_weights = widened(a.bn_weights), bn_biases = widened(a.bn_biases), means = widened(a.means),
+             vars = widened(a.vars);
+  const at::Tensor grad = widened_kept(a.grad_output), output = widened_kept(a.output),
+                   mean = widened(a.mean), var = widened(a.var);
+  // The widened gradient belongs to nobody else: its memory is used up.
+  auto [of_input, of_weights, of_biases, of_bn_weights, of_bn_biases] =
+      dense_block_backward_float({grad, output, weights, bn_weights, bn_biases, means, vars, mean, var, a.eps,
+                                  a.activation, a.output_mask},
+                                 pairs ? a.output : at::Tensor(), /*used_up=*/true);
+  const auto of_conv = a.weights[0].scalar_type();
+  return {rounded_to(a.output.scalar_type(), of_input), rounded_to(of_conv, std::move(of_weights)),
+          rounded_to(of_conv, std::move(of_biases)), rounded_like(a.bn_weights, std::move(of_bn_weights)),
+          rounded_like(a.bn_biases, std::move(of_bn_biases))};
+}
+
+template <bool kUsesUpGradient>
+DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, const at::Tensor& output,
+                                             at::TensorList weights, const OptionalTensors& bn_weights,
+                                             const OptionalTensors& bn_biases, const OptionalTensors& means,
+                                             const OptionalTensors& vars, const at::Tensor& mean,
+                                             const at::Tensor& var, double eps, std::string_view activation,
+                                             const c10::List<bool>& output_mask) {
+  const BackwardArgs args{grad_output, output, weights, bn_weights, bn_biases,  means,
+                          vars,        mean,   var,     eps,        activation, output_mask};
+  if (takes_widened(grad_output, {output})) return dense_block_backward_narrow(args);
+  const bool served = is_plain_float(output) && is_plain_float(grad_output) && output.numel() &&
+                      all_float(bn_weights) && all_float(bn_biases) && all_float(means) && all_float(vars);
+  return served ? dense_block_backward_float(args, {}, kUsesUpGradient)
+                : dense_block_backward_composite(grad_output, output, weights, bn_weights, bn_biases, means,
+                                                 vars, mean, var, eps, activation, output_mask);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ bool all_float(const OptionalTensors& list);
 struct Normalisation {
   Normalisation(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
                 const OptionalTensor& bias, double eps);
-  AffinePrologue prologue(Activation activation) const { return {scale.data(), shift.data(), activation}; }
+  InputPrologue prologue(Activation activation) const { return {scale.data(), shift.data(), activation}; }
 
   AlignedFloats scale, shift;
   at::Tensor mean;  // contiguous

@@ -173,11 +173,9 @@ ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTen
   return s;
 }
 
-at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
-                     const OptionalTensor& residual, Activation activation, at::ScalarType type) {
-  const at::Tensor output =
-      output_empty(sizes, x.storage.options().dtype(type), at::MemoryFormat::ChannelsLast);
-  if (output.numel() == 0) return output;
+void normalise_into(const PixelRows& x, const InputPrologue& p, const OptionalTensor& residual,
+                    const at::Tensor& output) {
+  if (output.numel() == 0) return;
   const PixelRows r = present(residual) ? pixel_rows(*residual) : PixelRows{};
   const OutputRows to(output);
   parallel_team(threads_for(output.numel()), [&](int thread, int team, Barrier&) {
@@ -187,12 +185,19 @@ at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift
                  const FloatRows from = float_rows(x, first, count, scratch),
                                  more = float_rows(r, first, count, scratch + block);
                  float* rows = to.at(first, scratch + 2 * block);
-                 kernels().affine({from.data, more.data, rows, s.scale.data(), s.shift.data(), from.stride,
-                                   more.stride, x.channels, x.channels, activation},
+                 kernels().affine({from.data, more.data, rows, p.scale, p.shift, from.stride, more.stride,
+                                   x.channels, x.channels, p.activation},
                                   count);
                  to.finish(first, count, rows);
                });
   });
+}
+
+at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
+                     const OptionalTensor& residual, Activation activation, at::ScalarType type) {
+  const at::Tensor output =
+      output_empty(sizes, x.storage.options().dtype(type), at::MemoryFormat::ChannelsLast);
+  normalise_into(x, {s.scale.data(), s.shift.data(), activation}, residual, output);
   return output;
 }
 

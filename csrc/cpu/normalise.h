@@ -49,9 +49,12 @@ struct ScaleShift {
 ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
                 const OptionalTensor& bias, double eps);
 
-// act(x * scale + shift + residual) in channels_last memory of its own, of the sizes and the type given.
+// act(x * scale + shift + residual) to channels_last memory without gaps, float32 or bfloat16.
+void normalise_into(const PixelRows& x, const InputPrologue& p, const OptionalTensor& residual,
+                    const at::Tensor& output);
+// The same in memory of its own, of the sizes and the type given.
 at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift& s,
-                     const OptionalTensor& residual, Activation activation, at::ScalarType type = at::kFloat);
+                     const OptionalTensor& residual, Activation activation, at::ScalarType type);
 
 // A convolution's input through its prologue with `border` zeros around every image, as a view of the first
 // pixel inside the border; `storage` holds it. It is copied for the border anyway.

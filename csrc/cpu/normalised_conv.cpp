@@ -47,7 +47,7 @@ ConvGeometry with_images(ConvGeometry g, int64_t images) {
 
 }  // namespace
 
-void normalise_rows(const AffinePrologue& p, View source, ImageSize size, View target, int64_t row_begin,
+void normalise_rows(const InputPrologue& p, View source, ImageSize size, View target, int64_t row_begin,
                     int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / size.height, y = row % size.height;
@@ -59,7 +59,7 @@ void normalise_rows(const AffinePrologue& p, View source, ImageSize size, View t
 }
 
 void normalised_conv(const ConvGeometry& g, View input, ImageSize size, Border border,
-                     const AffinePrologue& prologue, const PackedConv& packed, View output) {
+                     const InputPrologue& prologue, const PackedConv& packed, View output) {
   const Scratch scratch(size, border);
   const int64_t image_bytes = scratch.image_floats() * static_cast<int64_t>(sizeof(float));
   const int64_t per_part = std::clamp<int64_t>(kScratchBytes / image_bytes, 1, size.images);

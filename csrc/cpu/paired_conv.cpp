@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "cpu/conv16_job.h"
@@ -46,6 +47,12 @@ bool multiplies_pairs(const ConvGeometry& g, at::ScalarType weight) {
   ConvGeometry widened = g;
   widened.algorithm = trained_algorithm(g);
   return pair_cycles(g) < widened_cycles(widened);
+}
+
+bool pairs_serve_dense_block(at::TensorList weights) {
+  return multiplies_bfloat16() && std::all_of(weights.begin(), weights.end(), [](const at::Tensor& w) {
+           return w.scalar_type() == at::kBFloat16;
+         });
 }
 
 namespace {

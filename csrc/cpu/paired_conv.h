@@ -15,6 +15,9 @@ bool multiplies_bfloat16();
 // float32 weights as well, which are rounded.
 bool multiplies_pairs(const ConvGeometry& geometry, at::ScalarType weight);
 
+// Whether they are in all convolutions of a dense block, forward and backward, with such weights.
+bool pairs_serve_dense_block(at::TensorList weights);
+
 // The convolution into a tensor of the output's sizes whose channels are adjacent; false where pairs do not
 // serve: as above, and with a scale. Arguments must have passed check_conv2d.
 bool paired_conv2d_into(const Conv2dArgs& args, const at::Tensor& output);
