@@ -17,8 +17,8 @@ namespace {
 // Finishing the sums of a part takes as long as a few of its tiles, and its result takes memory.
 constexpr int64_t kLeastPartTiles = 64, kLeastParts = 4, kMostParts = 32, kPartsBytes = 10 << 20;
 
-int64_t row_floats(const ImageSize& size, int64_t in, int64_t pad) {
-  return (size.width + 2 * pad) * (size.channels + 2 * in);
+int64_t row_floats(const ImageSize& size, const at::Tensor& input, int64_t pad) {
+  return (std::max(size.width, input.size(3)) + 2 * pad) * (size.channels + 2 * input.size(1));
 }
 
 }  // namespace
@@ -42,13 +42,15 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
       input_rows_(input),
       wanted_(wanted),
       size_{output_sizes[0], output_sizes[2], output_sizes[3], output_sizes[1]},
-      chunks_(size_, row_floats(size_, input.size(1), params.padding[0])),
+      chunks_(size_, row_floats(size_, input, params.padding[1])),
+      in_chunks_(chunks_.of_input(input.size(2), input.size(3))),
       prologue_(prologue),
-      pad_(params.padding[0]) {
+      pad_h_(params.padding[0]),
+      pad_w_(params.padding[1]) {
   // As if every strip of rows were an image.
   const int64_t images = chunks_.all_images(), rows = chunks_.rows(), in = input.size(1);
   if (wanted.input) {
-    to_input_.emplace(at::IntArrayRef({images, in, rows, size_.width}), weight.sizes(), params,
+    to_input_.emplace(at::IntArrayRef({images, in, in_chunks_.rows(), input.size(3)}), weight.sizes(), params,
                       at::IntArrayRef({images, size_.channels, rows, size_.width}), /*winograd=*/true);
     grad_border_ = to_input_->border;
   }
@@ -67,32 +69,34 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
                                   {}},
                      images);
   const Overreach beyond = to_weight_->beyond();
-  input_border_ = {pad_, pad_, pad_ + beyond.bottom, pad_ + beyond.right};
+  input_border_ = {pad_h_, pad_w_, pad_h_ + beyond.bottom, pad_w_ + beyond.right};
   const int64_t part_bytes = weight.numel() * static_cast<int64_t>(sizeof(float));
   const int64_t most_parts =
       std::min({kMostParts, images * to_weight_->tiles() / kLeastPartTiles, kPartsBytes / part_bytes});
   while (2 * parts_ <= std::min(most_parts, chunks_.count())) parts_ *= 2;
 }
 
-bool ChunkedBackward::serves() const { return parts_ >= kLeastParts && to_weight_->serves(); }
+bool ChunkedBackward::serves_sizes() const {
+  return parts_ >= kLeastParts && to_weight_->serves() && chunks_.serve_size(input_.size(2));
+}
 
 bool ChunkedBackward::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
                              at::IntArrayRef output_sizes, WantedConvGradients wanted) {
   if (!ImageChunks::serve(weight, p) || !wanted.any() || input.numel() == 0) return false;
   if (!channels_adjacent(input) || !weight.is_non_overlapping_and_dense()) return false;
   if (!InputGradient::serves(input, weight, p) || !serves_weight_gradient(weight, 1)) return false;
-  return ChunkedBackward(input, weight, p, output_sizes, wanted).serves();
+  return ChunkedBackward(input, weight, p, output_sizes, wanted).serves_sizes();
 }
 
 ChunkedBackward::Memory ChunkedBackward::memory() const {
   const View grad = chunks_.layout(grad_border_, size_.channels),
-             input = chunks_.layout(input_border_, input_.size(1)),
-             input_grad = chunks_.layout({}, input_.size(1));
-  float* const first = thread_scratch(
-      ScratchSlot::kStrip, chunks_.floats(grad) + chunks_.floats(input) + chunks_.floats(input_grad));
-  float* const second = first + chunks_.floats(grad);
-  return {ImageChunks::inside(grad, grad_border_, first), ImageChunks::inside(input, input_border_, second),
-          ImageChunks::inside(input_grad, {}, second + chunks_.floats(input))};
+             input = in_chunks_.layout(input_border_, input_.size(1)),
+             input_grad = in_chunks_.layout({}, input_.size(1));
+  const int64_t of_grad = chunks_.floats(grad), of_input = chunks_.floats(input);
+  float* const first = thread_scratch(ScratchSlot::kStrip, of_grad + of_input + chunks_.floats(input_grad));
+  return {ImageChunks::inside(grad, grad_border_, first),
+          ImageChunks::inside(input, input_border_, first + of_grad),
+          ImageChunks::inside(input_grad, {}, first + of_grad + of_input)};
 }
 
 void ChunkedBackward::pack() {
@@ -150,19 +154,24 @@ void ChunkedBackward::run_part(int64_t part, const GradientRow& row, const Chunk
                                float* bias) const {
   const auto [begin, end] = share(chunks_.count(), 1, static_cast<int>(part), static_cast<int>(parts_));
   const Memory m = memory();
+  // Neighbours' rows that the input's gradient reads.
+  const int64_t halo = to_input_ ? std::max<int64_t>(0, weight_.size(2) - 1 - pad_h_) : 0;
   for (int64_t i = begin; i < end; ++i) {
-    const Chunk c = chunks_[i];
+    const Chunk c = chunks_[i], of_input = in_chunks_[i];
     float* const sums = bias ? bias + i * size_.channels : nullptr;
-    chunks_.fill(c, m.grad, grad_border_, to_input_ ? pad_ : 0, [&](int64_t image, int64_t y, float* pixels) {
+    chunks_.fill(c, m.grad, grad_border_, halo, [&](int64_t image, int64_t y, float* pixels) {
       const bool own = y >= c.row && y < c.row + c.rows;
       row(image * size_.height + y, pixels, own, own ? sums : nullptr);
     });
-    if (wanted_.weight) add_weight(c, m, i == begin, i + 1 == end, weight_grad);
+    if (wanted_.weight) {
+      bring_in(of_input, m);
+      add_weight(c, m, i == begin, i + 1 == end, weight_grad);
+    }
     if (!to_input_) continue;
     const bool direct = to.rows && !to.rows->narrow();
-    const View grad = direct ? to.rows->view_at(c) : m.input_grad;
-    find_input(c, m, grad);
-    to.rows ? to.rows->write(c, grad) : to.sink(i, c, grad);
+    const View grad = direct ? to.rows->view_at(of_input) : m.input_grad;
+    find_input(of_input, m, grad);
+    to.rows ? to.rows->write(of_input, grad) : to.sink(i, of_input, grad);
   }
 }
 
@@ -177,15 +186,18 @@ void ChunkedBackward::find_input(const Chunk& c, const Memory& m, const View& to
   ConvJob(g, from, to, View{}).run(PackedConv(packed_, none, none), 0, 1);
 }
 
+void ChunkedBackward::bring_in(const Chunk& c, const Memory& m) const {
+  const int64_t width = input_.size(3), channels = input_.size(1);
+  in_chunks_.fill(c, m.input, input_border_, pad_h_, [&](int64_t image, int64_t row, float* to) {
+    input_rows_.read(image, row, to);
+    if (prologue_) prologue_->apply(to, width, channels);
+  });
+}
+
 void ChunkedBackward::add_weight(const Chunk& c, const Memory& m, bool first, bool last,
                                  float* weight_grad) const {
-  const int64_t channels = input_.size(1);
-  chunks_.fill(c, m.input, input_border_, pad_, [&](int64_t image, int64_t row, float* to) {
-    input_rows_.read(image, row, to);
-    if (prologue_) prologue_->apply(to, size_.width, channels);
-  });
   View input = m.input;
-  input.data -= pad_ * (input.row + input.pixel);
+  input.data -= pad_h_ * input.row + pad_w_ * input.pixel;
   to_weight_->add(input, m.grad, {c.images, c.rows, first, last}, weight_grad, weight_strides_);
 }
 

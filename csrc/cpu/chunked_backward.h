@@ -50,11 +50,12 @@ class ChunkedBackward {
   struct Memory;
   struct ChunkEnd;
 
-  bool serves() const;
+  bool serves_sizes() const;
   Memory memory() const;
   void pack();
   void run_part(int64_t part, const GradientRow& row, const ChunkEnd& to, float* weight_grad,
                 float* bias) const;
+  void bring_in(const Chunk& c, const Memory& m) const;
   void find_input(const Chunk& c, const Memory& m, const View& to) const;
   void add_weight(const Chunk& c, const Memory& m, bool first, bool last, float* weight_grad) const;
   void add_parts(const float* sums, int64_t first, int64_t last, float* to) const;
@@ -64,13 +65,13 @@ class ChunkedBackward {
   ImageRows input_rows_;
   WantedConvGradients wanted_;
   ImageSize size_;  // of the output
-  ImageChunks chunks_;
+  ImageChunks chunks_, in_chunks_;
   int64_t parts_ = 1;  // of the chunks, each with a weight's gradient of its own
   std::optional<InputGradientParts> to_input_;
   std::optional<ChunkedWeightGradient> to_weight_;
   const InputPrologue* prologue_;
   Border grad_border_, input_border_;
-  int64_t pad_;
+  int64_t pad_h_, pad_w_;
   WeightStrides weight_strides_{};
   const float* packed_ = nullptr;
 };

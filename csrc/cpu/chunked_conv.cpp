@@ -13,7 +13,7 @@ constexpr int64_t kMostWeightBytes = 4 << 20;
 
 ImageChunks chunks_of(const Conv2dArgs& a, const at::Tensor& output) {
   const ImageSize size{output.size(0), output.size(2), output.size(3), output.size(1)};
-  return {size, (size.width + 2 * a.params.padding[0]) * a.weight.size(1) + size.width * size.channels};
+  return {size, (a.input.size(3) + 2 * a.params.padding[1]) * a.weight.size(1) + size.width * size.channels};
 }
 
 }  // namespace
@@ -22,6 +22,7 @@ ChunkedConv::ChunkedConv(const Conv2dArgs& args, const at::Tensor& output, const
     : args_(args),
       prologue_(prologue),
       chunks_(chunks_of(args, output)),
+      in_chunks_(chunks_.of_input(args.input.size(2), args.input.size(3))),
       input_(args.input),
       output_(output),
       geometry_(conv_geometry(args.input, args.weight, args.params, output.sizes(),
@@ -31,9 +32,9 @@ ChunkedConv::ChunkedConv(const Conv2dArgs& args, const at::Tensor& output, const
   geometry_.out_height = chunks_.rows();
   geometry_.algorithm = trained_algorithm(geometry_);
   const Overreach beyond = overreach(geometry_);
-  const int64_t pad = args.params.padding[0];
-  border_ = {pad, pad, pad + beyond.bottom, pad + beyond.right};
-  in_memory_ = chunks_.layout(border_, args.input.size(1));
+  const int64_t ph = args.params.padding[0], pw = args.params.padding[1];
+  border_ = {ph, pw, ph + beyond.bottom, pw + beyond.right};
+  in_memory_ = in_chunks_.layout(border_, args.input.size(1));
   out_memory_ = chunks_.layout({}, output.size(1));
 }
 
@@ -42,29 +43,32 @@ bool ChunkedConv::serves(const Conv2dArgs& a, const at::Tensor& output) {
   if (present(a.residual) &&
       !(channels_adjacent(*a.residual) && a.residual->scalar_type() == output.scalar_type()))
     return false;
-  if (chunks_of(a, output).count() < kLeastChunks) return false;
+  const ImageChunks chunks = chunks_of(a, output);
+  if (chunks.count() < kLeastChunks || !chunks.serve_size(a.input.size(2))) return false;
   return ChunkedConv(a, output, nullptr).geometry_.packed_bytes() <= kMostWeightBytes;
 }
 
 void ChunkedConv::run(const PackedConv& weights) const {
-  const int64_t floats = chunks_.floats(in_memory_) + 2 * chunks_.floats(out_memory_);
+  const int64_t floats = in_chunks_.floats(in_memory_) + 2 * chunks_.floats(out_memory_);
   parallel_team(team_size(), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(chunks_.count(), 1, thread, team);
     if (begin == end) return;
     float* const memory = thread_scratch(ScratchSlot::kStrip, floats);
-    for (int64_t i = begin; i < end; ++i) run_chunk(chunks_[i], weights, memory);
+    for (int64_t i = begin; i < end; ++i) run_chunk(i, weights, memory);
   });
 }
 
-void ChunkedConv::run_chunk(const Chunk& c, const PackedConv& weights, float* memory) const {
-  const int64_t pad = args_.params.padding[0], width = geometry_.out_width, in = geometry_.in_channels;
+void ChunkedConv::run_chunk(int64_t index, const PackedConv& weights, float* memory) const {
+  const Chunk c = chunks_[index];
+  const int64_t ph = args_.params.padding[0], pw = args_.params.padding[1];
+  const int64_t width = args_.input.size(3), channels = geometry_.in_channels;
   View input = ImageChunks::inside(in_memory_, border_, memory);
-  chunks_.fill(c, input, border_, pad, [&](int64_t image, int64_t row, float* to) {
+  in_chunks_.fill(in_chunks_[index], input, border_, ph, [&](int64_t image, int64_t row, float* to) {
     input_.read(image, row, to);
-    if (prologue_) prologue_->apply(to, width, in);
+    if (prologue_) prologue_->apply(to, width, channels);
   });
-  input.data -= pad * (input.row + input.pixel);
-  memory += chunks_.floats(in_memory_);
+  input.data -= ph * input.row + pw * input.pixel;
+  memory += in_chunks_.floats(in_memory_);
   View output = output_.view_at(c), residual{};
   if (output_.narrow()) output = ImageChunks::inside(out_memory_, {}, memory);
   if (residual_) {

@@ -22,11 +22,11 @@ class ChunkedConv {
   void run(const PackedConv& weights) const;
 
  private:
-  void run_chunk(const Chunk& c, const PackedConv& weights, float* memory) const;
+  void run_chunk(int64_t index, const PackedConv& weights, float* memory) const;
 
   const Conv2dArgs& args_;
   const InputPrologue* prologue_;
-  ImageChunks chunks_;
+  ImageChunks chunks_, in_chunks_;
   ImageRows input_, output_;
   std::optional<ImageRows> residual_;
   ConvGeometry geometry_;

@@ -29,10 +29,16 @@ ImageChunks::ImageChunks(ImageSize size, int64_t row_floats) : size_(size) {
   count_ = strips_ * divide_up(size.images, images_);
 }
 
+ImageChunks ImageChunks::of_input(int64_t height, int64_t width) const {
+  ImageChunks chunks = *this;
+  chunks.size_.height = height;
+  chunks.size_.width = width;
+  if (strips_ == 1) chunks.rows_ = height;
+  return chunks;
+}
+
 bool ImageChunks::serve(const at::Tensor& weight, const Conv2dParams& p) {
-  const int64_t kernel = weight.size(2), pad = p.padding[0];
-  return kernel > 1 && weight.size(3) == kernel && 2 * pad + 1 == kernel && all(p.padding, pad) &&
-         all(p.stride, 1) && all(p.dilation, 1) && p.groups == 1;
+  return weight.size(2) * weight.size(3) > 1 && all(p.stride, 1) && all(p.dilation, 1) && p.groups == 1;
 }
 
 Chunk ImageChunks::operator[](int64_t index) const {

@@ -18,11 +18,15 @@ struct Chunk {
 
 class ImageChunks {
  public:
-  // `row_floats` are copied for a row. By sizes alone, never by the number of threads.
+  // Of the output; `row_floats` are copied for a row. By sizes alone, never by the number of threads.
   ImageChunks(ImageSize size, int64_t row_floats);
+  // The same chunks of the input: whole images, or rows at the same places.
+  ImageChunks of_input(int64_t height, int64_t width) const;
 
-  // Whether the convolution keeps the size; its kernel is larger than a pixel and has no groups.
+  // Whether a convolution may go by chunks: of stride 1, without groups, its kernel larger than a pixel;
+  // where it does not keep the size, chunks are whole images.
   static bool serve(const at::Tensor& weight, const Conv2dParams& params);
+  bool serve_size(int64_t input_height) const { return strips_ == 1 || size_.height == input_height; }
 
   int64_t count() const { return count_; }
   int64_t images() const { return images_; }  // of a chunk, at most
@@ -60,7 +64,7 @@ class ImageChunks {
 
  private:
   ImageSize size_;
-  int64_t images_, rows_, strips_, count_;  // strips: of an image
+  int64_t images_, rows_, strips_, count_;  // rows: of a chunk; strips: of an image
 };
 
 // Rows of float32 or bfloat16 images whose channels are adjacent.
