@@ -17,8 +17,9 @@ namespace {
 // Finishing the sums of a part takes as long as a few of its tiles, and its result takes memory.
 constexpr int64_t kLeastPartTiles = 64, kLeastParts = 4, kMostParts = 32, kPartsBytes = 10 << 20;
 
-int64_t row_floats(const ImageSize& size, const at::Tensor& input, int64_t pad) {
-  return (std::max(size.width, input.size(3)) + 2 * pad) * (size.channels + 2 * input.size(1));
+int64_t row_floats(const ImageSize& size, const at::Tensor& input, const Conv2dParams& p) {
+  const int64_t width = std::max(size.width, input.size(3)) + 2 * p.padding[1];
+  return width * (size.channels + 2 * p.stride[0] * input.size(1));
 }
 
 }  // namespace
@@ -42,11 +43,12 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
       input_rows_(input),
       wanted_(wanted),
       size_{output_sizes[0], output_sizes[2], output_sizes[3], output_sizes[1]},
-      chunks_(size_, row_floats(size_, input, params.padding[1])),
-      in_chunks_(chunks_.of_input(input.size(2), input.size(3))),
+      chunks_(size_, row_floats(size_, input, params)),
+      in_chunks_(chunks_.of_input(input, params.stride[0])),
       prologue_(prologue),
       pad_h_(params.padding[0]),
-      pad_w_(params.padding[1]) {
+      pad_w_(params.padding[1]),
+      stride_h_(params.stride[0]) {
   // As if every strip of rows were an image.
   const int64_t images = chunks_.all_images(), rows = chunks_.rows(), in = input.size(1);
   if (wanted.input) {
@@ -60,8 +62,8 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
                                   1,
                                   weight.size(2),
                                   weight.size(3),
-                                  1,
-                                  1,
+                                  params.stride[0],
+                                  params.stride[1],
                                   1,
                                   1,
                                   rows,
@@ -69,7 +71,13 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
                                   {}},
                      images);
   const Overreach beyond = to_weight_->beyond();
-  input_border_ = {pad_h_, pad_w_, pad_h_ + beyond.bottom, pad_w_ + beyond.right};
+  // All taps of the last pixel; rows and columns that strides leave out may lie behind them.
+  const auto behind = [&](int i, int64_t places, int64_t size) {
+    const int64_t last = (places - 1) * params.stride[i] - params.padding[i] + weight.size(2 + i);
+    return std::max<int64_t>(0, last - size);
+  };
+  input_border_ = {pad_h_, pad_w_, behind(0, rows, in_chunks_.rows()) + beyond.bottom,
+                   behind(1, size_.width, input.size(3)) + beyond.right};
   const int64_t part_bytes = weight.numel() * static_cast<int64_t>(sizeof(float));
   const int64_t most_parts =
       std::min({kMostParts, images * to_weight_->tiles() / kLeastPartTiles, kPartsBytes / part_bytes});
@@ -77,12 +85,13 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
 }
 
 bool ChunkedBackward::serves_sizes() const {
-  return parts_ >= kLeastParts && to_weight_->serves() && chunks_.serve_size(input_.size(2));
+  return parts_ >= kLeastParts && to_weight_->serves() && chunks_.serve_size(input_, stride_h_);
 }
 
 bool ChunkedBackward::serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
                              at::IntArrayRef output_sizes, WantedConvGradients wanted) {
-  if (!ImageChunks::serve(weight, p) || !wanted.any() || input.numel() == 0) return false;
+  if (!ImageChunks::serve(weight, p, /*strides=*/!wanted.input) || !wanted.any() || input.numel() == 0)
+    return false;
   if (!channels_adjacent(input) || !weight.is_non_overlapping_and_dense()) return false;
   if (!InputGradient::serves(input, weight, p) || !serves_weight_gradient(weight, 1)) return false;
   return ChunkedBackward(input, weight, p, output_sizes, wanted).serves_sizes();
@@ -92,8 +101,9 @@ ChunkedBackward::Memory ChunkedBackward::memory() const {
   const View grad = chunks_.layout(grad_border_, size_.channels),
              input = in_chunks_.layout(input_border_, input_.size(1)),
              input_grad = in_chunks_.layout({}, input_.size(1));
-  const int64_t of_grad = chunks_.floats(grad), of_input = chunks_.floats(input);
-  float* const first = thread_scratch(ScratchSlot::kStrip, of_grad + of_input + chunks_.floats(input_grad));
+  const int64_t of_grad = chunks_.floats(grad), of_input = in_chunks_.floats(input);
+  float* const first =
+      thread_scratch(ScratchSlot::kStrip, of_grad + of_input + in_chunks_.floats(input_grad));
   return {ImageChunks::inside(grad, grad_border_, first),
           ImageChunks::inside(input, input_border_, first + of_grad),
           ImageChunks::inside(input_grad, {}, first + of_grad + of_input)};
@@ -154,7 +164,7 @@ void ChunkedBackward::run_part(int64_t part, const GradientRow& row, const Chunk
                                float* bias) const {
   const auto [begin, end] = share(chunks_.count(), 1, static_cast<int>(part), static_cast<int>(parts_));
   const Memory m = memory();
-  // Neighbours' rows that the input's gradient reads.
+  // Neighbours' rows that the gradients read.
   const int64_t halo = to_input_ ? std::max<int64_t>(0, weight_.size(2) - 1 - pad_h_) : 0;
   for (int64_t i = begin; i < end; ++i) {
     const Chunk c = chunks_[i], of_input = in_chunks_[i];
@@ -188,7 +198,8 @@ void ChunkedBackward::find_input(const Chunk& c, const Memory& m, const View& to
 
 void ChunkedBackward::bring_in(const Chunk& c, const Memory& m) const {
   const int64_t width = input_.size(3), channels = input_.size(1);
-  in_chunks_.fill(c, m.input, input_border_, pad_h_, [&](int64_t image, int64_t row, float* to) {
+  const int64_t halo = std::max(pad_h_, weight_.size(2) - 1 - pad_h_);
+  in_chunks_.fill(c, m.input, input_border_, halo, [&](int64_t image, int64_t row, float* to) {
     input_rows_.read(image, row, to);
     if (prologue_) prologue_->apply(to, width, channels);
   });

@@ -71,7 +71,7 @@ class ChunkedBackward {
   std::optional<ChunkedWeightGradient> to_weight_;
   const InputPrologue* prologue_;
   Border grad_border_, input_border_;
-  int64_t pad_h_, pad_w_;
+  int64_t pad_h_, pad_w_, stride_h_;
   WeightStrides weight_strides_{};
   const float* packed_ = nullptr;
 };

@@ -22,7 +22,7 @@ ChunkedConv::ChunkedConv(const Conv2dArgs& args, const at::Tensor& output, const
     : args_(args),
       prologue_(prologue),
       chunks_(chunks_of(args, output)),
-      in_chunks_(chunks_.of_input(args.input.size(2), args.input.size(3))),
+      in_chunks_(chunks_.of_input(args.input, 1)),
       input_(args.input),
       output_(output),
       geometry_(conv_geometry(args.input, args.weight, args.params, output.sizes(),
@@ -39,12 +39,12 @@ ChunkedConv::ChunkedConv(const Conv2dArgs& args, const at::Tensor& output, const
 }
 
 bool ChunkedConv::serves(const Conv2dArgs& a, const at::Tensor& output) {
-  if (!ImageChunks::serve(a.weight, a.params) || !channels_adjacent(a.input)) return false;
+  if (!ImageChunks::serve(a.weight, a.params, /*strides=*/false) || !channels_adjacent(a.input)) return false;
   if (present(a.residual) &&
       !(channels_adjacent(*a.residual) && a.residual->scalar_type() == output.scalar_type()))
     return false;
   const ImageChunks chunks = chunks_of(a, output);
-  if (chunks.count() < kLeastChunks || !chunks.serve_size(a.input.size(2))) return false;
+  if (chunks.count() < kLeastChunks || !chunks.serve_size(a.input, 1)) return false;
   return ChunkedConv(a, output, nullptr).geometry_.packed_bytes() <= kMostWeightBytes;
 }
 

@@ -68,8 +68,9 @@ void ChunkedWeightGradient::add_direct(const View& input, const View& grad, cons
   const ConvGeometry& g = geometry_;
   const std::vector<int64_t> offset = position_offsets(g, input);
   float* sums = thread_scratch(ScratchSlot::kSums, g.packed_bytes() / static_cast<int64_t>(sizeof(float)));
-  WeightGradCall call{input,         grad,      step.images,    step.height,     g.out_width, 1,          1,
-                      offset.data(), g.depth(), g.out_channels, panels_.vectors, sums,        !step.first};
+  WeightGradCall call{input,           grad,       step.images,   step.height, g.out_width,
+                      g.stride_h,      g.stride_w, offset.data(), g.depth(),   g.out_channels,
+                      panels_.vectors, sums,       !step.first};
   kernels().weight_gradient(call, 0, kernels().gradient_units(g.out_channels, panels_.vectors, g.depth()));
   if (step.last) unpack_sums(g, panels_, sums, to, strides, 0, g.in_channels);
 }

@@ -9,7 +9,7 @@ namespace cnnfast::cpu {
 
 class ChunkedWeightGradient {
  public:
-  // Of stride-1 convolutions of one group. `geometry` has the images and the height of a chunk; `images` of
+  // Of convolutions of one group. `geometry` has the images and the height of a chunk; `images` of
   // such chunks there are in all.
   ChunkedWeightGradient(const ConvGeometry& geometry, int64_t images);
 

@@ -29,16 +29,16 @@ ImageChunks::ImageChunks(ImageSize size, int64_t row_floats) : size_(size) {
   count_ = strips_ * divide_up(size.images, images_);
 }
 
-ImageChunks ImageChunks::of_input(int64_t height, int64_t width) const {
+ImageChunks ImageChunks::of_input(const at::Tensor& input, int64_t stride) const {
   ImageChunks chunks = *this;
-  chunks.size_.height = height;
-  chunks.size_.width = width;
-  if (strips_ == 1) chunks.rows_ = height;
+  chunks.size_ = image_size(input);
+  chunks.rows_ = strips_ == 1 ? input.size(2) : rows_ * stride;
   return chunks;
 }
 
-bool ImageChunks::serve(const at::Tensor& weight, const Conv2dParams& p) {
-  return weight.size(2) * weight.size(3) > 1 && all(p.stride, 1) && all(p.dilation, 1) && p.groups == 1;
+bool ImageChunks::serve(const at::Tensor& weight, const Conv2dParams& p, bool strides) {
+  return weight.size(2) * weight.size(3) > 1 && (strides || all(p.stride, 1)) && all(p.dilation, 1) &&
+         p.groups == 1;
 }
 
 Chunk ImageChunks::operator[](int64_t index) const {

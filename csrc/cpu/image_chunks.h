@@ -20,13 +20,15 @@ class ImageChunks {
  public:
   // Of the output; `row_floats` are copied for a row. By sizes alone, never by the number of threads.
   ImageChunks(ImageSize size, int64_t row_floats);
-  // The same chunks of the input: whole images, or rows at the same places.
-  ImageChunks of_input(int64_t height, int64_t width) const;
+  // The same chunks of the input: whole images, or rows at the same places times the stride.
+  ImageChunks of_input(const at::Tensor& input, int64_t stride) const;
 
-  // Whether a convolution may go by chunks: of stride 1, without groups, its kernel larger than a pixel;
-  // where it does not keep the size, chunks are whole images.
-  static bool serve(const at::Tensor& weight, const Conv2dParams& params);
-  bool serve_size(int64_t input_height) const { return strips_ == 1 || size_.height == input_height; }
+  // Whether a convolution may go by chunks: without groups, its kernel larger than a pixel; of stride 1 where
+  // its input has a gradient. Unless it keeps the size, but for the stride, chunks are whole images.
+  static bool serve(const at::Tensor& weight, const Conv2dParams& params, bool strides);
+  bool serve_size(const at::Tensor& input, int64_t stride) const {
+    return strips_ == 1 || size_.height == (input.size(2) + stride - 1) / stride;
+  }
 
   int64_t count() const { return count_; }
   int64_t images() const { return images_; }  // of a chunk, at most

@@ -88,6 +88,32 @@ def test_gradients_that_are_wanted(shape, wanted):
             torch.testing.assert_close(own, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+# images, input channels, height, width, output channels, kernel, stride, padding
+STRIDED = [
+    (20, 8, 96, 95, 32, 7, 2, 3),  # strips of an image
+    (5, 6, 121, 130, 40, 3, 3, 1),
+    (40, 9, 21, 22, 16, 5, 2, 0),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", STRIDED, ids=str)
+def test_weight_gradient_of_strides(shape, dtype):
+    """Of first layers, whose input has no gradient, behind a batch norm."""
+    count, channels, height, width, out, kernel, stride, padding = shape
+    torch.manual_seed(0)
+    input = images(count, channels, height, width, dtype=dtype)
+    weight = (torch.randn(out, channels, kernel, kernel) / (kernel * channels**0.5)).to(dtype)
+    places = {"stride": stride, "padding": padding, "activation": "none"}  # no decisions to differ in
+    weights = [weight.requires_grad_(), weight.detach().double().requires_grad_()]
+    own = ops.conv2d_batch_norm(input, weights[0], **places)[0]
+    cotangent = torch.randn_like(own)
+    own.backward(cotangent)
+    reference.conv2d_batch_norm(input.double(), weights[1], **places)[0].backward(cotangent.double())
+    difference = (weights[0].grad.double() - weights[1].grad).abs().max() / weights[1].grad.abs().max()
+    assert difference <= (0.02 if dtype == torch.bfloat16 else 2e-5)
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
