@@ -36,8 +36,8 @@ class ChunkedBackward {
                   at::IntArrayRef output_sizes, WantedConvGradients wanted,
                   const InputPrologue* prologue = nullptr);
 
-  // Convolutions of stride 1 that keep the size, with sums of the weight's gradient that stay near. By sizes
-  // alone, never by the number of threads.
+  // Whether there are chunks enough for several threads, and sums of the weight's gradient few enough to be
+  // read for every one of them. By sizes alone, never by the number of threads.
   static bool serves(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& params,
                      at::IntArrayRef output_sizes, WantedConvGradients wanted);
 

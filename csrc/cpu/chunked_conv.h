@@ -14,7 +14,7 @@ class ChunkedConv {
   // The output's channels are adjacent. `prologue` may be null.
   ChunkedConv(const Conv2dArgs& args, const at::Tensor& output, const InputPrologue* prologue);
 
-  // Whether sizes are such; by those alone.
+  // Whether there are chunks enough for several threads; by sizes alone.
   static bool serves(const Conv2dArgs& args, const at::Tensor& output);
 
   // Of the convolution as the weights are packed for it.

@@ -1,6 +1,5 @@
 // Images, or rows of one image, that a thread works on at once: what it copies of them on the way, with
-// borders or widened from bfloat16, stays in its second-level cache. For convolutions of stride 1 that keep
-// the size.
+// borders or widened from bfloat16, stays in its second-level cache.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -77,8 +76,8 @@ class ImageRows {
   bool narrow() const { return narrow_; }
   // Pixels side by side in float32.
   void read(int64_t image, int64_t row, float* to) const;
-  // `count` rows and `images` images from a chunk's memory, where they are bfloat16; float32 ones are written
-  // where they lie, view_at.
+  // A chunk from a thread's memory, rounded, where they are bfloat16; float32 ones are written where they
+  // lie, at view_at.
   void write(const Chunk& c, const View& from) const;
   View view_at(const Chunk& c) const;
 

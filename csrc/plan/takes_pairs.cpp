@@ -1,9 +1,8 @@
 // Which convolutions of bfloat16 values multiply them as pairs. Others are widened to float32, or take
 // products of whole numbers.
-#include <cstdlib>
-
 #include "cpu/bf16_table.h"
 #include "cpu/depthwise16_pack.h"
+#include "cpu/paired_conv.h"
 #include "plan/steps16.h"
 
 namespace cnnfast::plan {
@@ -24,10 +23,9 @@ double other_cycles(const cpu::ConvGeometry& g) {
 }  // namespace
 
 bool takes_pairs(const cpu::ConvGeometry& g) {
-  static const bool everywhere = std::getenv("CNNFAST_BF16_PAIRS") != nullptr;  // for tests
   if (cpu::takes_depthwise_pairs(g)) return true;
   if (g.group_out() < kLeastChannels && g.groups > 1) return false;
-  if (everywhere || cpu::multiplies_by_tiles()) return true;
+  if (cpu::multiplies_bfloat16()) return true;
   if (cpu::bf16_kernels().multiplies) return cpu::pair_cycles(g) < other_cycles(g);
   return g.images * g.out_height * g.out_width <= kFewPixels && g.out_channels * g.depth() >= kManyWeights;
 }
