@@ -6,6 +6,7 @@
 
 #include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
+#include "cpu/chunked_conv.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
 #include "cpu/normalise.h"
@@ -69,9 +70,28 @@ void run_layer(const at::Tensor& buffer, const DenseLayer& layer, const at::Tens
                   {*packed, scale, shift}, view_of(layer.own(buffer)));
 }
 
-// On bfloat16 images, by products of pairs: what a layer normalises and what it adds are rounded, as eager
-// PyTorch rounds them. Arguments must have passed the check.
-DenseBlockOutputs paired_dense_block(const DenseBlockArgs& a) {
+// One layer on bfloat16 images: by products of pairs, or some rows at a time in float32, normalised on the
+// way.
+void run_narrow_layer(const at::Tensor& output, const DenseLayer& layer, const DenseBlockArgs& a, size_t i,
+                      const at::Tensor& mean, const at::Tensor& var) {
+  const at::Tensor input = layer.read(output), own = layer.own(output);
+  const OptionalTensor none;
+  const Conv2dArgs conv{input, a.weights[i], a.biases.get(i), none, none, layer.params(), "none"};
+  if (!pairs_serve_dense_block(a.weights) && ChunkedConv::serves(conv, own)) {
+    const ScaleShift s = fold(mean, var, widened(a.bn_weights.get(i)), widened(a.bn_biases.get(i)), a.eps);
+    const InputPrologue prologue{s.scale.data(), s.shift.data(),
+                                 parse_activation("dense_block", a.activation)};
+    return conv2d_into(conv, own, &prologue);
+  }
+  const at::Tensor activated = batch_norm_act_widened(input, mean, var, a.bn_weights.get(i),
+                                                      a.bn_biases.get(i), std::nullopt, a.eps, a.activation);
+  const Conv2dArgs plain{activated, a.weights[i], a.biases.get(i), none, none, layer.params(), "none"};
+  multiply_pairs_into(plain, own);
+}
+
+// On bfloat16 images: what a layer adds is rounded, as eager PyTorch rounds it. Arguments must have passed
+// the check.
+DenseBlockOutputs narrow_dense_block(const DenseBlockArgs& a) {
   const auto layers = dense_layers(a.weights);
   const bool batch = uses_batch_statistics(a.means, a.vars);
   const at::Tensor output =
@@ -88,12 +108,8 @@ DenseBlockOutputs paired_dense_block(const DenseBlockArgs& a) {
   gather(0, a.input.size(1));
   for (size_t i = 0; i < layers.size(); ++i) {
     const DenseLayer& layer = layers[i];
-    const at::Tensor activated = batch_norm_act_widened(
-        layer.read(output), layer_statistic(a.means, mean, i, layer), layer_statistic(a.vars, var, i, layer),
-        a.bn_weights.get(i), a.bn_biases.get(i), std::nullopt, a.eps, a.activation);
-    multiply_pairs_into(
-        {activated, a.weights[i], a.biases.get(i), std::nullopt, std::nullopt, layer.params(), "none"},
-        layer.own(output));
+    run_narrow_layer(output, layer, a, i, widened(layer_statistic(a.means, mean, i, layer)),
+                     widened(layer_statistic(a.vars, var, i, layer)));
     gather(layer.inputs, layer.growth);
   }
   return {output, mean, var};
@@ -106,7 +122,7 @@ DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weight
   if (takes_widened(input)) {
     const DenseBlockArgs args{input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation};
     check_dense_block(args);
-    if (pairs_serve_dense_block(weights) || bf16_kernels().multiplies) return paired_dense_block(args);
+    if (pairs_serve_dense_block(weights) || bf16_kernels().multiplies) return narrow_dense_block(args);
     const auto type = input.scalar_type();
     return rounded_to(
         {type, at::kFloat, at::kFloat},
