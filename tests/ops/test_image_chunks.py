@@ -1,4 +1,4 @@
-"""Convolutions that keep the size, some rows of images at a time: whole images, strips, uneven ends."""
+"""Convolutions some rows of images at a time: whole images, strips of one, uneven ends."""
 
 import pytest
 import torch
@@ -42,11 +42,13 @@ def places(shape):
     return [1, 1], list(shape[-1]), [1, 1], 1
 
 
-def near(found, expected, dtype, roundings=1):
-    """Within so many roundings of the largest value, and of the root mean square; 5x5 kernels set both."""
+def near(found, expected, dtype, kernel, roundings=1):
+    """Within so many roundings of the largest value, and of the root mean square."""
     difference = (found.double() - expected).abs()
     scale = expected.abs().max()
-    largest, mean = (2.0**-8, 2.0**-8) if dtype == torch.bfloat16 else (4e-5, 1e-5)
+    largest, mean = (2e-5, 4e-6) if kernel != (5, 5) else (4e-5, 1e-5)  # its tiles lose more
+    if dtype == torch.bfloat16:
+        largest = mean = 2.0**-8
     assert difference.max() <= roundings * largest * scale
     assert difference.square().mean().sqrt() <= mean * expected.square().mean().sqrt() + 1e-9
 
@@ -72,7 +74,7 @@ def test_gradients(shape, dtype, activation):
     for own, expected in zip(
         found, expected_gradients(grad, input, weight, output, activation, shape), strict=False
     ):
-        near(own, expected, dtype)
+        near(own, expected, dtype, shape[5])
 
 
 @pytest.mark.parametrize("wanted", [[True, False, False], [False, True, False], [False, True, True]], ids=str)
@@ -123,7 +125,7 @@ def test_values(shape, dtype, layout):
     found = ops.conv2d(input, weight, bias, None, residual, *places(shape), activation="relu")
     wide = [t.double() for t in (input, weight, bias)]
     expected = reference.conv2d(*wide, None, residual.double(), *places(shape), activation="relu")
-    near(found, expected, dtype)
+    near(found, expected, dtype, shape[5])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -138,7 +140,7 @@ def test_values_behind_batch_norm(shape, dtype):
     wide = [t.double() if isinstance(t, torch.Tensor) else t for t in (input, weight, *rest)]
     expected = reference.bn_act_conv2d(*wide, padding=padding, pre_activation="relu")[0]
     # Where pairs are multiplied what is normalised is rounded first.
-    near(found, expected, dtype, roundings=2)
+    near(found, expected, dtype, shape[5], roundings=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
