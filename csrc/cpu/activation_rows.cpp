@@ -8,8 +8,6 @@
 namespace cnnfast::cpu {
 namespace {
 
-bool is_dense(const PixelRows& rows) { return rows.narrow || rows.stride == rows.channels; }
-
 // Where a vector holds several pixels, those of channels that lie in it are summed side by side first.
 void add_row_sums(const float* row, int64_t width, int64_t channels, float* sums) {
   const int64_t lanes = kernels().vector_width, pixels = lanes / channels;
@@ -22,10 +20,24 @@ void add_row_sums(const float* row, int64_t width, int64_t channels, float* sums
 
 }  // namespace
 
+void activation_gradient_rows(const FloatRows& grad, const FloatRows& output, int64_t pixels,
+                              int64_t channels, Activation activation, float* to) {
+  // A mask does not ask for the channel: pixels side by side are one long one, whose vectors are full.
+  const bool dense = grad.stride == channels && output.stride == channels;
+  NormBackwardCall call{};
+  call.grad = grad.data;
+  call.output = output.data;
+  call.grad_residual = to;
+  call.grad_stride = grad.stride;
+  call.output_stride = output.stride;
+  call.channels = dense ? pixels * channels : channels;
+  call.activation = activation;
+  kernels().norm_backward(call, dense ? 1 : pixels);
+}
+
 ActivationRows::ActivationRows(const at::Tensor& grad_output, const at::Tensor& output, Activation activation)
     : size_(image_size(grad_output)), activation_(activation), grad_(pixel_rows(grad_output)) {
   if (activation.kind != Activation::kNone) output_ = pixel_rows(output);
-  dense_ = is_dense(grad_) && (!output_.given() || is_dense(output_));
 }
 
 void ActivationRows::run(int64_t row, float* to, float* sums) const {
@@ -46,15 +58,7 @@ void ActivationRows::mask(int64_t first, float* to) const {
       grad_.narrow || output_.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * values) : nullptr;
   const FloatRows grad = float_rows(grad_, first, size_.width, scratch),
                   output = float_rows(output_, first, size_.width, scratch + values);
-  NormBackwardCall call{};
-  call.grad = grad.data;
-  call.output = output.data;
-  call.grad_residual = to;
-  call.grad_stride = grad.stride;
-  call.output_stride = output.stride;
-  call.channels = dense_ ? values : size_.channels;
-  call.activation = activation_;
-  kernels().norm_backward(call, dense_ ? 1 : size_.width);
+  activation_gradient_rows(grad, output, size_.width, size_.channels, activation_, to);
 }
 
 }  // namespace cnnfast::cpu

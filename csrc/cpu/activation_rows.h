@@ -5,6 +5,10 @@
 
 namespace cnnfast::cpu {
 
+// Of `pixels` pixels, to pixels side by side.
+void activation_gradient_rows(const FloatRows& grad, const FloatRows& output, int64_t pixels,
+                              int64_t channels, Activation activation, float* to);
+
 class ActivationRows {
  public:
   // Without an activation the output is not read.
@@ -22,7 +26,6 @@ class ActivationRows {
   ImageSize size_;
   Activation activation_;
   PixelRows grad_, output_{};
-  bool dense_ = false;  // pixels of both side by side: a row is one long pixel, whose vectors are full
 };
 
 }  // namespace cnnfast::cpu

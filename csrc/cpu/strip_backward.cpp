@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/activation_rows.h"
 #include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
@@ -115,7 +116,8 @@ class StripBackward {
       const FloatRows rows = float_rows(grad_, first, pixels, wide);
       const float* grad = rows.data;
       if (masked) {
-        mask(rows, float_rows(output_, first, pixels, wide + strip_ * out_), pixels, masked);
+        activation_gradient_rows(rows, float_rows(output_, first, pixels, wide + strip_ * out_), pixels, out_,
+                                 activation_, masked);
         grad = masked;
       }
       if (bias) kernels().column_sum(grad, strip_stride(), pixels, out_, nullptr, bias);
@@ -140,20 +142,6 @@ class StripBackward {
     job_.run_pixels(PackedConv(packed_, none, none), grad, to, 0, pixels, false);
     if (narrow)
       bf16_kernels().narrow({to, in_}, {static_cast<uint16_t*>(grad_input_) + first * in_, in_}, pixels, in_);
-  }
-
-  void mask(const FloatRows& grad, const FloatRows& output, int64_t pixels, float* to) const {
-    NormBackwardCall call{};
-    call.grad = grad.data;
-    call.output = output.data;
-    call.grad_residual = to;
-    call.grad_stride = grad.stride;
-    call.output_stride = output.stride;
-    call.channels = out_;
-    call.activation = activation_;
-    const bool dense = grad.stride == out_ && output.stride == out_;
-    if (dense) call.channels *= pixels;  // one long row, whose vectors are full
-    kernels().norm_backward(call, dense ? 1 : pixels);
   }
 
   // A 1x1 kernel does not ask where a row or an image ends: all of them as one row.
