@@ -13,6 +13,7 @@ from cnnfast import _ext
 MEMORY = "memory"
 _SECONDS = 0.15  # of each measurement in registers and caches
 _MEMORY_SECONDS = 0.3
+_HAND_OVER_SECONDS = 0.005
 _MEMORY_CAP = 1 << 30  # bytes, of all threads together
 _UNKNOWN_CACHE = 64 << 20  # bytes taken for the last cache of a system that names none
 
@@ -66,12 +67,36 @@ def measure_limits(threads: int | None = None) -> Limits:
     Raises:
         ValueError: threads below 1. RuntimeError: the compiled operators are not there.
     """
+    return _measure(_checked("measure_limits", threads))
+
+
+def measure_hand_over(threads: int | None = None) -> float | None:
+    """Seconds that a cache line takes from one core to another, between two threads; takes some milliseconds.
+
+    Cores that share a cache hand over several times as fast as cores that do not, and what one thread reads
+    of what another wrote costs accordingly. A hypervisor may move a virtual machine's cores between such
+    groups while it runs, so this is measured anew at every call.
+
+    Args:
+        threads: torch.get_num_threads() where None. None is returned for one thread.
+
+    Raises:
+        ValueError: threads below 1. RuntimeError: the compiled operators are not there.
+    """
+    threads = _checked("measure_hand_over", threads)
+    if threads == 1:
+        return None
+    with torch_threads(threads):
+        return torch.ops.cnnfast.measure_hand_over(_HAND_OVER_SECONDS)
+
+
+def _checked(name: str, threads: int | None) -> int:
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
-        raise ValueError(f"measure_limits: threads must be at least 1, not {threads}")
+        raise ValueError(f"{name}: threads must be at least 1, not {threads}")
     if not _ext.AVAILABLE:
-        raise RuntimeError(f"measure_limits needs the compiled operators: {_ext.REASON}")
-    return _measure(threads)
+        raise RuntimeError(f"{name} needs the compiled operators: {_ext.REASON}")
+    return threads
 
 
 @functools.cache

@@ -165,6 +165,9 @@ TORCH_LIBRARY(cnnfast, m) {
   // have in common if `shared`.
   m.def("measure_arithmetic(float seconds) -> float");
   m.def("measure_reading(int bytes_per_thread, float seconds, bool shared) -> float");
+  // Seconds that a cache line takes from the core of one thread to that of another, by measuring for about
+  // `seconds`; 0 where there is one thread.
+  m.def("measure_hand_over(float seconds) -> float");
   // A content hash of a contiguous CPU tensor's bytes.
   m.def("checksum(Tensor data) -> int");
   // The backend that serves a call on a GPU, by name; empty where the options must be timed first, for

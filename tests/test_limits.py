@@ -8,7 +8,7 @@ import torch
 import cnnfast
 from cnnfast import _ext, limits
 from cnnfast.benchmarking import machine
-from cnnfast.limits import Limits, measure_limits
+from cnnfast.limits import Limits, measure_hand_over, measure_limits
 
 needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason=f"needs compiled operators: {_ext.REASON}")
 EXAMPLE = Limits(2, "avx512", 200e9, {"L2": 150e9, "memory": 20e9})
@@ -46,6 +46,19 @@ def test_limit_operators_check_their_arguments():
         ops.measure_reading(1023, 0.0, True)
     assert ops.measure_reading(1024, 0.0, True) > 0 and ops.measure_reading(1500, 0.0, False) > 0
     assert ops.measure_arithmetic(0.0) > 0
+
+
+@needs_extension
+def test_hand_over_is_plausible():
+    before = torch.get_num_threads()
+    assert measure_hand_over(1) is None
+    assert 1e-9 < measure_hand_over(2) < 1e-3  # between two threads of one core even: a switch of both
+    assert 1e-9 < measure_hand_over(before + 3) < 1e-3
+    assert torch.get_num_threads() == before
+    with pytest.raises(RuntimeError, match="seconds must be finite"):
+        torch.ops.cnnfast.measure_hand_over(-1.0)
+    with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
+        measure_hand_over(0)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

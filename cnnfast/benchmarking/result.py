@@ -24,6 +24,8 @@ class Row:
     round, each the mean over as many calls as the round needed. `peak_rss_bytes`: peak of the timed part.
     `peak_allocated_bytes`: of a training step, tensors that lived at once (see allocations.py).
     `flops`: operations of one call by direct convolution (see parity.prepare).
+    `hand_overs_s`: before each round, how long a cache line took from core to core (cnnfast.limits); empty
+    where that is not known.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Row:
     peak_rss_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     flops: int | None = None
+    hand_overs_s: list[float] = field(default_factory=list)
 
     @property
     def timed(self) -> bool:

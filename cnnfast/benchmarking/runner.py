@@ -127,15 +127,53 @@ def _run_case(case: Case, names: Sequence[str], settings: Settings, steps: _Step
             workers.callback(lane.close)
             lane.start()
             lanes.append(lane)
+        hand_over = workers.enter_context(_HandOver(case.threads, settings.timeout_s))
         for number in range(settings.rounds):
+            seconds = hand_over.measure()
             # Another one begins each round, so that none always follows the same neighbour.
             first = number % max(1, len(lanes))
             for lane in lanes[first:] + lanes[:first]:
                 steps.next(f"{case.title}: round {number + 1}, {lane.row.contender}")
-                lane.round()
+                lane.round(seconds)
         for lane in lanes:
             lane.finish()
         return [lane.row for lane in lanes]
+
+
+class _HandOver:
+    """How far cores are from one another, again and again, from a process that is stopped between."""
+
+    def __init__(self, threads: int, timeout: float):
+        self._threads = threads
+        self._timeout = timeout
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> "_HandOver":
+        if self._threads > 1:
+            self._worker = Worker("hand over", self._threads)
+            self._worker.pause()
+        return self
+
+    def measure(self) -> float | None:
+        """Seconds, or None where that cannot be measured (then no more is tried)."""
+        if self._worker is None:
+            return None
+        self._worker.resume()
+        try:
+            seconds = self._worker.ask("hand_over", self._timeout, threads=self._threads)["seconds"]
+        except WorkerError:
+            self.close()
+            return None
+        self._worker.pause()
+        return seconds
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class _Lane:
@@ -169,7 +207,7 @@ class _Lane:
         if self._worker is not None:
             self._worker.pause()
 
-    def round(self) -> None:
+    def round(self, hand_over_s: float | None) -> None:
         """One round of timing, running alone."""
         if self._worker is None:
             return
@@ -180,6 +218,8 @@ class _Lane:
         self._worker.pause()
         self.row.rounds_s.append(reply["seconds"] / reply["calls"])
         self.row.calls.append(reply["calls"])
+        if hand_over_s is not None:
+            self.row.hand_overs_s.append(hand_over_s)
         if reply["peak_rss_bytes"] is not None:
             self.row.peak_rss_bytes = max(self.row.peak_rss_bytes or 0, reply["peak_rss_bytes"])
 

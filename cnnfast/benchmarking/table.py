@@ -1,5 +1,7 @@
 """The benchmark table on the terminal."""
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -79,8 +81,17 @@ def _memory(row: Row) -> list[str]:
 
 
 def _notes(result: Result) -> list[Text]:
-    """Why some rows have no time, each reason once."""
+    """Why some rows have no time, each reason once; how far cores were from one another."""
     notes = dict.fromkeys(f"{row.contender}: {row.detail}" for row in result.rows if row.status == "missing")
     broken = [row for row in result.rows if row.status in ("parity", "failed")]
     notes.update(dict.fromkeys(f"{row.group}, {row.contender}: {row.detail}" for row in broken))
+    hand_overs = [1e9 * seconds for row in result.rows for seconds in row.hand_overs_s]
+    if hand_overs:
+        sampled = f"{_range(hand_overs)} ns, sampled before each round"
+        notes[f"a cache line went from core to core in {sampled}"] = None
     return [Text(note) for note in notes]
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = (f"{value:.0f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"

@@ -186,6 +186,17 @@ def test_table_shows_limits_and_percentages(result, rows):
     assert f" {result.percent_of_peak(rows['right']):.0f} " in line and "% of peak" in text
 
 
+@needs_extension
+def test_distance_of_cores_is_sampled_before_each_round():
+    result = compare(TINY, [1], ["fake_contenders:Right"], rounds=3, threads=2, min_time=1e-3)
+    (row,) = result.rows
+    assert len(row.hand_overs_s) == 3 and all(1e-9 < seconds < 1e-3 for seconds in row.hand_overs_s)
+    row.hand_overs_s = [45e-9, 180e-9, 46e-9]
+    console = Console(width=160, file=io.StringIO())
+    console.print(result.table())
+    assert "a cache line went from core to core in 45 to 180 ns" in console.file.getvalue()
+
+
 def test_limits_that_cannot_be_measured_are_missing_with_the_reason(monkeypatch):
     monkeypatch.setenv("CNNFAST_REFERENCE", "1")
     runner._limits.cache_clear()
