@@ -10,6 +10,7 @@ launch. A backend that cannot serve a call is an error where it is forced, and s
 no such backend at all choose among those that they have.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -118,6 +119,7 @@ def run_fastest(
         torch.ops.cnnfast.add_backend_times(key, list(times), list(times.values()))
 
 
+@functools.cache  # of hundreds of names, for every convolution
 def _library_has_triton() -> bool:
     return _ext.AVAILABLE and bool(torch.ops.cnnfast.triton_kernels())
 

@@ -93,7 +93,7 @@ at::Tensor conv2d_with_last_pass(const at::Tensor& input, const at::Tensor& weig
   const c10::cuda::CUDAGuard guard(a.input.device());
   if (wants_cudnn_fused() && fits_cudnn_fused(a)) {
     const at::Tensor y = conv2d_cudnn_fused(a);
-    return y.is_contiguous(at::MemoryFormat::ChannelsLast) ? y : fresh_channels_last(y);
+    return own_channels_last(y);
   }
   const Conv2dParams& p = a.params;
   const bool bias_alone = !present(a.scale) && !present(a.residual) && activation.kind == Activation::kNone;
@@ -102,7 +102,7 @@ at::Tensor conv2d_with_last_pass(const at::Tensor& input, const at::Tensor& weig
       bias_alone ? at::conv2d(a.input, a.weight, a.bias, p.stride, p.padding, p.dilation, p.groups)
                  : bare_convolution(a);
   const bool own_layout = conv.is_contiguous(at::MemoryFormat::ChannelsLast);
-  if (bias_alone) return own_layout ? conv : fresh_channels_last(conv);
+  if (bias_alone) return own_channels_last(conv);
   // Over what cuDNN has just written, where that has the operator's layout.
   const at::Tensor output = own_layout ? conv : empty_images(sizes, a.input);
   finish_into(conv, a.scale, a.bias, a.residual, activation, output);

@@ -8,7 +8,10 @@ namespace cnnfast::cuda {
 constexpr int64_t kMostPixels = INT32_MAX;  // of a batch
 // Blocks that a processor holds at once at least: told nothing, the compiler aims at more and spills.
 constexpr int kPoolBlocks = 4;
-constexpr int32_t kMostPositions = 255;  // of a kernel
+constexpr int32_t kMostPositions = 255;     // of a kernel
+constexpr int64_t kGlobalPoolBlocks = 512;  // some for each processor of large GPUs
+constexpr int32_t kLeastPacks = 4;          // of 16 bytes, to a block
+constexpr int32_t kLeastChannels = 32;      // to a block of single channels
 
 // How the channels of pixels are spread over threads: packs of `lanes` channels, `tile` packs and
 // `pixels_per_block` pixels to a block.
@@ -25,6 +28,21 @@ inline PackLayout make_pack_layout(int64_t pixels, int64_t channels, int lanes) 
   l.packs = static_cast<int32_t>(channels / lanes);
   l.tiles = (l.packs + kBlockThreads - 1) / kBlockThreads;
   l.tile = (l.packs + l.tiles - 1) / l.tiles;
+  l.pixels_per_block = kBlockThreads / l.tile;
+  return l;
+}
+
+// For blocks that have whole images: where there are few images, no more of a pixel to a block than 64 bytes,
+// so that blocks suffice for all processors.
+inline PackLayout make_global_layout(int64_t images, int64_t pixels, int64_t channels, int lanes) {
+  PackLayout l = make_pack_layout(pixels, channels, lanes);
+  const int64_t tiles = (kGlobalPoolBlocks + images - 1) / images;
+  const int64_t least = lanes > 1 ? kLeastPacks : kLeastChannels;
+  const int64_t sectors = (l.packs + least - 1) / least;
+  if (tiles <= l.tiles) return l;
+  l.tiles = static_cast<int32_t>(tiles < sectors ? tiles : sectors);
+  l.tile = (l.packs + l.tiles - 1) / l.tiles;
+  l.tiles = (l.packs + l.tile - 1) / l.tile;
   l.pixels_per_block = kBlockThreads / l.tile;
   return l;
 }

@@ -64,7 +64,7 @@ void run_pool_backward(Launcher& launch, PoolKind kind, const PoolBackwardCall<T
 template <typename T, bool kVector, typename Launcher>
 void run_global_pool(Launcher& launch, Place4d<const T> input, T* output, int64_t images, int64_t pixels,
                      int64_t channels) {
-  const PackLayout l = make_pack_layout(pixels, channels, kPack<T, kVector>);
+  const PackLayout l = make_global_layout(images, pixels, channels, kPack<T, kVector>);
   launch(global_avg_pool_forward<T, kVector>,
          dim3(static_cast<unsigned>(images), static_cast<unsigned>(l.tiles), 1),
          GlobalPoolArgs<T>{{input.data, input.pixel}, output, pixels, l});

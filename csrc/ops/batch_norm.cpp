@@ -80,7 +80,7 @@ at::Tensor batch_norm_act_composite(const at::Tensor& input, const at::Tensor& m
   if (present(bias)) y = y + per_channel(as_type(*bias, type));
   if (present(residual)) y = y + as_type(*residual, type);
   y = activate(y, parse_activation("batch_norm_act", activation));
-  return at::empty_symint(y.sym_sizes(), input.options(), at::MemoryFormat::ChannelsLast).copy_(y);
+  return own_channels_last(as_type(y, input.scalar_type()));
 }
 
 BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::Tensor& weight,
@@ -98,8 +98,8 @@ BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::
                            {stride, padding, dilation, groups},
                            eps,
                            activation});
-  const at::Tensor conv = fresh_channels_last(at::conv2d(input, as_type(weight, input.scalar_type()),
-                                                         std::nullopt, stride, padding, dilation, groups));
+  const at::Tensor conv = own_channels_last(at::conv2d(input, as_type(weight, input.scalar_type()),
+                                                       std::nullopt, stride, padding, dilation, groups));
   const auto [var, conv_mean] = at::var_mean(as_type(conv, statistics_type(conv.scalar_type())),
                                              at::IntArrayRef({0, 2, 3}), /*correction=*/0);
   const at::Tensor output =

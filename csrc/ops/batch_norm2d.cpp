@@ -60,12 +60,15 @@ BatchNormGradients batch_norm2d_backward_composite(const at::Tensor& grad_output
   const at::Tensor center = as_type(mean, type), spread = as_type(var, type);
   const OptionalTensor gamma = present(weight) ? as_type(*weight, type) : OptionalTensor();
   const at::Tensor inverse_std = at::rsqrt(spread + eps);
-  const auto [grad_input, grad_weight, grad_bias] = at::native_batch_norm_backward(
-      grad, input, gamma, center, spread, center, inverse_std, batch_statistics, eps,
-      {need_input, need_weight || need_var, need_bias || need_mean});
+  const auto [grad_input, grad_weight, grad_bias] =
+      input.numel() == 0  // ATen has no kernel for that on GPUs
+          ? std::make_tuple(at::zeros_like(input), at::zeros_like(center), at::zeros_like(center))
+          : at::native_batch_norm_backward(grad, input, gamma, center, spread, center, inverse_std,
+                                           batch_statistics, eps,
+                                           {need_input, need_weight || need_var, need_bias || need_mean});
   const at::Tensor slope = present(weight) ? inverse_std * *gamma : inverse_std;
   const auto parameters = present(weight) ? weight->scalar_type() : type;
-  return {need_input ? fresh_channels_last(grad_input) : none(),
+  return {need_input ? own_channels_last(grad_input) : none(),
           need_mean ? as_type(-slope * grad_bias, mean.scalar_type()) : none(),
           need_var ? as_type(slope * inverse_std * grad_weight * -0.5, var.scalar_type()) : none(),
           need_weight ? as_type(grad_weight, parameters) : none(),

@@ -66,8 +66,8 @@ BatchNorm2dOutputs bn_act_conv2d_composite(const at::Tensor& input, const at::Te
   at::Tensor y =
       at::conv2d(activated, as_type(weight, type), as_type(bias, type), stride, padding, dilation, groups);
   if (present(residual)) y = y + *residual;
-  if (present(mean)) return {fresh_channels_last(y), no_gradient(*mean), no_gradient(*var)};
-  return {fresh_channels_last(y), m, v};
+  if (present(mean)) return {own_channels_last(y), no_gradient(*mean), no_gradient(*var)};
+  return {own_channels_last(y), m, v};
 }
 
 BatchNormGradients bn_act_conv2d_backward(const BnActConv2dSteps& steps, const at::Tensor& grad_output,

@@ -215,6 +215,12 @@ at::Tensor fresh_channels_last(const at::Tensor& t) {
   return at::empty_symint(t.sym_sizes(), t.options(), at::MemoryFormat::ChannelsLast).copy_(t);
 }
 
+at::Tensor own_channels_last(const at::Tensor& fresh) {
+  const bool has_layout = fresh.dim() == 4 && !fresh.unsafeGetTensorImpl()->has_symbolic_sizes_strides() &&
+                          fresh.strides() == c10::get_channels_last_strides_2d(fresh.sizes());
+  return has_layout ? fresh : fresh_channels_last(fresh);
+}
+
 bool& records_gradient() {
   thread_local bool recording = false;
   return recording;

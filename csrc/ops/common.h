@@ -63,6 +63,8 @@ at::Tensor as_type(const at::Tensor& t, at::ScalarType type);
 OptionalTensor as_type(const OptionalTensor& t, at::ScalarType type);
 // A fresh tensor in channels_last memory with t's values.
 at::Tensor fresh_channels_last(const at::Tensor& t);
+// A tensor that nobody else holds, in channels_last memory to the stride: itself where it has that already.
+at::Tensor own_channels_last(const at::Tensor& fresh);
 // What a backward operator returns for a gradient that nobody asked for.
 at::Tensor no_gradient(const at::Tensor& like);
 

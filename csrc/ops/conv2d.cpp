@@ -76,7 +76,7 @@ at::Tensor conv2d_composite(const at::Tensor& input, const at::Tensor& weight, c
     if (present(bias)) y = y + shift->view({-1, 1, 1});
   }
   if (present(residual)) y = y + *residual;
-  return fresh_channels_last(activate(y, parse_activation("conv2d", activation)));
+  return own_channels_last(activate(y, parse_activation("conv2d", activation)));
 }
 
 Conv2dGradients conv2d_backward(const at::Tensor& grad_output, const at::Tensor& input,

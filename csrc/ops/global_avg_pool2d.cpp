@@ -19,7 +19,7 @@ std::vector<c10::SymInt> check_global_avg_pool2d(const at::Tensor& input) {
 
 at::Tensor global_avg_pool2d_composite(const at::Tensor& input) {
   check_global_avg_pool2d(input);
-  return fresh_channels_last(at::mean(input, at::IntArrayRef({2, 3}), /*keepdim=*/true));
+  return own_channels_last(at::mean(input, at::IntArrayRef({2, 3}), /*keepdim=*/true));
 }
 
 namespace {

@@ -47,7 +47,7 @@ std::vector<c10::SymInt> pool2d_output_sizes(const char* op, c10::SymIntArrayRef
 
 namespace {
 
-at::Tensor pooled(const at::Tensor& y) { return y.dim() == 4 ? fresh_channels_last(y) : y.contiguous(); }
+at::Tensor pooled(const at::Tensor& y) { return y.dim() == 4 ? own_channels_last(y) : y.contiguous(); }
 
 constexpr int64_t kNoDilation[2] = {1, 1};
 
@@ -84,8 +84,15 @@ at::Tensor avg_pool2d_backward_composite(const at::Tensor& grad_output, const at
                                          at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                          at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                                          std::optional<int64_t> divisor_override) {
-  return at::avg_pool2d_backward(grad_output, input, kernel_size, stride, padding, ceil_mode,
-                                 count_include_pad, divisor_override);
+  const auto format = input.suggest_memory_format();
+  const bool padded = padding[0] > 0 || padding[1] > 0;
+  if (!input.is_cuda() || !padded || format == at::MemoryFormat::Contiguous)
+    return at::avg_pool2d_backward(grad_output, input, kernel_size, stride, padding, ceil_mode,
+                                   count_include_pad, divisor_override);
+  // Wrong on GPUs in channels_last memory with padding: github.com/pytorch/pytorch/issues/188344.
+  return at::avg_pool2d_backward(grad_output.contiguous(), input.contiguous(), kernel_size, stride, padding,
+                                 ceil_mode, count_include_pad, divisor_override)
+      .contiguous(format);
 }
 
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {

@@ -37,5 +37,6 @@ def assert_near(actual, truth, dtype):
     torch.testing.assert_close(actual[odd], truth[odd], equal_nan=True)
     error = (actual - truth)[~odd].abs()
     if error.numel():
-        limit = TOLERANCE[dtype] * truth[~odd].abs().max().clamp(min=1e-3)
+        # Gradients through two values of a channel are differences of terms near one.
+        limit = TOLERANCE[dtype] * truth[~odd].abs().max().clamp(min=1e-2)
         assert error.max() <= limit, f"error {error.max():.3g} above {limit:.3g}"

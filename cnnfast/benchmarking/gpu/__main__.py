@@ -11,7 +11,7 @@ from cnnfast import _ext
 
 from .cases import network_cases, operator_cases
 from .measure import CONTENDERS, measure
-from .report import header, write
+from .report import header, summary, write, write_figures
 from .timers import EventTimer
 
 NO_GPU = 2
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--check", action="store_true", help="only say whether there is a GPU to measure on")
     result.add_argument("--dtypes", default="float32,float16", help=f"of {', '.join(DTYPES)}")
+    result.add_argument("--contenders", default=",".join(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
     result.add_argument("--batch", type=int, default=32)
     result.add_argument("--rounds", type=int, default=30)
     result.add_argument("--match", default="", help="only cases with this in their names or kinds")
@@ -41,12 +42,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    arguments_of = parser()
+    options = arguments_of.parse_args(arguments)
+    for name, known in (("dtypes", DTYPES), ("contenders", CONTENDERS)):
+        if unknown := set(getattr(options, name).split(",")) - set(known):
+            arguments_of.error(f"--{name}: {', '.join(sorted(unknown))}: not of {', '.join(known)}")
     reason = why_not()
     if reason:
         print(f"gpu: nothing was measured: {reason}", file=sys.stderr)
         return NO_GPU
     device = torch.device("cuda", torch.cuda.current_device())
+    torch.backends.cudnn.benchmark = True  # for every contender: cuDNN's best algorithm, not its guess
     facts = header(device)
     print(f"gpu: {facts['device']}", flush=True)
     if options.check:
@@ -54,13 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [*operator_cases(options.batch), *network_cases(options.batch)]
     cases = [case for case in cases if options.match in f"{case.kind}: {case.name}"]
     dtypes = [DTYPES[name] for name in options.dtypes.split(",")]
+    contenders = options.contenders.split(",")
     rows = []
-    for row in measure(cases, device, dtypes, EventTimer(device), options.rounds, CONTENDERS):
+    for row in measure(cases, device, dtypes, EventTimer(device), options.rounds, contenders):
         rows.append(row)
         time = row.reason if row.best_ms is None else f"{row.best_ms:.4g} ms"
         print(f"{row.kind}: {row.case} {row.dtype} {row.contender}: {row.status} {time}", flush=True)
+        if row.contender == contenders[-1]:  # hours may follow: what is measured stays
+            write_figures(rows, facts, options.out)
     for path in write(rows, facts, options.out):
         print(path)
+    print(summary(rows))
     return 1 if any(row.status in ("wrong", "failed") and row.contender == "cnnfast" for row in rows) else 0
 
 

@@ -33,6 +33,7 @@ class Work:
     """A case with its tensors on a device."""
 
     operations: float  # multiply-adds count two; 0 where nobody counted
+    training: bool
 
     def call(self, contender: str, dtype: torch.dtype) -> Call | None:
         """What to time, or None where the contender has no such thing. "reference" is eager as well."""

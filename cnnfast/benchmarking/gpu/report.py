@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 
@@ -27,6 +28,7 @@ def header(device: torch.device) -> dict:
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            "cudnn.benchmark": torch.backends.cudnn.benchmark,
         }
     else:
         facts["device"] = str(device)
@@ -83,12 +85,41 @@ def draw(rows: Sequence[Row], facts: dict, path: Path) -> None:
     figure.savefig(path, dpi=130, format="png")
 
 
-def write(rows: Sequence[Row], facts: dict, folder: Path) -> list[Path]:
-    """gpu.md, gpu.png and gpu.json in the folder, each as a whole."""
+def ratios(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """By kind and dtype, a case's name with the best other contender's time over cnnfast's."""
+    result: dict[tuple[str, str], dict[str, float]] = {}
+    timed = [row for row in rows if row.status == "timed" and row.best_ms]
+    for ours in timed:
+        if ours.contender != "cnnfast":
+            continue
+        head = (ours.case, ours.kind, ours.dtype)
+        others = [r.best_ms for r in timed if (r.case, r.kind, r.dtype) == head and r is not ours]
+        if others:
+            result.setdefault((ours.kind, ours.dtype), {})[ours.case] = min(others) / ours.best_ms
+    return result
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A line for each kind and dtype: how many times faster than the best other contender."""
+    lines = ["| what | dtype | cases | times the best other | least |", "|---|---|---|---|---|"]
+    for (kind, dtype), cases in ratios(rows).items():
+        mean, (name, least) = geometric_mean(cases.values()), min(cases.items(), key=lambda item: item[1])
+        lines.append(f"| {kind} | {dtype} | {len(cases)} | {mean:.2f} | {least:.2f} ({name}) |")
+    return "\n".join(lines) + "\n"
+
+
+def write_figures(rows: Sequence[Row], facts: dict, folder: Path) -> list[Path]:
+    """gpu.md and gpu.json in the folder, each as a whole."""
     head = ", ".join(f"{name} {value}" for name, value in facts.items())
     text = json.dumps({"header": facts, "rows": [row.to_dict() for row in rows]}, indent=1) + "\n"
+    page = f"{head}\n\n{summary(rows)}\n{table(rows)}"
     return [
-        write_whole(folder / "gpu.md", lambda path: path.write_text(f"{head}\n\n{table(rows)}", "utf-8")),
+        write_whole(folder / "gpu.md", lambda path: path.write_text(page, "utf-8")),
         write_whole(folder / "gpu.json", lambda path: path.write_text(text, "utf-8")),
-        write_whole(folder / "gpu.png", lambda path: draw(rows, facts, path)),
     ]
+
+
+def write(rows: Sequence[Row], facts: dict, folder: Path) -> list[Path]:
+    """write_figures, and gpu.png."""
+    drawing = write_whole(folder / "gpu.png", lambda path: draw(rows, facts, path))
+    return [*write_figures(rows, facts, folder), drawing]
