@@ -1,5 +1,6 @@
 """Compiler and linker flags. None of them asks which processor this machine has."""
 
+import functools
 import os
 import subprocess
 from dataclasses import dataclass
@@ -81,6 +82,16 @@ def language_standard(compiler: Compiler, torch: Torch) -> str:
     if torch.release >= (2, 14):
         stop(f"torch {torch.version} needs a C++20 compiler, and {compiler.description} is none (set CXX)")
     return "-std=c++17"
+
+
+@functools.cache
+def precompiles(compiler: Compiler) -> bool:
+    """Whether headers are compiled once for all files: by g++, unless $CNNFAST_PRECOMPILED is 0."""
+    wanted = os.environ.get("CNNFAST_PRECOMPILED", "")
+    if wanted not in ("", "0", "1"):
+        stop(f"CNNFAST_PRECOMPILED={wanted}: say 0 (every file reads torch's headers) or 1")
+    macros = "#if defined(__clang__) || !defined(__GNUC__)\n#error not g++\n#endif\n"
+    return wanted != "0" and compiler.accepts([], macros + "int main() { return 0; }\n")
 
 
 def sanitizers() -> tuple[list[str], str]:

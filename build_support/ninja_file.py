@@ -16,6 +16,11 @@ DISPATCH = Path("csrc/cpu/dispatch.cpp")  # the one file that knows which instru
 TRITON_TABLE = (Path("csrc/gpu/triton/table.cpp"), Path("csrc/gpu/triton/unpack.cpp"))
 
 
+# Parsing these is most of a file's time: g++ does it once for all files that include one. Files still include
+# what they use, as other compilers read them without this.
+PRECOMPILED = ("ATen/Functions.h", "torch/library.h")
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that decides about the ninja file."""
@@ -26,6 +31,11 @@ class Plan:
     cuda: Cuda | None
     isas: list[flags.Isa]
     triton_archs: tuple[int, ...] = ()  # none: no Triton kernels
+
+    @property
+    def precompiled(self) -> Path | None:
+        """The header that holds PRECOMPILED, where the compiler is one that precompiles it."""
+        return self.folder / "precompiled.h" if flags.precompiles(self.compiler) else None
 
     @property
     def folder(self) -> Path:
@@ -73,6 +83,11 @@ def cxx_flags(plan: Plan, path: Path) -> list[str]:
     ]
 
 
+def takes_precompiled(plan: Plan, path: Path) -> bool:
+    text = (plan.root / path).read_text()
+    return plan.precompiled is not None and any(f"#include <{name}>" in text for name in PRECOMPILED)
+
+
 def isa_flags(plan: Plan, isa: flags.Isa) -> list[str]:
     return [*flags.ISA_COMMON, *isa.flags, "-Icsrc", *flags.sanitizers()[0]]
 
@@ -109,12 +124,14 @@ class NinjaFile:
         self.writer.variable("builddir", self.plan.folder)  # for ninja's own log
         self.rules()
         table = self.triton_table()
-        objects = [
-            self.compile(
-                "cxx", path, cxx_flags(self.plan, path), generated=table if path in TRITON_TABLE else []
-            )
-            for path in library_sources(self.plan.root)
-        ]
+        headers = self.precompiled_headers()
+        objects = []
+        for path in library_sources(self.plan.root):
+            words, generated = cxx_flags(self.plan, path), table if path in TRITON_TABLE else []
+            if takes_precompiled(self.plan, path):
+                words = [*words, "-Winvalid-pch", "-include", str(self.plan.precompiled)]
+                generated = [*generated, *headers]
+            objects.append(self.compile("cxx", path, words, generated))
         for isa in self.plan.isas:
             for path in sources(self.plan.root, f"csrc/cpu/isa*/{isa.name}.cpp"):
                 objects.append(self.compile("cxx", path, isa_flags(self.plan, isa)))
@@ -129,12 +146,25 @@ class NinjaFile:
         self.writer.rule(
             "cxx", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out", "c++ $in", "$out.d", deps="gcc"
         )
+        if self.plan.precompiled:
+            command = f"{compiler} -MMD -MF $out.d $flags -x c++-header -c $in -o $out"
+            self.writer.rule("precompile", command, "c++ $in", "$out.d", deps="gcc")
         if self.plan.cuda:
             nvcc = shell([self.plan.cuda.nvcc])
             self.writer.rule(
                 "nvcc", f"{nvcc} -MMD -MF $out.d $flags -c $in -o $out", "nvcc $in", "$out.d", deps="gcc"
             )
         self.writer.rule("link", f"{compiler} -shared -o $out $in $flags", "link $out")
+
+    def precompiled_headers(self) -> list[str]:
+        header = self.plan.precompiled
+        if header is None:
+            return []
+        output = f"{header}.gch"
+        words = cxx_flags(self.plan, header)
+        needs = [self.toolchain]
+        self.writer.build(output, "precompile", str(header), needs, variables={"flags": shell(words)})
+        return [output]
 
     def cuda_objects(self) -> list[str]:
         if not self.plan.cuda:
@@ -188,6 +218,10 @@ def write_ninja_file(plan: Plan) -> Path:
     toolchain = plan.folder / "toolchain.txt"
     if not toolchain.exists() or toolchain.read_text() != note:
         toolchain.write_text(note)
+    if plan.precompiled:
+        text = "".join(f"#include <{name}>\n" for name in PRECOMPILED)
+        if not plan.precompiled.exists() or plan.precompiled.read_text() != text:
+            plan.precompiled.write_text(text)
     path = plan.folder / "build.ninja"
     with path.open("w") as stream:
         NinjaFile(plan, Writer(stream, width=110)).write()

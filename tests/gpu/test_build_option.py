@@ -8,6 +8,7 @@ import pytest
 from aot_library import ROOT
 
 from build_support.environment import Compiler, Torch
+from build_support.flags import precompiles
 from build_support.ninja_file import NinjaFile, Plan
 from build_support.triton_aot import settings
 
@@ -41,13 +42,12 @@ def test_other_versions_of_triton_are_refused(monkeypatch):
         settings.check_triton()
 
 
-def ninja_text(archs: tuple[int, ...]) -> str:
+def ninja_text(archs: tuple[int, ...], part=NinjaFile.triton_table) -> str:
     from ninja.ninja_syntax import Writer
 
     torch = Torch("2.14.0", None, ROOT, 1)
     plan = Plan(ROOT, torch, _Compiler(("g++",), "g++"), None, [], archs)
-    file = NinjaFile(dataclasses.replace(plan), Writer(stream := io.StringIO(), width=10000))
-    file.triton_table()
+    part(NinjaFile(dataclasses.replace(plan), Writer(stream := io.StringIO(), width=10000)))
     return stream.getvalue()
 
 
@@ -63,3 +63,18 @@ def test_kernels_are_a_step_of_the_build():
     assert "triton_table.inc" in text and "triton_kernels.bin" in text
     assert "cnnfast/triton/conv2d.py" in text  # a kernel that changes is compiled again
     assert "-triton80-90/" in text  # beside builds without
+
+
+def test_headers_are_compiled_once_where_the_compiler_can(monkeypatch):
+    monkeypatch.delenv("CNNFAST_PRECOMPILED", raising=False)
+    precompiles.cache_clear()
+    assert ".gch: precompile " in ninja_text((), NinjaFile.precompiled_headers)
+    for value, match in (("0", None), ("yes", "CNNFAST_PRECOMPILED=yes: say 0")):
+        precompiles.cache_clear()
+        monkeypatch.setenv("CNNFAST_PRECOMPILED", value)
+        if match is None:
+            assert ninja_text((), NinjaFile.precompiled_headers) == ""
+        else:
+            with pytest.raises(SystemExit, match=match):
+                ninja_text((), NinjaFile.precompiled_headers)
+    precompiles.cache_clear()
