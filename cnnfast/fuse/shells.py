@@ -21,6 +21,8 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from cnnfast.fuse.fetching import fetch_modules_once
+
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
 _SHARED = "_cnnfast_shared"
@@ -193,6 +195,7 @@ def source_of(graph: fx.Graph) -> tuple[str, dict[str, object]]:
     """
     code = graph.python_code("self")
     source = re.sub(r"(?<![\w.'\"])(inf|nan)\b(?! *=)", r"float('\1')", code.src)
+    source = fetch_modules_once(source)
     return source, {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", source)}
 
 
