@@ -78,7 +78,10 @@ def measure_hand_over(threads: int | None = None) -> float | None:
     groups while it runs, so this is measured anew at every call.
 
     Args:
-        threads: torch.get_num_threads() where None. None is returned for one thread.
+        threads: torch.get_num_threads() where None.
+
+    Returns:
+        None for one thread, and where the system gives no second one.
 
     Raises:
         ValueError: threads below 1. RuntimeError: the compiled operators are not there.
@@ -87,7 +90,7 @@ def measure_hand_over(threads: int | None = None) -> float | None:
     if threads == 1:
         return None
     with torch_threads(threads):
-        return torch.ops.cnnfast.measure_hand_over(_HAND_OVER_SECONDS)
+        return torch.ops.cnnfast.measure_hand_over(_HAND_OVER_SECONDS) or None
 
 
 def _checked(name: str, threads: int | None) -> int:
