@@ -70,8 +70,9 @@ def compare(
         cases = [Case(spec, int(batch), mode, dtype, threads, folder) for batch in batches]
         steps.next("limits of the machine")
         result = Result(_header(settings, threads), [])
-        for case in cases:
-            result.rows += _run_case(case, names, settings, steps)
+        with _HandOver(threads, timeout) as hand_over:
+            for case in cases:
+                result.rows += _run_case(case, names, settings, steps, hand_over)
     return result
 
 
@@ -115,7 +116,9 @@ class _Steps:
         self._done += 1
 
 
-def _run_case(case: Case, names: Sequence[str], settings: Settings, steps: _Steps) -> list[Row]:
+def _run_case(
+    case: Case, names: Sequence[str], settings: Settings, steps: _Steps, hand_over: "_HandOver"
+) -> list[Row]:
     steps.next(f"{case.title}: float64 reference")
     with Worker("reference", case.threads) as worker:
         flops = worker.ask("prepare", settings.timeout_s, case=case.to_dict())["flops"]
@@ -127,7 +130,6 @@ def _run_case(case: Case, names: Sequence[str], settings: Settings, steps: _Step
             workers.callback(lane.close)
             lane.start()
             lanes.append(lane)
-        hand_over = workers.enter_context(_HandOver(case.threads, settings.timeout_s))
         for number in range(settings.rounds):
             seconds = hand_over.measure()
             # Another one begins each round, so that none always follows the same neighbour.
