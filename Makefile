@@ -67,17 +67,21 @@ format: venv ## bring all sources into shape
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# The best instruction set comes first, and is what `make test` runs on.
-# AVX-512's sets differ in bfloat16 alone.
+# The best instruction set comes first, and is what `make test` runs on. AVX-512's sets differ in bfloat16 alone. Two at
+# a time, the slowest first, as most of a test is no kernel; waiting threads sleep then. A log is shown where tests fail.
+define TEST_ISA
+case $$0 in
+  avx512*) tests=$$(grep -l -r --include='test_*.py' bfloat16 tests/ops tests/freeze) ;;
+  *) tests="tests/ops tests/freeze" ;;
+esac
+log=build/isa-test-$$0.log
+CNNFAST_CPU_ISA=$$0 $(BIN)/python -m pytest -q -p no:cacheprovider $$tests > $$log 2>&1 || { cat $$log; exit 255; }
+echo "instruction set $$0: $$(tail -n 1 $$log)"
+endef
+export TEST_ISA
 isa-test: venv ## tests of operators and frozen networks on the machine's other instruction sets
-	@isas=$$($(BIN)/python -m cnnfast doctor --isas) && test -n "$$isas" && for isa in $${isas#* }; do \
-	  case $$isa in \
-	    avx512*) tests=$$(grep -l -r --include='test_*.py' bfloat16 tests/ops tests/freeze) ;; \
-	    *) tests="tests/ops tests/freeze" ;; \
-	  esac; \
-	  echo "instruction set $$isa"; \
-	  CNNFAST_CPU_ISA=$$isa $(BIN)/python -m pytest -q $$tests || exit 1; \
-	done
+	@isas=$$($(BIN)/python -m cnnfast doctor --isas) && test -n "$$isas" && \
+	  printf '%s\n' $${isas#* } | tac | OMP_WAIT_POLICY=passive xargs -P 2 -n 1 sh -c "$$TEST_ISA"
 
 cuda-check: venv ## compile the CUDA sources for sm_80 and sm_90 where nvcc exists
 	$(BIN)/python -m build_support.cuda_check
