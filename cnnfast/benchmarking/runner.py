@@ -73,6 +73,8 @@ def compare(
         with _HandOver(threads, timeout) as hand_over:
             for case in cases:
                 result.rows += _run_case(case, names, settings, steps, hand_over)
+        if hand_over.missing:
+            result.header["hand_over"] = {"missing": hand_over.missing}
     return result
 
 
@@ -149,6 +151,7 @@ class _HandOver:
         self._threads = threads
         self._timeout = timeout
         self._worker: Worker | None = None
+        self.missing = ""  # why it could not be measured
 
     def __enter__(self) -> "_HandOver":
         if self._threads > 1:
@@ -163,7 +166,8 @@ class _HandOver:
         self._worker.resume()
         try:
             seconds = self._worker.ask("hand_over", self._timeout, threads=self._threads)["seconds"]
-        except WorkerError:
+        except WorkerError as error:
+            self.missing = str(error)
             self.close()
             return None
         self._worker.pause()

@@ -89,6 +89,8 @@ def _notes(result: Result) -> list[Text]:
     if hand_overs:
         sampled = f"{_range(hand_overs)} ns, sampled before each round"
         notes[f"a cache line went from core to core in {sampled}"] = None
+    elif "hand_over" in result.header:
+        notes[f"distance of cores not measured: {result.header['hand_over']['missing']}"] = None
     return [Text(note) for note in notes]
 
 

@@ -201,7 +201,7 @@ def test_limits_that_cannot_be_measured_are_missing_with_the_reason(monkeypatch)
     monkeypatch.setenv("CNNFAST_REFERENCE", "1")
     runner._limits.cache_clear()
     try:
-        result = compare(TINY, [1], ["fake_contenders:Right"], rounds=1, threads=1, min_time=1e-3)
+        result = compare(TINY, [1], ["fake_contenders:Right"], rounds=1, threads=2, min_time=1e-3)
     finally:
         runner._limits.cache_clear()
     assert "CNNFAST_REFERENCE is set" in result.header["limits"]["missing"]
@@ -209,6 +209,8 @@ def test_limits_that_cannot_be_measured_are_missing_with_the_reason(monkeypatch)
     console = Console(width=200, file=io.StringIO())
     console.print(result.table())
     assert "limits of the machine not measured" in console.file.getvalue()
+    assert "distance of cores not measured" in console.file.getvalue()
+    assert "CNNFAST_REFERENCE is set" in result.header["hand_over"]["missing"]
 
 
 def test_speedup_is_over_eager_where_channels_last_failed():

@@ -99,6 +99,16 @@ def test_steps_are_compared_with_eager_by_their_norms():
         assert row.status == status, row
 
 
+def test_eager_that_fails_has_a_row_and_others_go_on():
+    def fails(_):
+        raise RuntimeError("no such kernel")
+
+    work = cases.OperatorWork([torch.randn(2, 3, 4, 4)], torch.relu, torch.relu, training=True)
+    eager, work.plain = work.plain, lambda y: eager(y) if y.dtype == torch.float64 else fails(y)
+    case = cases.Case("relu", "relu", lambda device: work)
+    assert [row.status for row in rows_of([case], ("eager", "cnnfast"))] == ["failed", "timed"]
+
+
 def test_unknown_contenders_are_refused(capsys, monkeypatch):
     monkeypatch.setattr(program, "why_not", lambda: "")
     for arguments in (["--contenders", "eager,fastest"], ["--dtypes", "float8"]):
