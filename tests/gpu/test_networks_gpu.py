@@ -12,6 +12,7 @@ from zoo.smooth import Smooth, smooth_twin
 
 import cnnfast
 from cnnfast import data, train
+from cnnfast.benchmarking.parity import without_dropout
 from cnnfast.training.settings import settings_for
 
 pytestmark = [
@@ -54,11 +55,21 @@ def assert_as_near_as(actual, eager, truth, dtype):
     assert error(actual, truth) <= 2 * error(eager, truth) + MARGIN[dtype]
 
 
-def without_dropout(model):
+def training(model):
+    """In training mode, with one right answer."""
+    without_dropout(model)
+    return model.train()
+
+
+def with_statistics_of(model, x):
+    """In evaluation mode; batch norms hold these images' statistics, so that signals reach the head."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        training(model)(x)
+    return model.eval()
 
 
 @dtypes
@@ -87,7 +98,7 @@ def test_network_of_cnnfast_on_any_memory_format(name, dtype):
 @networks
 def test_gradients_of_a_fused_network(name):
     """In a network without kinks: a ReLU that rounding turns moves gradients by more than rounding does."""
-    model, x = smooth_twin(without_dropout(make_plain(name))).train(), plain_images(name, 4)
+    model, x = training(smooth_twin(make_plain(name))), plain_images(name, 4)
 
     def step(network, dtype):
         output = network(image_of(x, dtype))
@@ -110,7 +121,7 @@ def test_gradients_of_a_fused_network(name):
 @pytest.mark.parametrize("name", ("lenet", "nin", "googlenet", "resnet18", "resnet18_preact", "densenet"))
 def test_training_under_autocast(name, dtype):
     """The loss falls as eager's does, gradients scaled where the type asks for it."""
-    model, x = without_dropout(make_plain(name)).train(), image_of(plain_images(name, 8))
+    model, x = training(make_plain(name)), image_of(plain_images(name, 8))
     labels = torch.arange(8, device="cuda") % 10
     losses = []
     for network in (on_gpu(model), cnnfast.fuse(on_gpu(model))):
@@ -170,19 +181,10 @@ def test_torch_compile_around_it(name):
 def test_torchvision_network(name):
     """In evaluation and a training step under autocast."""
     torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
-    options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    model = liven(torchvision.models.get_model(name, weights=None, init_weights=False, **options)
-                  if options else torchvision.models.get_model(name, weights=None))  # fmt: skip
-    model, x = without_dropout(model), torch.randn(4, 3, 96, 80)
-    model.train()
-    with torch.no_grad():  # statistics of these images, so that signals reach the head
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
-                module.reset_running_stats()
-        on = model.to("cuda")
-        on(x.to("cuda"))
-    model = on.eval()
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    x = torch.randn(4, 3, 96, 80)
+    model = liven(torchvision.models.get_model(name, weights=None, **options)).to("cuda")
+    model = with_statistics_of(model, x.to("cuda"))
     with torch.no_grad():
         truth = on_gpu(model, torch.float64)(image_of(x, torch.float64))
         for dtype in DTYPES:
