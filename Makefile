@@ -44,8 +44,9 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch | cnnfast/_build_info.json
 demo: venv ## train, fuse, freeze, export, load again, compare: the whole way on real data
 	$(BIN)/python -m cnnfast demo
 
+# Two at a time, file by file, as most of a test is no kernel; waiting threads sleep then, as they have company.
 test: venv data ## all tests
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: venv ## measure against PyTorch and against installed peers (pip install ".[peers]")
 	$(BIN)/python -m pytest bench

@@ -3,24 +3,20 @@
 #include <map>
 
 #include "cpu/cache_size.h"
+#include "cpu/parallel.h"
 #include "plan/arena.h"
 #include "plan/step_group.h"
 
 namespace cnnfast::plan {
 namespace {
 
-// Of a second-level cache, which has 2 MiB where the system does not say. What a part of a group reads and
-// writes; weights want the rest. What a strip hands on: the rows that it reads, which lie elsewhere, want
-// some, too. And what is handed on of so little that it stays in cache anyway.
+// Of a thread's second-level cache. What a part of a group reads and writes; weights want the rest. What a
+// strip hands on: the rows that it reads, which lie elsewhere, want some, too. And what is handed on of so
+// little that it stays in cache anyway.
 struct CacheShares {
   int64_t part, strip, far;
   explicit CacheShares(int64_t cache) : part(cache / 16 * 11), strip(cache / 8 * 3), far(cache / 2) {}
 };
-
-const CacheShares& shares() {
-  static const CacheShares of_this_cpu(cpu::second_level_cache());
-  return of_this_cpu;
-}
 
 // Constants that stay in cache from one part to the next; larger ones come again for every part, which must
 // have enough pixels to hide that.
@@ -43,7 +39,8 @@ int64_t floats_for(int64_t values16) { return (values16 + 1) / 2; }
 
 class GroupFinder {
  public:
-  GroupFinder(const Steps& steps, const std::vector<bool>& external) : external_(external) {
+  GroupFinder(const Steps& steps, const std::vector<bool>& external)
+      : external_(external), shares_(cpu::second_level_cache(cpu::team_size())) {
     for (const auto& step : steps) steps_.push_back(dynamic_cast<const RowStep*>(step.get()));
     for (size_t i = 0; i < steps.size(); ++i) {
       for (const Place& p : steps[i]->reads()) use(p.buffer, i);
@@ -98,7 +95,7 @@ class GroupFinder {
       if (group.images_at_once_ == 0) continue;
       failures = 0;
       const int64_t saved = saved_bytes(group);
-      if (saved < std::max(most, shares().far)) continue;
+      if (saved < std::max(most, shares_.far)) continue;
       most = saved;
       best = std::move(group);
     }
@@ -110,8 +107,8 @@ class GroupFinder {
     StepGroup group = of_steps(begin, end);
     const int64_t bytes =
         place_inside(group, [](const Place& p, size_t) { return p.image(); }) + most_outside_bytes(group);
-    if (bytes > shares().part) return group;
-    const int64_t images = std::min(group.images_, shares().part / std::max<int64_t>(bytes, 1));
+    if (bytes > shares_.part) return group;
+    const int64_t images = std::min(group.images_, shares_.part / std::max<int64_t>(bytes, 1));
     if (!hides_constants(group, images)) return group;
     group.images_at_once_ = images;
     place_inside(group, [=](const Place& p, size_t) { return images * p.image(); });
@@ -165,7 +162,7 @@ class GroupFinder {
       }
       if (writes_over_input(begin, end)) continue;
       StepGroup group = of_strips(begin, end);
-      if (group.rows_at_once_ > 0 && saved_bytes(group) >= shares().far) longest = std::move(group);
+      if (group.rows_at_once_ > 0 && saved_bytes(group) >= shares_.far) longest = std::move(group);
     }
     return longest;
   }
@@ -194,9 +191,9 @@ class GroupFinder {
     };
     int64_t rows = std::max<int64_t>(1, (group.height_ + wanted - 1) / wanted);
     rows = std::min(rows, std::max<int64_t>(1, group.height_ / 2));
-    while (rows > 1 && bytes_of(rows) > shares().strip) --rows;
+    while (rows > 1 && bytes_of(rows) > shares_.strip) --rows;
     group.rows_at_once_ = 0;
-    if (bytes_of(rows) > shares().strip) return group;
+    if (bytes_of(rows) > shares_.strip) return group;
     const auto all = group.rows_of_steps({group.height_ / 2, group.height_ / 2 + rows});
     for (size_t i = 0; i < group.steps_.size(); ++i) {
       const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;
@@ -249,6 +246,7 @@ class GroupFinder {
   }
 
   const std::vector<bool>& external_;
+  const CacheShares shares_;
   std::vector<const RowStep*> steps_;  // null: computes no rows
   std::map<int, Use> uses_;
 };

@@ -1,6 +1,7 @@
 """python -m cnnfast bench, and pytest on top of the harness."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_pytest(*arguments):
+    """As from a shell: pytest-benchmark measures nothing in a worker of pytest-xdist."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_cli_writes_table_json_and_png(tmp_path, capsys):

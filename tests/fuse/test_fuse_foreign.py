@@ -136,6 +136,14 @@ def test_auxiliary_outputs_in_training():
     assert relative_error(fused(x), model.eval()(x)) < 1e-3
 
 
+def name_of(call):
+    """Without its address, which is another one in every process that collects the tests."""
+    if isinstance(call, partial):
+        given = [*map(str, call.args), *(f"{name}={value}" for name, value in call.keywords.items())]
+        return "_".join([call.func.__name__, *given])
+    return call.__name__
+
+
 @pytest.mark.parametrize(
     ("activation", "function"),
     [
@@ -145,7 +153,7 @@ def test_auxiliary_outputs_in_training():
         (partial(nn.LeakyReLU, 0.2), partial(F.leaky_relu, negative_slope=0.2)), (nn.ELU, F.elu),
         (partial(nn.Hardtanh, -0.5, 0.75), partial(F.hardtanh, min_val=-0.5, max_val=0.75)),
     ],
-    ids=str,
+    ids=name_of,
 )  # fmt: skip
 def test_activations(activation, function):
     layers = [nn.Conv2d(3, 6, 3), activation(), nn.BatchNorm2d(6), activation(), nn.Conv2d(6, 6, 1)]
