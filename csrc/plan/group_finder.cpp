@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 
+#include "cpu/bf16_table.h"
 #include "cpu/cache_size.h"
 #include "cpu/parallel.h"
 #include "plan/arena.h"
@@ -28,6 +29,9 @@ constexpr int64_t kLeastPixels = 16;
 constexpr int kMostFailures = 4;
 // Of the work of strips, rows that two of them need counted twice.
 constexpr double kMostRepeated = 1.25;
+// Operations in the time that a byte takes to leave the cache and come again: pairs at 300 GFLOP/s, tiles at
+// some thousands, far memory at 60 GB/s.
+constexpr double kFlopsPerByte = 10, kTileFlopsPerByte = 100;
 // Enough parts for some threads, where there are few images.
 constexpr int64_t kParts = 8;
 
@@ -52,7 +56,7 @@ class GroupFinder {
     std::vector<StepGroup> groups;
     for (size_t i = 0; i < steps_.size();) {
       StepGroup group = best_of_images(i);
-      if (group.steps_.empty()) group = longest_of_strips(i);
+      if (group.steps_.empty()) group = best_of_strips(i);
       if (group.steps_.empty()) {
         ++i;
         continue;
@@ -146,25 +150,53 @@ class GroupFinder {
     return bytes;
   }
 
-  // Every step reads what the one before it wrote for it alone, and values from before the group.
-  StepGroup longest_of_strips(size_t begin) const {
-    StepGroup longest;
+  // The one that is worth most, of as many steps as there can be.
+  StepGroup best_of_strips(size_t begin) const {
+    StepGroup best;
+    double most = 0;
+    int failures = 0;
     for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
       const RowStep& last = *steps_[end - 1];
       if (last.reads().empty() || !last.window_of(0)) break;
-      if (end > begin + 1) {
-        const Place& handed = steps_[end - 2]->writes();
-        const auto& reads = last.reads();
-        const bool follows = reads[0].buffer == handed.buffer && is_inside(handed, begin, end) &&
-                             std::all_of(reads.begin() + 1, reads.end(),
-                                         [&](const Place& p) { return uses_.at(p.buffer).first < begin; });
-        if (!follows) break;
+      if (!hands_on_rows(begin, end)) {
+        if (++failures > kMostFailures) break;
+        continue;
       }
       if (writes_over_input(begin, end)) continue;
       StepGroup group = of_strips(begin, end);
-      if (group.rows_at_once_ > 0 && saved_bytes(group) >= shares_.far) longest = std::move(group);
+      if (group.rows_at_once_ == 0 || saved_bytes(group) < shares_.far) continue;
+      const double worth = worth_of_strips(group);
+      if (worth <= most) continue;
+      most = worth;
+      best = std::move(group);
     }
-    return longest;
+    return best;
+  }
+
+  // In operations: the time that values save by staying in cache, less what strips compute twice.
+  double worth_of_strips(const StepGroup& group) const {
+    const double a_byte = cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte;
+    double flops = 0;
+    for (const RowStep* step : group.steps_) flops += step->flops();
+    const int64_t middle = group.height_ / 2;
+    const auto all = group.rows_of_steps({middle, middle + group.rows_at_once_});
+    return a_byte * static_cast<double>(saved_bytes(group)) - (repeated(group, all) - 1) * flops;
+  }
+
+  // Whether steps [begin, end) read rows of each other's values and values from before them, and all but the
+  // last write for these steps alone, one value each.
+  bool hands_on_rows(size_t begin, size_t end) const {
+    for (size_t i = begin; i < end; ++i) {
+      const RowStep& step = *steps_[i];
+      for (size_t k = 0; k < step.reads().size(); ++k) {
+        const int buffer = step.reads()[k].buffer;
+        if (uses_.at(buffer).first < begin) continue;
+        if (!is_inside(step.reads()[k], begin, end) || !step.window_of(k)) return false;
+      }
+      if (i + 1 == end) break;
+      if (!step.also_writes().empty() || !is_inside(step.writes(), begin, end)) return false;
+    }
+    return true;
   }
 
   // A sum may be written over what it adds; the next strip must not read that.

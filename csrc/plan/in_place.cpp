@@ -29,6 +29,16 @@ int64_t Lowering::last_reader(int64_t node) const {
   return last;
 }
 
+// Whether the residual's image is one of which strips pass through the depthwise convolution in front of
+// `node`, in bfloat16 plans. The next strip reads rows of it that this one's sums would be written over.
+bool Lowering::keeps_strips(int64_t node) const {
+  constexpr int64_t kLeastValues = 1 << 15;  // fewer stay in cache as whole images
+  const int64_t from = graph_.nodes[node].inputs[0];
+  if (!graph_.half() || graph_.nodes[from].op != Op::kConv2d) return false;
+  const cpu::ConvGeometry g = conv_geometry(from);
+  return g.groups > 1 && g.groups == g.in_channels && values_[node].features() >= kLeastValues;
+}
+
 // The residual's buffer, where the convolution may write over it: it has no later reader, and each value of
 // it is read where its sum is written. Direct convolutions of float32 values keep partial sums in their
 // output: not those.
@@ -37,7 +47,8 @@ int Lowering::buffer_of_residual(int64_t node) const {
   const bool partial_sums = algorithm_[node].direct() && !graph_.half();
   if (n.op != Op::kConv2d || n.inputs.size() != 2 || partial_sums) return -1;
   const int64_t residual = n.inputs[1];
-  if (source_of(read_by(node)) == residual || !may_be_overwritten(residual, node)) return -1;
+  if (keeps_strips(node) || source_of(read_by(node)) == residual || !may_be_overwritten(residual, node))
+    return -1;
   return buffer_of_[residual];
 }
 

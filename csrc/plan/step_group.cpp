@@ -88,16 +88,29 @@ void StepGroup::run_images(Memory& local, int64_t begin, int64_t end, float* scr
   run_steps(local, rows_of, seconds);
 }
 
-// What every step has to compute for rows of the last.
-std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows rows) const {
-  std::vector<Rows> all(steps_.size());
-  for (size_t i = steps_.size(); i-- > 0;) {
-    all[i] = rows;
-    if (i == 0) break;
-    const auto [stride, before, extent] = *steps_[i]->window_of(0);
-    const int64_t height = steps_[i - 1]->writes().size.height;
-    rows = {std::clamp<int64_t>(rows.begin * stride - before, 0, height),
-            std::clamp<int64_t>((rows.end - 1) * stride - before + extent, 0, height)};
+void StepGroup::Rows::add(const Rows& other) {
+  if (other.none()) return;
+  *this = none() ? other : Rows{std::min(begin, other.begin), std::max(end, other.end)};
+}
+
+// From the last step back: all rows that its readers want of a value, whoever of them comes first.
+std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows last) const {
+  std::vector<Rows> all(steps_.size(), Rows{0, 0});
+  all.back() = last;
+  for (size_t reader = steps_.size(); reader-- > 1;) {
+    const Rows& rows = all[reader];
+    if (rows.none()) continue;
+    const std::vector<Place>& reads = steps_[reader]->reads();
+    for (size_t operand = 0; operand < reads.size(); ++operand) {
+      for (size_t writer = 0; writer < reader; ++writer) {
+        const Place& written = steps_[writer]->writes();
+        if (written.buffer != reads[operand].buffer) continue;
+        const auto [stride, before, extent] = *steps_[reader]->window_of(operand);
+        const int64_t height = written.size.height;
+        all[writer].add({std::clamp<int64_t>(rows.begin * stride - before, 0, height),
+                         std::clamp<int64_t>((rows.end - 1) * stride - before + extent, 0, height)});
+      }
+    }
   }
   return all;
 }

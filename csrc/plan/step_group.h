@@ -25,6 +25,8 @@ class StepGroup {
   friend class GroupFinder;
   struct Rows {
     int64_t begin, end;
+    bool none() const { return begin == end; }
+    void add(const Rows& other);
   };
   // A buffer's memory during a part.
   struct Inside {
@@ -39,6 +41,7 @@ class StepGroup {
   void run_strip(Memory& local, int64_t image, Rows rows, float* scratch, double* seconds) const;
   template <class RowsOf>
   void run_steps(const Memory& memory, RowsOf&& rows_of, double* seconds) const;
+  // What every step has to compute for rows of the last.
   std::vector<Rows> rows_of_steps(Rows last) const;
 
   size_t begin_ = 0;

@@ -161,6 +161,35 @@ def test_strips_through_depthwise_convolutions(kernel, stride):
     assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
 
 
+class DepthwiseFirst(nn.Module):
+    """A sum of what its own strips hand on: the stem's rows are read by two layers, at different distances."""
+
+    def __init__(self, kernel):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, 2, 1)
+        self.spread = nn.Conv2d(24, 24, kernel, 1, kernel // 2, groups=24)
+        self.project = nn.Conv2d(24, 24, 1)
+        self.last = nn.Conv2d(24, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = nn.functional.hardswish(self.stem(x))
+        x = x + self.project(torch.relu(self.spread(x)))
+        return self.last(x)
+
+
+@needs_pairs
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_strips_that_add_what_they_hand_on(kernel):
+    torch.manual_seed(5)
+    model = DepthwiseFirst(kernel)
+    frozen, x = frozen_and_images(model, (3, 3, 243, 250))
+    found = re.findall(r"depth first: (\d+) steps \d+ rows at a time", steps_of(frozen, x))
+    assert found and max(map(int, found)) >= 3, steps_of(frozen, x)
+    assert_as_eager(model, frozen, x)
+    assert_independent_of_threads(frozen, x)
+    assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
+
+
 class SqueezeExcite(nn.Module):
     """Means and convolutions of one pixel between those of images."""
 

@@ -39,11 +39,16 @@ double half_step(double x) { return x == 0 ? 0.0 : std::ldexp(1.0, std::ilogb(x)
 // What AVX512-BF16 does, but for denormal values.
 struct EmulatedDot {
   using Operand = uint16_t;
+  static constexpr bool kAsStored = true;
   struct Weights {
     Vec even, odd;
   };
   static void gather(const uint16_t* from, int64_t count, uint16_t* to) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(uint16_t));
+  }
+  static void copy_short(const uint16_t* from, int64_t count, uint16_t* to) {
+    std::memset(to, 0, kPairBlock * sizeof(uint16_t));
+    gather(from, count, to);
   }
   static Weights load(const uint16_t* pairs) {
     Weights w;

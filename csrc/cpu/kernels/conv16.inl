@@ -1,6 +1,7 @@
 // Direct convolution of bfloat16 values with packed bfloat16 weights, float32 sums, one rounding. The values
 // of a block of pixels are gathered in the order of the dot product first, once for all output channels: no
-// alignment, no remainder of a stretch and no border then concerns the inner loop.
+// alignment, no remainder of a stretch and no border then concerns the inner loop. Where the values of pixels
+// lie in that order already, short dot products read them there.
 //
 // Products are those of `Dot`: a vector instruction, or float32 multiply-adds of widened values.
 namespace {
@@ -8,6 +9,7 @@ namespace {
 // Widened values and float32 multiply-adds.
 struct WidenedDot {
   using Operand = float;
+  static constexpr bool kAsStored = false;  // its operands are not the values in memory
   static void gather(const uint16_t* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + Vec::kWidth <= count; i += Vec::kWidth) Bf16::load(from + i).store(to + i);
@@ -44,6 +46,26 @@ class Pixel16Walk {
     locate();
   }
   const OutputPixel& here() const { return here_; }
+  // The next `count` pixels.
+  void take(int64_t count, OutputPixel* to) {
+    for (int64_t taken = 0; taken < count; step()) {
+      // All of this row but the last one: stepping from there may lead to the next row.
+      const int64_t in_row = c_.width - 1 - x_, left = count - taken;
+      const int64_t run = in_row < left ? in_row : left;
+      OutputPixel pixel = here_;
+      const int64_t in = c_.stride_w * c_.input.pixel, out = c_.output.pixel,
+                    residual = pixel.residual ? c_.residual.pixel : 0;
+      for (int64_t i = 0; i < run; ++i) {
+        to[taken + i] = pixel;
+        pixel = {pixel.input + in, pixel.output + out, pixel.residual + residual};
+      }
+      taken += run;
+      x_ += run;
+      here_ = pixel;
+      if (taken == count) return;
+      to[taken++] = pixel;
+    }
+  }
   void step() {
     if (++x_ < c_.width) {
       here_.input += c_.stride_w * c_.input.pixel;
@@ -203,43 +225,62 @@ void dot_block_of(int64_t count, const Conv16Call& c, const typename Dot::Operan
   dot_block<Dot, H, kFetches, R>(c, x, step, pixels, weight, halves, channel);
 }
 
+// Where the values of a block's pixels lie, `step` apart.
+template <class Operand>
+struct BlockValues {
+  const Operand* first;
+  int64_t step;
+};
+
 inline int64_t register_blocks(int64_t count) { return (count + kDotPixels - 1) / kDotPixels; }
 
 // Register blocks as equal as possible, so that none is tiny.
 template <class Dot, int H>
-void dot_blocks(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
+void dot_blocks(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x, const OutputPixel* pixels,
                 int64_t count, const uint16_t* weight, int64_t halves, int64_t channel, NextPixels& next) {
   const int64_t blocks = register_blocks(count);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = count * b / blocks, last = count * (b + 1) / blocks;
     const bool fetches = b == 0 && c.channels * padded_depth(c) > kResidentValues;
     next.ask();
-    (fetches ? dot_block_of<Dot, H, true> : dot_block_of<Dot, H, false>)(last - first, c, x + first * step,
-                                                                         step, pixels + first, weight, halves,
-                                                                         channel);
+    (fetches ? dot_block_of<Dot, H, true>
+             : dot_block_of<Dot, H, false>)(last - first, c, x.first + first * x.step, x.step, pixels + first,
+                                            weight, halves, channel);
   }
 }
 
 // All pixels of a block in one panel.
 template <class Dot>
-void dot_panel(const Conv16Call& c, const typename Dot::Operand* x, const OutputPixel* pixels, int64_t count,
-               int64_t panel, NextPixels& next) {
-  const int64_t step = gathered_step(c), channel = panel * kPanelChannels, left = c.channels - channel;
+void dot_panel(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x, const OutputPixel* pixels,
+               int64_t count, int64_t panel, NextPixels& next) {
+  const int64_t channel = panel * kPanelChannels, left = c.channels - channel;
   const int64_t halves = left > kHalfPanel ? 2 : 1;
   const uint16_t* weight = c.weight + channel * padded_depth(c);
   if (halves == 2 && kDotHalves == 2)
-    return dot_blocks<Dot, 2>(c, x, step, pixels, count, weight, halves, channel, next);
+    return dot_blocks<Dot, 2>(c, x, pixels, count, weight, halves, channel, next);
   for (int64_t half = 0; half < halves; ++half)
-    dot_blocks<Dot, 1>(c, x, step, pixels, count, weight + half * kPairBlock * kHalfPanel, halves,
+    dot_blocks<Dot, 1>(c, x, pixels, count, weight + half * kPairBlock * kHalfPanel, halves,
                        channel + half * kHalfPanel, next);
 }
 
-// The values of one pixel in the order of the dot product, zeros behind them.
+// Values behind the last pixel that copies of short stretches write over.
+constexpr int64_t kOverhang = kPairBlock;
+
+// The values of one pixel in the order of the dot product, zeros behind them. What a copy of a short stretch
+// writes behind it is overwritten by the next one, and behind the last one by the next pixel.
 template <class Dot>
 void gather_pixel(const Conv16Call& c, const uint16_t* from, typename Dot::Operand* to) {
+  const int64_t taps = c.taps, length = c.length;
+  const int64_t* const tap = c.tap;
   // The last block, of which values may fill a part.
   __builtin_memset(to + padded_depth(c) - kPairBlock, 0, kPairBlock * sizeof(*to));
-  for (int64_t t = 0; t < c.taps; ++t, to += c.length) Dot::gather(from + c.tap[t], c.length, to);
+  if constexpr (Dot::kAsStored) {
+    if (length <= kPairBlock) {
+      for (int64_t t = 0; t < taps; ++t, to += length) Dot::copy_short(from + tap[t], length, to);
+      return;
+    }
+  }
+  for (int64_t t = 0; t < taps; ++t, to += length) Dot::gather(from + tap[t], length, to);
 }
 
 inline Vec normalised(const Conv16Call& c, Vec x, Vec scale, Vec shift) {
@@ -274,8 +315,42 @@ inline int64_t gathered_pixels(const Conv16Call& c) {
 
 template <class Dot>
 int64_t gather_scratch(const Conv16Call& c) {
-  const auto values = static_cast<int64_t>(sizeof(typename Dot::Operand)) * gathered_step(c);
-  return gathered_pixels(c) * (values + static_cast<int64_t>(sizeof(OutputPixel)));
+  const auto operand = static_cast<int64_t>(sizeof(typename Dot::Operand));
+  return operand * (gathered_pixels(c) * gathered_step(c) + kOverhang) +
+         gathered_pixels(c) * static_cast<int64_t>(sizeof(OutputPixel));
+}
+
+// Longer dot products hide what it takes to gather their values; pixels at such distances share a few sets of
+// the first-level cache.
+constexpr int64_t kStraightValues = 128, kSharedSets = 512;
+// Values of pixels that stay in the first-level cache for all panels, and weights that do so beside them;
+// whole register blocks of 12 or 8 pixels.
+constexpr int64_t kNearValues = 1 << 13, kNearBlock = 96;
+
+// Pixels of one pass over all panels. Values are gathered in the first-level cache where weights stay there
+// from pass to pass; elsewhere passes are long, for the weights' sake.
+inline int64_t pass_pixels(const Conv16Call& c, bool straight) {
+  const int64_t depth = padded_depth(c);
+  if (!straight && c.channels * depth > kNearValues) return c.block_pixels;
+  const int64_t blocks = kNearValues / (depth * kNearBlock), pixels = (blocks > 1 ? blocks : 1) * kNearBlock;
+  return pixels < c.block_pixels ? pixels : c.block_pixels;
+}
+
+// Whether pixels follow each other at one distance, each the values of its dot product.
+template <class Dot>
+bool reads_straight(const Conv16Call& c) {
+  if (!Dot::kAsStored || c.taps > 1 || c.stride_h > 1 || c.stride_w > 1 || c.in_scale) return false;
+  if (c.length % 2 || c.length > kStraightValues || c.input.pixel % kSharedSets == 0) return false;
+  return c.input.row == c.width * c.input.pixel && (c.images == 1 || c.input.image == c.height * c.input.row);
+}
+
+template <class Dot>
+void gather_pixels(const Conv16Call& c, const OutputPixel* pixels, int64_t count,
+                   typename Dot::Operand* values) {
+  for (int64_t p = 0; p < count; ++p, values += gathered_step(c)) {
+    gather_pixel<Dot>(c, pixels[p].input, values);
+    if (c.in_scale) normalise_pixel(c, values);
+  }
 }
 
 template <class Dot>
@@ -283,23 +358,25 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
                    int64_t panel_end) {
   using Operand = typename Dot::Operand;
   auto* values = static_cast<Operand*>(c.scratch);
-  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * gathered_step(c));
+  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * gathered_step(c) + kOverhang);
   const bool side_by_side = c.taps == 1 && c.stride_h == 1 && c.stride_w == 1;
+  const bool straight = reads_straight<Dot>(c);
+  const int64_t block = pass_pixels(c, straight);
   Pixel16Walk walk(c, pixel_begin);
   for (int64_t at = pixel_begin; at < pixel_end;) {
-    const int64_t left = pixel_end - at, count = left < c.block_pixels ? left : c.block_pixels;
-    for (int64_t p = 0; p < count; ++p, walk.step()) {
-      pixels[p] = walk.here();
-      gather_pixel<Dot>(c, pixels[p].input, values + p * gathered_step(c));
-      if (c.in_scale) normalise_pixel(c, values + p * gathered_step(c));
-    }
+    const int64_t left = pixel_end - at, count = left < block ? left : block;
+    BlockValues<Operand> read{values, gathered_step(c)};
+    if constexpr (Dot::kAsStored)
+      if (straight) read = {walk.here().input, c.input.pixel};
+    walk.take(count, pixels);
+    if (!straight) gather_pixels<Dot>(c, pixels, count, values);
     at += count;
     NextPixels next;
     if (side_by_side && at < pixel_end)
       next = {walk.here().input, (pixel_end - at < count ? pixel_end - at : count) * c.input.pixel,
               register_blocks(count) * (panel_end - panel_begin)};
     for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-      dot_panel<Dot>(c, values, pixels, count, panel, next);
+      dot_panel<Dot>(c, read, pixels, count, panel, next);
   }
 }
 

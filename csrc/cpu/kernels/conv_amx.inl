@@ -282,9 +282,6 @@ inline int64_t most_tiles(const Conv16Call& c) {
   const int64_t pixels = c.near_pixels > c.block_pixels ? c.near_pixels : c.block_pixels;
   return (2 * pixels + kTileRows - 1) / kTileRows + 1;
 }
-// Values behind the last pixel that copies of short stretches write over.
-constexpr int64_t kOverhang = kDepthStep;
-
 inline int64_t tile_pixels_of(const Conv16Call& c) {
   return (c.block_pixels + kTileRows - 1) / kTileRows * kTileRows;
 }
@@ -297,19 +294,11 @@ int64_t amx_scratch(const Conv16Call& c) {
   return own > gather_scratch<Dot>(c) ? own : gather_scratch<Dot>(c);
 }
 
-// As gather_pixel where a stretch fits in a vector: what is written behind it is overwritten by the next one,
-// and behind the last one by the next pixel.
-inline void gather_short(const Conv16Call& c, const uint16_t* from, uint16_t* to) {
-  Pairs::copy_first(nullptr, 0, to + padded_depth(c) - kDepthStep);
-  for (int64_t t = 0; t < c.taps; ++t, to += c.length) Pairs::copy_first(from + c.tap[t], c.length, to);
-}
-
 // Copies the values of `count` pixels side by side; rows of the last tile that have no pixel are zero.
 template <class Dot>
 int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uint16_t* values,
                        PixelTile* tiles) {
   const int64_t depth = padded_depth(c), built = (count + kTileRows - 1) / kTileRows;
-  const bool is_short = c.length <= kDepthStep;
   for (int64_t t = 0, i = 0; t < built; ++t) {
     tiles[t].first = values + t * kTileRows * depth;
     for (int64_t r = 0; r < kTileRows; ++r, ++i) {
@@ -319,7 +308,7 @@ int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uin
         __builtin_memset(to, 0, static_cast<size_t>(depth) * sizeof(uint16_t));
         continue;
       }
-      is_short ? gather_short(c, walk.here().input, to) : gather_pixel<Dot>(c, walk.here().input, to);
+      gather_pixel<Dot>(c, walk.here().input, to);
       walk.step();
     }
   }

@@ -4,23 +4,6 @@
 
 namespace {
 
-// The instruction takes denormal values for zero and rounds each pair's sum once more than multiply-adds do.
-struct NativeDot {
-  using Operand = uint16_t;
-  using Weights = __m512i;
-  static void gather(const uint16_t* from, int64_t count, uint16_t* to) {
-    for (; count >= 32; count -= 32, from += 32, to += 32) _mm512_storeu_si512(to, _mm512_loadu_si512(from));
-    const auto rest = static_cast<__mmask32>((uint64_t{1} << count) - 1);
-    if (count > 0) _mm512_mask_storeu_epi16(to, rest, _mm512_maskz_loadu_epi16(rest, from));
-  }
-  static Weights load(const uint16_t* pairs) { return _mm512_loadu_si512(pairs); }
-  static Vec add(Weights w, const uint16_t* pair, Vec acc) {
-    int32_t both;
-    __builtin_memcpy(&both, pair, sizeof(both));
-    return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_set1_epi32(both), (__m512bh)w)};
-  }
-};
-
 // Values of pixels that lie anywhere, sixteen channels of them from `c` on, `count` of which there are.
 struct Pairs {
   // `count` values, 32 at most, and zeros up to 32.
@@ -71,6 +54,30 @@ struct Pairs {
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, a));
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, b));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  }
+};
+
+// The instruction takes denormal values for zero and rounds each pair's sum once more than multiply-adds do.
+struct NativeDot {
+  using Operand = uint16_t;
+  static constexpr bool kAsStored = true;
+  using Weights = __m512i;
+  static void gather(const uint16_t* from, int64_t count, uint16_t* to) {
+    for (; count >= 32; count -= 32, from += 32, to += 32) _mm512_storeu_si512(to, _mm512_loadu_si512(from));
+    const auto rest = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+    if (count > 0) _mm512_mask_storeu_epi16(to, rest, _mm512_maskz_loadu_epi16(rest, from));
+  }
+  // `count` values, 32 at most; writes zeros up to 16 or 32.
+  static void copy_short(const uint16_t* from, int64_t count, uint16_t* to) {
+    if (count > 16) return Pairs::copy_first(from, count, to);
+    const auto lanes = static_cast<__mmask16>((1u << count) - 1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(lanes, from));
+  }
+  static Weights load(const uint16_t* pairs) { return _mm512_loadu_si512(pairs); }
+  static Vec add(Weights w, const uint16_t* pair, Vec acc) {
+    int32_t both;
+    __builtin_memcpy(&both, pair, sizeof(both));
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_set1_epi32(both), (__m512bh)w)};
   }
 };
 
