@@ -162,7 +162,7 @@ def test_strips_through_depthwise_convolutions(kernel, stride):
 
 
 class DepthwiseFirst(nn.Module):
-    """A sum of what its own strips hand on: the stem's rows are read by two layers, at different distances."""
+    """A sum of what its own strips hand on: two layers read the stem's rows, at different distances."""
 
     def __init__(self, kernel):
         super().__init__()
