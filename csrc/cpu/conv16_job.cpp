@@ -1,8 +1,8 @@
 #include "cpu/conv16_job.h"
 
 #include <algorithm>
+#include <vector>
 
-#include "cpu/bf16.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -27,24 +27,69 @@ int64_t padded_depth(const ConvGeometry& g) { return round_up(g.depth(), kPairBl
 // Values of one group.
 int64_t group_values(const ConvGeometry& g) { return padded_depth(g) * round_up(g.group_out(), kHalfPanel); }
 
-// The pairs of one panel of one group, [first, first + kPanelChannels) of its channels.
+// Input channels that are moved at once, an even number: as in conv_pack.cpp.
+constexpr int64_t kPackInputs = 16;
+
+// One position of half a panel after another becomes pairs of positions.
+void interleave_half(const uint16_t* __restrict even, const uint16_t* __restrict odd,
+                     uint16_t* __restrict to) {
+  for (int64_t c = 0; c < kHalfPanel; ++c) {
+    to[2 * c] = even[c];
+    to[2 * c + 1] = odd[c];
+  }
+}
+
+// The pairs of one panel of one group.
+class PanelPairs {
+ public:
+  PanelPairs(const ConvGeometry& g, int64_t channels, uint16_t* to)
+      : in_(g.group_in()), stored_(round_up(channels, kHalfPanel)), to_(to) {
+    std::fill_n(to, padded_depth(g) * stored_, uint16_t{0});
+  }
+  // Rounded kernels of input channels [first, first + count): `stored` values a tap, channel by channel.
+  void add(const uint16_t* values, int64_t first, int64_t count, int64_t taps) const {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t t = 0; t < taps; ++t, values += stored_) {
+        const int64_t k = t * in_ + first + i;
+        // The next channel's: of an even number, a pair never ends in another tap.
+        const uint16_t* next = values + taps * stored_;
+        if (in_ % 2 != 0)
+          for (int64_t c = 0; c < stored_; ++c) half(k, c / kHalfPanel)[c % kHalfPanel * 2] = values[c];
+        else if (k % 2 == 0)
+          for (int64_t h = 0; h < stored_ / kHalfPanel; ++h)
+            interleave_half(values + h * kHalfPanel, next + h * kHalfPanel, half(k, h));
+      }
+  }
+
+ private:
+  // Where position k of a half of the panel's channels lies.
+  uint16_t* half(int64_t k, int64_t h) const {
+    const int64_t within = k % kPairBlock;
+    return to_ + (k - within) * stored_ + h * kPairBlock * kHalfPanel + within / 2 * 2 * kHalfPanel +
+           within % 2;
+  }
+
+  int64_t in_, stored_;
+  uint16_t* to_;
+};
+
+// [first, first + kPanelChannels) of the channels of one group.
 void pack_panel(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t first,
                 uint16_t* to) {
   const int64_t channels = std::min(kPanelChannels, g.group_out() - first);
-  const int64_t stored = round_up(channels, kHalfPanel);
-  std::fill_n(to, padded_depth(g) * stored, uint16_t{0});
-  int64_t k = 0;
-  for (int64_t y = 0; y < g.kernel_h; ++y)
-    for (int64_t x = 0; x < g.kernel_w; ++x)
-      for (int64_t i = 0; i < g.group_in(); ++i, ++k) {
-        const float* from =
-            weight + first * strides.out + i * strides.in + y * strides.row + x * strides.column;
-        const int64_t within = k % kPairBlock;
-        uint16_t* block = to + (k - within) * stored + within / 2 * 2 * kHalfPanel + within % 2;
-        for (int64_t c = 0; c < channels; ++c)
-          block[c / kHalfPanel * kPairBlock * kHalfPanel + c % kHalfPanel * 2] =
-              to_bf16(from[c * strides.out]);
-      }
+  const int64_t stored = round_up(channels, kHalfPanel), taps = g.kernel_h * g.kernel_w;
+  const PanelPairs pairs(g, channels, to);
+  // Lanes behind the last channel stay zero.
+  std::vector<float> gathered(static_cast<size_t>(kPackInputs * taps * stored));
+  std::vector<uint16_t> rounded(gathered.size());
+  for (int64_t i = 0; i < g.group_in(); i += kPackInputs) {
+    const int64_t count = std::min(kPackInputs, g.group_in() - i);
+    kernels().gather_kernels({weight + first * strides.out + i * strides.in, strides.out, strides.in,
+                              strides.row, strides.column, g.kernel_h, g.kernel_w, count, channels,
+                              gathered.data(), taps * stored, stored});
+    bf16_kernels().narrow({gathered.data(), stored}, {rounded.data(), stored}, count * taps, stored);
+    pairs.add(rounded.data(), i, count, taps);
+  }
 }
 
 }  // namespace
