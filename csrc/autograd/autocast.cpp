@@ -26,13 +26,17 @@ struct Autocast {
   }
   static OptionalTensor cast(const OptionalTensor& t) { return present(t) ? OptionalTensor(cast(*t)) : t; }
 
-  // Where products are float32 anyway, weights and biases keep their type: rounding and widening them, and
-  // their gradients, takes memory for copies, and in linear layers longer than the products.
-  static bool multiplies_wide(const at::Tensor& parameter) {
+  // Weights and biases of convolutions keep their type: products of pairs round weights while they pack them,
+  // and copies of another type, of gradients too, take memory and time.
+  static bool stays_float(const at::Tensor& parameter) {
     return device == c10::DeviceType::CPU && at::autocast::get_autocast_dtype(device) == at::kBFloat16 &&
-           parameter.scalar_type() == at::kFloat && !cpu_multiplies_bfloat16();
+           parameter.scalar_type() == at::kFloat;
   }
-  static at::Tensor cast_parameter(const at::Tensor& t) { return multiplies_wide(t) ? t : cast(t); }
+  static at::Tensor cast_parameter(const at::Tensor& t) { return stays_float(t) ? t : cast(t); }
+  // So do those of linear layers where products are float32 anyway: copies would take longer than those.
+  static bool multiplies_wide(const at::Tensor& parameter) {
+    return stays_float(parameter) && !cpu_multiplies_bfloat16();
+  }
   static OptionalTensor cast_parameter(const OptionalTensor& t) {
     return present(t) ? OptionalTensor(cast_parameter(*t)) : t;
   }

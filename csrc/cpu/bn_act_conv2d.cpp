@@ -32,8 +32,7 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   const Statistics used =
       given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
   const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);
-  if (takes_widened(input) &&
-      multiplies_pairs(conv_geometry(input, weight, params, concrete(sizes)), weight.scalar_type())) {
+  if (takes_widened(input) && multiplies_pairs(conv_geometry(input, weight, params, concrete(sizes)))) {
     const at::Tensor activated = batch_norm_act_widened(input, used.mean, used.var, bn_weight, bn_bias,
                                                         std::nullopt, eps, pre_activation);
     const at::Tensor output =
@@ -60,7 +59,7 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
   const auto of_conv = weight.scalar_type();
   const Conv2dParams params{stride, padding, dilation, groups};
   if (wide) check_conv2d_gradient("bn_act_conv2d_backward", grad_output, input, weight, params);
-  if (wide && !multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes()), of_conv)) {
+  if (wide && !multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes()))) {
     const auto type = input.scalar_type();
     const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;
     const auto of_bias = present(bn_bias) ? bn_bias->scalar_type() : at::kFloat;

@@ -98,8 +98,7 @@ int64_t pairs_bytes(const ConvGeometry& g) {
   return g.groups * group_values(g) * static_cast<int64_t>(sizeof(uint16_t));
 }
 
-AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, WeightStrides strides) {
-  AlignedFloats packed(pairs_bytes(g) / static_cast<int64_t>(sizeof(float)));
+void pack_pairs_into(const ConvGeometry& g, const float* weight, const WeightStrides& strides, uint16_t* to) {
   const int64_t panels = (g.group_out() + kPanelChannels - 1) / kPanelChannels;
   const int threads = g.out_channels * g.depth() < kSerialWeights ? 1 : team_size();
   parallel_team(threads, [&](int thread, int team, Barrier&) {
@@ -107,9 +106,14 @@ AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, WeightStrid
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit / panels, first = unit % panels * kPanelChannels;
       pack_panel(g, weight + group * g.group_out() * strides.out, strides, first,
-                 values16(packed) + group * group_values(g) + first * padded_depth(g));
+                 to + group * group_values(g) + first * padded_depth(g));
     }
   });
+}
+
+AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, const WeightStrides& strides) {
+  AlignedFloats packed(pairs_bytes(g) / static_cast<int64_t>(sizeof(float)));
+  pack_pairs_into(g, weight, strides, values16(packed));
   return packed;
 }
 

@@ -14,7 +14,9 @@ inline const uint16_t* values16(const AlignedFloats& memory) {
 }
 
 // Weights rounded to bfloat16, as pairs in the order of bf16_table.h, group by group.
-AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, WeightStrides strides);
+AlignedFloats pack_pairs(const ConvGeometry& g, const float* weight, const WeightStrides& strides);
+// Into memory of so many bytes.
+void pack_pairs_into(const ConvGeometry& g, const float* weight, const WeightStrides& strides, uint16_t* to);
 int64_t pairs_bytes(const ConvGeometry& g);
 // One value per output channel, padded to whole panels for every group; null stays empty.
 AlignedFloats pack_panels(const ConvGeometry& g, const float* values);

@@ -135,7 +135,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
 // Else products of widened values serve: in first layers in one pass over memory.
 bool pairs_serve(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
                  const Conv2dParams& params, bool need_input) {
-  return multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes()), weight.scalar_type()) &&
+  return multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes())) &&
          (need_input || pairs_serve_weight_gradient(weight));
 }
 

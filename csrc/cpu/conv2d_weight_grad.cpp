@@ -181,8 +181,7 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
   const bool narrow = takes_widened(grad_output, {input});
   const Conv2dParams p{stride, padding, dilation, groups};
   if (narrow) check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
-  if (narrow &&
-      multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()), weight.scalar_type())) {
+  if (narrow && multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()))) {
     const at::Tensor found = paired_weight_grad(grad_output, input, weight, p);
     if (found.defined()) return found;
   }

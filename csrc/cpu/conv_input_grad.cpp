@@ -122,7 +122,7 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
   const bool narrow = takes_widened(grad_output, {input});
   if (narrow) check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
   if (narrow && PairedInputGradient::serves(weight, p) &&
-      multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()), weight.scalar_type())) {
+      multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()))) {
     PairedInputGradient gradient(input, weight, p, grad_output.sizes());
     return gradient.run(bring_in16(grad_output, gradient.border()));
   }

@@ -77,7 +77,7 @@ void run_narrow_layer(const at::Tensor& output, const DenseLayer& layer, const D
   const at::Tensor input = layer.read(output), own = layer.own(output);
   const OptionalTensor none;
   const Conv2dArgs conv{input, a.weights[i], a.biases.get(i), none, none, layer.params(), "none"};
-  if (!pairs_serve_dense_block(a.weights) && ChunkedConv::serves(conv, own)) {
+  if (!multiplies_bfloat16() && ChunkedConv::serves(conv, own)) {
     const ScaleShift s = fold(mean, var, widened(a.bn_weights.get(i)), widened(a.bn_biases.get(i)), a.eps);
     const InputPrologue prologue{s.scale.data(), s.shift.data(),
                                  parse_activation("dense_block", a.activation)};
@@ -122,7 +122,7 @@ DenseBlockOutputs dense_block_cpu(const at::Tensor& input, at::TensorList weight
   if (takes_widened(input)) {
     const DenseBlockArgs args{input, weights, biases, bn_weights, bn_biases, means, vars, eps, activation};
     check_dense_block(args);
-    if (pairs_serve_dense_block(weights) || bf16_kernels().multiplies) return narrow_dense_block(args);
+    if (multiplies_bfloat16() || bf16_kernels().multiplies) return narrow_dense_block(args);
     const auto type = input.scalar_type();
     return rounded_to(
         {type, at::kFloat, at::kFloat},

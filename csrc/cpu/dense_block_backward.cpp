@@ -285,7 +285,7 @@ DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, const at::
 
 // On bfloat16 images.
 DenseBlockGradients dense_block_backward_narrow(const BackwardArgs& a) {
-  const bool pairs = pairs_serve_dense_block(a.weights);
+  const bool pairs = multiplies_bfloat16();
   const std::vector<at::Tensor> weights = pairs ? a.weights.vec() : widened_kept(a.weights);
   const auto bn_weights = widened(a.bn_weights), bn_biases = widened(a.bn_biases), means = widened(a.means),
              vars = widened(a.vars);

@@ -160,9 +160,19 @@ at::Tensor gradient_empty(at::IntArrayRef sizes, const at::TensorOptions& option
                                    c10::typeMetaToScalarType(options.dtype()), format);
 }
 
-at::Tensor gradient_empty_like(const at::Tensor& t) {
+namespace {
+
+at::Tensor empty_with_strides_of(const at::Tensor& t, const at::TensorOptions& options) {
   const at::MemoryFormat format = t.suggest_memory_format();
-  return t.is_contiguous(format) ? gradient_empty(t.sizes(), t.options(), format) : at::empty_like(t);
+  return t.is_contiguous(format) ? gradient_empty(t.sizes(), options, format) : at::empty_like(t, options);
+}
+
+}  // namespace
+
+at::Tensor gradient_empty_like(const at::Tensor& t) { return empty_with_strides_of(t, t.options()); }
+
+at::Tensor float_gradient_empty_like(const at::Tensor& t) {
+  return empty_with_strides_of(t, t.options().dtype(at::kFloat));
 }
 
 at::Tensor output_empty(at::IntArrayRef sizes, const at::TensorOptions& options,

@@ -11,8 +11,9 @@ namespace cnnfast::cpu {
 // use, twice as much as was in use at once, at most. CNNFAST_KEEP_MEMORY=0: as at::empty.
 at::Tensor gradient_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
                           std::optional<at::MemoryFormat> format = std::nullopt);
-// With the strides of `t`, as at::empty_like.
+// With the strides of `t`, as at::empty_like; of its own type or float32.
 at::Tensor gradient_empty_like(const at::Tensor& t);
+at::Tensor float_gradient_empty_like(const at::Tensor& t);
 // As gradient_empty where gradients are recorded; else as at::empty: who only predicts gets no memory kept.
 at::Tensor output_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
                         std::optional<at::MemoryFormat> format = std::nullopt);

@@ -38,11 +38,13 @@ std::shared_ptr<AlignedFloats> pack(const at::Tensor& weight, const ConvGeometry
                                     std::shared_ptr<AlignedFloats> memory, bool trained) {
   const at::Tensor wide = widened(weight);
   const float* values = wide.const_data_ptr<float>();
-  if (pairs) return std::make_shared<AlignedFloats>(pack_pairs(g, values, weight_strides(wide)));
-  const int64_t floats = packed_floats(g);
+  const int64_t floats = pairs ? pairs_bytes(g) / static_cast<int64_t>(sizeof(float)) : packed_floats(g);
   if (!memory || memory.use_count() != 1 || memory->size() != floats)
     memory = std::make_shared<AlignedFloats>(floats);
-  pack_weight_into(g, values, weight_strides(wide), memory->data(), trained);
+  if (pairs)
+    pack_pairs_into(g, values, weight_strides(wide), values16(*memory));
+  else
+    pack_weight_into(g, values, weight_strides(wide), memory->data(), trained);
   return memory;
 }
 

@@ -56,7 +56,7 @@ class GroupedBackward {
     const at::Tensor result =
         wanted_.input ? gradient_empty(input_sizes_, input_options_, at::MemoryFormat::ChannelsLast)
                       : at::Tensor();
-    const at::Tensor wide = at::empty_like(weight_, weight_.options().dtype(at::kFloat));
+    const at::Tensor wide = float_gradient_empty_like(weight_);
     const at::Tensor sums = gradient_empty({parts_, weight_gradient_.sums()}, wide.options());
     std::vector<double> bias(static_cast<size_t>(parts_ * size_.channels), 0.0);
     if (wanted_.input) input_gradient_.pack();

@@ -40,19 +40,13 @@ bool multiplies_bfloat16() {
   return everywhere || multiplies_by_tiles();
 }
 
-bool multiplies_pairs(const ConvGeometry& g, at::ScalarType weight) {
+bool multiplies_pairs(const ConvGeometry& g) {
   if (g.groups > 1 && g.group_out() < kLeastGroup) return false;
-  if (multiplies_bfloat16()) return weight == at::kBFloat16;
+  if (multiplies_bfloat16()) return true;
   if (!bf16_kernels().multiplies) return false;
   ConvGeometry widened = g;
   widened.algorithm = trained_algorithm(g);
   return pair_cycles(g) < widened_cycles(widened);
-}
-
-bool pairs_serve_dense_block(at::TensorList weights) {
-  return multiplies_bfloat16() && std::all_of(weights.begin(), weights.end(), [](const at::Tensor& w) {
-           return w.scalar_type() == at::kBFloat16;
-         });
 }
 
 namespace {
@@ -62,7 +56,7 @@ ConvGeometry geometry_of(const Conv2dArgs& a, at::IntArrayRef output_sizes) {
 }
 
 bool pairs_serve(const Conv2dArgs& a, at::IntArrayRef output_sizes) {
-  return !present(a.scale) && multiplies_pairs(geometry_of(a, output_sizes), a.weight.scalar_type());
+  return !present(a.scale) && multiplies_pairs(geometry_of(a, output_sizes));
 }
 
 }  // namespace

@@ -10,13 +10,9 @@ namespace cnnfast::cpu {
 // CNNFAST_BF16_PAIRS: yes, on any CPU, for tests.
 bool multiplies_bfloat16();
 
-// Whether they are in this layer, whose weight has that type, and in its gradients. Vectors of pairs
-// (AVX512-BF16) are where Winograd's algorithm saves less than they do: 1x1 kernels, strides. They take
-// float32 weights as well, which are rounded.
-bool multiplies_pairs(const ConvGeometry& geometry, at::ScalarType weight);
-
-// Whether they are in all convolutions of a dense block, forward and backward, with such weights.
-bool pairs_serve_dense_block(at::TensorList weights);
+// Whether they are in this layer and in its gradients. Vectors of pairs (AVX512-BF16) are where Winograd's
+// algorithm saves less than they do: 1x1 kernels, strides. Float32 weights are rounded for them.
+bool multiplies_pairs(const ConvGeometry& geometry);
 
 // The convolution into a tensor of the output's sizes whose channels are adjacent; false where pairs do not
 // serve: as above, and with a scale. Arguments must have passed check_conv2d.

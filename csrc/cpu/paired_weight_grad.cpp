@@ -277,7 +277,7 @@ at::Tensor paired_weight_grad(const at::Tensor& grad_output, const at::Tensor& i
   const Images16 in = bring_in16(input, {}), grad = bring_in16(grad_output, {});
   const ConvGeometry g = group_geometry(grad_output, weight, p);
   const PairedWeightGradient gradient(g, {input.size(2), input.size(3)}, {p.padding[0], p.padding[1]});
-  const at::Tensor wide = at::empty_like(weight, weight.options().dtype(at::kFloat));
+  const at::Tensor wide = float_gradient_empty_like(weight);
   for (int64_t group = 0; group < p.groups; ++group) {
     View16 own_in = in.view, own_grad = grad.view;
     own_in.data += group * g.in_channels;
