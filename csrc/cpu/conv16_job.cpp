@@ -48,20 +48,24 @@ class PanelPairs {
   }
   // Rounded kernels of input channels [first, first + count): `stored` values a tap, channel by channel.
   void add(const uint16_t* values, int64_t first, int64_t count, int64_t taps) const {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t t = 0; t < taps; ++t, values += stored_) {
+    // Of an even number of channels, a pair never ends in another tap.
+    const int64_t together = in_ % 2 == 0 ? 2 : 1;
+    for (int64_t i = 0; i < count; i += together)
+      for (int64_t t = 0; t < taps; ++t) {
+        const uint16_t* even = values + (i * taps + t) * stored_;
         const int64_t k = t * in_ + first + i;
-        // The next channel's: of an even number, a pair never ends in another tap.
-        const uint16_t* next = values + taps * stored_;
-        if (in_ % 2 != 0)
-          for (int64_t c = 0; c < stored_; ++c) half(k, c / kHalfPanel)[c % kHalfPanel * 2] = values[c];
-        else if (k % 2 == 0)
-          for (int64_t h = 0; h < stored_ / kHalfPanel; ++h)
-            interleave_half(values + h * kHalfPanel, next + h * kHalfPanel, half(k, h));
+        together == 2 ? add_pair(even, even + taps * stored_, k) : add_one(even, k);
       }
   }
 
  private:
+  void add_pair(const uint16_t* even, const uint16_t* odd, int64_t k) const {
+    for (int64_t c = 0; c < stored_; c += kHalfPanel)
+      interleave_half(even + c, odd + c, half(k, c / kHalfPanel));
+  }
+  void add_one(const uint16_t* values, int64_t k) const {
+    for (int64_t c = 0; c < stored_; ++c) half(k, c / kHalfPanel)[c % kHalfPanel * 2] = values[c];
+  }
   // Where position k of a half of the panel's channels lies.
   uint16_t* half(int64_t k, int64_t h) const {
     const int64_t within = k % kPairBlock;

@@ -66,7 +66,8 @@ void StepGroup::run_steps(const Memory& memory, RowsOf&& rows_of, double* second
   double last = seconds ? now_seconds() : 0;
   for (size_t i = 0; i < steps_.size(); ++i) {
     const Rows rows = rows_of(i);
-    steps_[i]->compute_rows(memory, rows.begin, rows.end);
+    // None where all that a strip's readers want lies in the padding.
+    if (!rows.none()) steps_[i]->compute_rows(memory, rows.begin, rows.end);
     if (!seconds) continue;
     const double now = now_seconds();
     seconds[i] += now - last;

@@ -110,6 +110,8 @@ class Check {
     return straight_tiles(call, Pixel16Walk(call, 0), count, built.data());
   }
 
+  bool in_place() { return reads_straight<EmulatedDot>(call()); }
+
   // Pixels and panels in two shares each, as threads would take them. Number of wrong values.
   int64_t run(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
     output_.assign(output_.size(), kPoison);
@@ -275,6 +277,10 @@ Case drawn(Random& random) {
   c.near_pixels = 16 * (1 + random.below(20));
   const uint16_t specials[] = {0, 0, 0, 0x7fc0, 0x7f80};
   c.special = specials[random.below(5)];
+  if (random.below(4) == 0) {  // pixels side by side, as most layers of one pixel have them
+    c.kernel_h = c.kernel_w = c.stride_h = c.stride_w = c.dilation_w = 1;
+    c.pad = 0;
+  }
   return c;
 }
 
@@ -406,7 +412,7 @@ int64_t check_max_pool() {
 
 int main(int count, char** arguments) {
   const int64_t cases = count > 1 ? std::atoi(arguments[1]) : 300;
-  int64_t wrong = check_rounding(), straight = 0;
+  int64_t wrong = check_rounding(), straight = 0, in_place = 0;
   wrong += check_rows() + check_max_pool() + check_activation_backward();
   if (wrong) std::printf("rounding, rows or pooling: %ld wrong\n", static_cast<long>(wrong));
   Tiles::configure();
@@ -418,6 +424,7 @@ int main(int count, char** arguments) {
     const Case c = drawn(random);
     Check check(c, static_cast<uint64_t>(i));
     straight += check.tiles() > 0;
+    in_place += check.in_place();
     const int64_t before = wrong;
     wrong += check.run("amx", amx_conv<EmulatedDot>, amx_scratch<EmulatedDot>);
     wrong += check.run("pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
@@ -425,7 +432,9 @@ int main(int count, char** arguments) {
     if (wrong != before) std::printf("case %ld: %s\n", static_cast<long>(i), text(c).c_str());
   }
   Tiles::release();
-  std::printf("%ld cases, %ld with tiles loaded from the image, %ld wrong values\n", static_cast<long>(cases),
-              static_cast<long>(straight), static_cast<long>(wrong));
+  std::printf(
+      "%ld cases, %ld with tiles loaded from the image, %ld with pairs read there, %ld wrong values\n",
+      static_cast<long>(cases), static_cast<long>(straight), static_cast<long>(in_place),
+      static_cast<long>(wrong));
   return wrong != 0;
 }
