@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -52,6 +53,13 @@ def _triton_kernels(info: dict) -> str:
     return f"yes: {count or 'unknown number'}, {archs} and PTX"
 
 
+def _compiler() -> str:
+    """The first word of CXX may be a launcher."""
+    words = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    found = shutil.which(words[0])
+    return " ".join([found, *words[1:]]) if found else f"no {words[0]} found"
+
+
 def has() -> Section:
     """What the machine offers."""
     return [
@@ -61,7 +69,7 @@ def has() -> Section:
         ("memory", _memory()),
         ("GPU", _gpu()),
         ("nvcc", shutil.which("nvcc") or "not found"),
-        ("compiler", shutil.which(os.environ.get("CXX", "g++")) or "no g++ found"),
+        ("compiler", _compiler()),
         ("python", platform.python_version()),
         ("torch", f"{torch.__version__}, {_torch_cuda()}"),
         ("triton", _version("triton")),

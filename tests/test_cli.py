@@ -1,6 +1,7 @@
 """`python -m cnnfast`: every command, its errors in one line, its light imports."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -92,6 +93,14 @@ def test_doctor_tells_what_runs(capsys):
     assert torch.__version__ in out
     assert (f"compiled kernels, {_ext.active_isa()}" if _ext.AVAILABLE else _ext.REASON) in out
     assert ("AMX tiles" in out) == _ext.AVAILABLE
+
+
+def test_doctor_finds_a_compiler_behind_a_launcher(monkeypatch):
+    launcher = shutil.which("env")
+    monkeypatch.setenv("CXX", "env g++")
+    assert dict(doctor.has())["compiler"] == f"{launcher} g++"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert dict(doctor.has())["compiler"] == "no no-such-compiler found"
 
 
 def test_doctor_without_the_extension_says_why(capsys, monkeypatch):

@@ -8,9 +8,10 @@ import torch
 
 import cnnfast
 from cnnfast import _ext
-from cnnfast.benchmarking.case import ModelSpec
+from cnnfast.benchmarking.case import DTYPES, ModelSpec
 from cnnfast.benchmarking.fill import fill_weights, images
 from cnnfast.cli import CommandError, positive
+from cnnfast.cli.dtypes import dtype_name
 from cnnfast.limits import torch_threads
 from cnnfast.plan.profile import Profile
 
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", choices=cnnfast.models.list_models(), required=True)
     parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--dtype", type=dtype_name, choices=DTYPES, default="float32", help="bf16: bfloat16")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=positive, default=20, help="runs to take medians of (default 20)")
     parser.add_argument("--out", type=Path, help="also draw the roofline, as PNG")
@@ -30,20 +32,21 @@ def main(argv: list[str]) -> int:
     if not _ext.AVAILABLE:
         raise CommandError(f"profile needs the compiled operators, and {_ext.REASON}")
     with torch_threads(arguments.threads):
-        profile = _profile(arguments.model, arguments.batch, arguments.repeats)
+        profile = _profile(arguments.model, arguments.batch, arguments.dtype, arguments.repeats)
     _print(profile)
     if arguments.out is not None:
         print(f"written: {_draw(profile, arguments.out)}")
     return 0
 
 
-def _profile(model: str, batch: int, repeats: int) -> Profile:
+def _profile(model: str, batch: int, dtype: str, repeats: int) -> Profile:
     """Of the network and images that benchmarks use."""
     spec = ModelSpec(model).resolved()
     net = spec.module()
     fill_weights(net, spec.gain)
     batch_of_images = images(batch, spec.input_shape, seed=1)
-    return cnnfast.freeze(net.eval(), batch_of_images).profile(batch_of_images, repeats)
+    frozen = cnnfast.freeze(net.eval(), batch_of_images, dtype=getattr(torch, dtype))
+    return frozen.profile(batch_of_images, repeats)
 
 
 def _draw(profile: Profile, path: Path) -> Path:

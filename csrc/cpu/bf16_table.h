@@ -14,6 +14,11 @@ namespace cnnfast::cpu {
 // together.
 constexpr int64_t kPanelChannels = 32, kHalfPanel = 16, kPairBlock = 32;
 
+// Of pairs in 12 bits a value (short_pairs.h), in bytes but for the first two: values of a block and of a
+// group, and what these take.
+constexpr int64_t kShortBlock = kPairBlock * kHalfPanel, kShortGroup = 128;
+constexpr int64_t kShortLine = 64, kShortGroupBytes = 3 * kShortLine, kShortExponents = 16;
+
 // y = act(conv(x) + shift + residual) for one group, rounded once: see ConvCall for the stretches that a dot
 // product runs over. Weights are packed as pairs: panel, block of 32 positions of the dot product, half
 // panel, pair of positions, channel, position of the pair; with zeros behind the last position, and a last
@@ -29,6 +34,7 @@ struct Conv16Call {
   const int64_t* tile_tap;
   int64_t tile_taps, tile_length;
   const uint16_t* weight;
+  bool short_pairs;      // weight is what short_pairs.h says
   const float* shift;    // padded to whole panels, or null
   int64_t channels;      // output channels
   int64_t block_pixels;  // output pixels worked on per pass over the panels where their values are gathered
@@ -108,6 +114,7 @@ struct Bf16Kernels {
   void (*conv)(const Conv16Call&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
                int64_t panel_end);
   int64_t (*conv_scratch)(const Conv16Call&);
+  int64_t short_pixels;  // of a register block where `conv` takes short pairs (short_pairs.h); 0: it does not
   // Of kPairBlock pixels, for gradients of weights; null where products of pairs are no instructions.
   // Channels up to a whole tile are zero.
   void (*transpose_pixels)(const uint16_t* const* pixels, int64_t channels, uint16_t* rows, int64_t row_step);

@@ -132,12 +132,13 @@ AlignedFloats pack_panels(const ConvGeometry& g, const float* values) {
 }
 
 Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual,
-                     const Prologue& prologue)
+                     const Prologue& prologue, PairForm form)
     : g_(geometry),
       input_(input),
       output_(output),
       residual_(residual),
       prologue_(prologue),
+      form_(form),
       panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels) {
   // Pixels side by side are one stretch, unless tiles take each by itself.
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in();
@@ -201,6 +202,7 @@ void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift,
   call.tile_taps = static_cast<int64_t>(tile_tap_.size());
   call.tile_length = tile_length_;
   call.channels = g_.group_out();
+  call.short_pairs = form_ == PairForm::kShort;
   const int64_t operand = bf16_kernels().multiplies ? sizeof(uint16_t) : sizeof(float);
   call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));
   call.near_pixels = whole_grains(kNearBytes / (g_.group_in() * g_.stride_h * g_.stride_w * 2));

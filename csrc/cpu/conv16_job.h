@@ -29,12 +29,15 @@ struct Conv16Memory {
   const uint16_t* residual;  // or null
 };
 
+// As pack_pairs gives them, or shorten_pairs (short_pairs.h).
+enum class PairForm { kWhole, kShort };
+
 class Conv16Job {
  public:
   // Strides alone count in the views. The input has its padding around it. prologue: scale, shift and
   // activation count; for kernels of one pixel, not for tiles.
   Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual,
-            const Prologue& prologue = {});
+            const Prologue& prologue = {}, PairForm form = PairForm::kWhole);
   // The share of `thread` out of `team`.
   void run(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory, int thread,
            int team) const;
@@ -53,6 +56,7 @@ class Conv16Job {
   ConvGeometry g_;
   View16 input_, output_, residual_;
   Prologue prologue_;
+  PairForm form_;
   int64_t panels_;  // of one group
   std::vector<int64_t> tap_, tile_tap_;
   int64_t length_, tile_length_;

@@ -1,6 +1,7 @@
 // What lowering does differently where values are bfloat16.
 #include "cpu/bf16_table.h"
 #include "cpu/depthwise16_pack.h"
+#include "cpu/short_pairs.h"
 #include "plan/lowering.h"
 #include "plan/steps16.h"
 
@@ -26,7 +27,8 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   const Place* added = residual ? &*residual : nullptr;
   if (takes_pairs_here(node)) {
-    auto pairs = constants_.conv_constants(node, g, WeightForm::kPairs);
+    const bool is_short = cpu::takes_short_pairs(g) && !cpu::takes_depthwise_pairs(g);
+    auto pairs = constants_.conv_constants(node, g, is_short ? WeightForm::kShortPairs : WeightForm::kPairs);
     return add_step(
         cpu::takes_depthwise_pairs(g)
             ? depthwise16_step(node, g, pad_top, pad_left, std::move(pairs), from, place(node), added)

@@ -4,7 +4,9 @@
 #include <unordered_map>
 
 #include "cpu/bf16.h"
+#include "cpu/conv16_job.h"
 #include "cpu/depthwise16_pack.h"
+#include "cpu/short_pairs.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -99,8 +101,12 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
   if (form == WeightForm::kPairs && cpu::takes_depthwise_pairs(g)) {
     fresh->weight = cpu::pack_depthwise_pairs(g, weight, weight_strides(g));
     fresh->shift = cpu::pack_depthwise_shift(g, shift);
-  } else if (form == WeightForm::kPairs) {
+  } else if (form == WeightForm::kPairs || form == WeightForm::kShortPairs) {
     fresh->weight = cpu::pack_pairs(g, weight, weight_strides(g));
+    if (form == WeightForm::kShortPairs) {
+      fresh->weight = cpu::shorten_pairs(g, fresh->weight);
+      fresh->short_pairs = true;
+    }
     fresh->shift = cpu::pack_panels(g, shift);
   } else {
     const std::vector<float> rounded = form == WeightForm::kRounded

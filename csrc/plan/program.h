@@ -13,8 +13,8 @@
 namespace cnnfast::plan {
 
 // Weights as they are (transformed, and as whole numbers where the algorithm has those), as float32 after
-// rounding to bfloat16, or as pairs of bfloat16 (cpu/bf16_table.h).
-enum class WeightForm { kFloat, kRounded, kPairs };
+// rounding to bfloat16, or as pairs of bfloat16 (cpu/bf16_table.h, cpu/short_pairs.h).
+enum class WeightForm { kFloat, kRounded, kPairs, kShortPairs };
 
 // Packs the constants of a convolution or linear node, or gives what was packed before; image sizes matter to
 // a linear layer over flattened images.

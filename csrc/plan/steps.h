@@ -115,6 +115,7 @@ class RowStep : public Step {
 // Constants of a convolution, packed for this CPU.
 struct ConvConstants {
   cpu::AlignedFloats weight{0}, shift{0};
+  bool short_pairs = false;  // weight: cpu/short_pairs.h
 };
 
 std::unique_ptr<Step> copy_in_step(int64_t node, size_t input, Place to);

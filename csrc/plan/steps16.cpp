@@ -88,7 +88,8 @@ class PairConv : public Writes16<RowStep> {
         pad_top_(pad_top),
         normalises_(prologue.scale),
         job_(g, reads_[0].strides16(), writes_.strides16(),
-             reads_.size() == 2 ? reads_[1].strides16() : View16{}, prologue),
+             reads_.size() == 2 ? reads_[1].strides16() : View16{}, prologue,
+             constants_->short_pairs ? cpu::PairForm::kShort : cpu::PairForm::kWhole),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
 
   double flops() const override { return job_.geometry().flops(); }
@@ -96,7 +97,8 @@ class PairConv : public Writes16<RowStep> {
     std::ostringstream out;
     const cpu::ConvGeometry& g = job_.geometry();
     out << (normalises_ ? "affine, " : "") << "conv " << g.kernel_h << "x" << g.kernel_w << ", "
-        << g.in_channels << " channels, pairs of bfloat16 to " << size_text(writes_.size);
+        << g.in_channels << " channels, " << (constants_->short_pairs ? "short " : "")
+        << "pairs of bfloat16 to " << size_text(writes_.size);
     return out.str();
   }
   Constants first_constants(int, int) const override {

@@ -161,6 +161,18 @@ def test_roofline_without_matplotlib_says_what_to_install(monkeypatch, tmp_path)
 
 
 @needs_extension
+def test_profile_command_takes_bfloat16(capsys):
+    """Whose values are half as long."""
+    sizes = []
+    for dtype in ("fp32", "bf16"):
+        command = ["profile", "--model", "lenet", "--batch", "64", "--repeats", "1", "--dtype", dtype]
+        assert main(command) == 0
+        inputs = next(row for row in capsys.readouterr().out.splitlines() if "input 4-D" in row)
+        sizes.append(float(inputs.split()[-1]))
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.01)
+
+
+@needs_extension
 def test_profile_command_prints_the_table_and_draws(capsys, tmp_path):
     before, out = torch.get_num_threads(), tmp_path / "roofline.png"
     command = ["profile", "--model", "residual_net", "--batch", "2", "--threads", "1", "--repeats", "1"]

@@ -15,6 +15,7 @@
 #include "cpu/kernels/weight_gradient16.inl"
 #include "cpu/kernels/weight_gradient_amx.inl"
 // clang-format on
+#include "cpu/short_panel.h"
 
 namespace {
 
@@ -83,6 +84,7 @@ struct Case {
   Activation activation;
   int64_t block_pixels, near_pixels;
   uint16_t special;  // a NaN or Inf somewhere in the input; 0: none
+  uint16_t rare;     // some weights' bits, whose exponents few others have; 0: none
 };
 
 constexpr uint16_t kPoison = 0x7fab;
@@ -112,10 +114,30 @@ class Check {
 
   bool in_place() { return reads_straight<EmulatedDot>(call()); }
 
-  // Pixels and panels in two shares each, as threads would take them. Number of wrong values.
-  int64_t run(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
-    output_.assign(output_.size(), kPoison);
+  // With the weights as short pairs, whose results are those of `kernel` with whole ones, which ran before.
+  int64_t run_short(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
+    const std::vector<uint16_t> whole = output_;
+    shorten();
     Conv16Call call = this->call();
+    call.weight = reinterpret_cast<const uint16_t*>(short_.data());
+    call.short_pairs = true;
+    const int64_t wrong = run_call(name, kernel, scratch_bytes, call);
+    if (output_ != whole) std::printf("%s: not what whole pairs give\n", name);
+    return wrong + (output_ != whole);
+  }
+  // Blocks that short pairs leave as they are.
+  int64_t stored_blocks() const { return stored_; }
+
+  // Number of wrong values.
+  int64_t run(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
+    return run_call(name, kernel, scratch_bytes, call());
+  }
+
+ private:
+  // Pixels and panels in two shares each, as threads would take them.
+  int64_t run_call(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&),
+                   Conv16Call call) {
+    output_.assign(output_.size(), kPoison);
     std::vector<float> scratch(static_cast<size_t>(scratch_bytes(call) + 3) / 4 + 16);
     call.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
     const int64_t pixels = c_.images * out_h_ * out_w_, panels = (c_.out + 31) / 32;
@@ -126,7 +148,24 @@ class Check {
     return compare(name);
   }
 
- private:
+  // As short_pairs.h says it; the memory ends with the last panel.
+  void shorten() {
+    const int64_t depth = (c_.kernel_h * c_.kernel_w * c_.in + 31) / 32 * 32, panels = (c_.out + 31) / 32;
+    std::vector<int64_t> offset(static_cast<size_t>((panels + 7) / 8 * 8));
+    std::vector<uint8_t> memory;
+    for (int64_t p = 0; p < panels; ++p) {
+      const ShortPanelWriter panel(packed_.data() + p * 32 * depth, c_.out - p * 32 > 16 ? 2 : 1, depth / 32);
+      const size_t first = memory.size();
+      offset[p] = static_cast<int64_t>(offset.size() * sizeof(int64_t) + first);
+      memory.resize(first + panel.bytes());
+      panel.write(memory.data() + first);
+      for (int64_t b = 0; b < depth / 32; ++b) stored_ += memory[first + 32 + b];
+    }
+    short_.resize(offset.size() + memory.size() / sizeof(int64_t));
+    std::memcpy(short_.data(), offset.data(), offset.size() * sizeof(int64_t));
+    std::memcpy(short_.data() + offset.size(), memory.data(), memory.size());
+  }
+
   void fill() {
     input_.resize(static_cast<size_t>((c_.images * padded_h_ * padded_w_ - 1) * in_pixel_ + c_.in));
     for (uint16_t& x : input_) x = kPoison;
@@ -142,6 +181,8 @@ class Check {
                       c_.pad + random_.below(c_.width), random_.below(c_.in))] = c_.special;
     for (int64_t i = 0; i < c_.out * c_.kernel_h * c_.kernel_w * c_.in; ++i)
       weight_.push_back(rounded(random_.value()));
+    for (int64_t i = 0; c_.rare && i < 10; ++i)
+      weight_[random_.below(static_cast<int64_t>(weight_.size()))] = c_.rare ^ static_cast<uint16_t>(i << 8);
     for (int64_t i = 0; i < (c_.out + 31) / 32 * 32; ++i) shift_.push_back(random_.value());
     output_.resize(static_cast<size_t>((c_.images * out_h_ * out_w_ - 1) * out_pixel_ + c_.out));
     for (size_t i = 0; i < output_.size(); ++i) residual_.push_back(rounded(random_.value()));
@@ -248,7 +289,8 @@ class Check {
   int64_t padded_h_, padded_w_, out_h_, out_w_, in_pixel_, out_pixel_, length_ = 0;
   std::vector<uint16_t> input_, output_, residual_, weight_, packed_;
   std::vector<float> shift_;
-  std::vector<int64_t> tap_;
+  std::vector<int64_t> tap_, short_;
+  int64_t stored_ = 0;
 };
 
 Case drawn(Random& random) {
@@ -277,6 +319,8 @@ Case drawn(Random& random) {
   c.near_pixels = 16 * (1 + random.below(20));
   const uint16_t specials[] = {0, 0, 0, 0x7fc0, 0x7f80};
   c.special = specials[random.below(5)];
+  const uint16_t rare[] = {0, 0, 0x2000, 0xa055, 0x7f80, 0xc0f1};
+  c.rare = rare[random.below(6)];
   if (random.below(4) == 0) {  // pixels side by side, as most layers of one pixel have them
     c.kernel_h = c.kernel_w = c.stride_h = c.stride_w = c.dilation_w = 1;
     c.pad = 0;
@@ -289,13 +333,13 @@ std::string text(const Case& c) {
   std::snprintf(
       line, sizeof(line),
       "%ld images %ldx%ld, %ld to %ld channels, kernel %ldx%ld, stride %ldx%ld, dilation %ld, pad %ld, "
-      "slices %ld %ld, residual %d, shift %d, activation %d, block %ld, special %x",
+      "slices %ld %ld, residual %d, shift %d, activation %d, block %ld, special %x, rare weight %x",
       static_cast<long>(c.images), static_cast<long>(c.height), static_cast<long>(c.width),
       static_cast<long>(c.in), static_cast<long>(c.out), static_cast<long>(c.kernel_h),
       static_cast<long>(c.kernel_w), static_cast<long>(c.stride_h), static_cast<long>(c.stride_w),
       static_cast<long>(c.dilation_w), static_cast<long>(c.pad), static_cast<long>(c.in_slice),
       static_cast<long>(c.out_slice), c.residual, c.shift, static_cast<int>(c.activation.kind),
-      static_cast<long>(c.block_pixels), c.special);
+      static_cast<long>(c.block_pixels), c.special, c.rare);
   return line;
 }
 
@@ -412,7 +456,7 @@ int64_t check_max_pool() {
 
 int main(int count, char** arguments) {
   const int64_t cases = count > 1 ? std::atoi(arguments[1]) : 300;
-  int64_t wrong = check_rounding(), straight = 0, in_place = 0;
+  int64_t wrong = check_rounding(), straight = 0, in_place = 0, stored = 0;
   wrong += check_rows() + check_max_pool() + check_activation_backward();
   if (wrong) std::printf("rounding, rows or pooling: %ld wrong\n", static_cast<long>(wrong));
   Tiles::configure();
@@ -428,13 +472,16 @@ int main(int count, char** arguments) {
     const int64_t before = wrong;
     wrong += check.run("amx", amx_conv<EmulatedDot>, amx_scratch<EmulatedDot>);
     wrong += check.run("pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
+    wrong += check.run_short("short pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
+    stored += check.stored_blocks() > 0;
     wrong += check.run("widened", gathered_conv<WidenedDot>, gather_scratch<WidenedDot>);
     if (wrong != before) std::printf("case %ld: %s\n", static_cast<long>(i), text(c).c_str());
   }
   Tiles::release();
   std::printf(
-      "%ld cases, %ld with tiles loaded from the image, %ld with pairs read there, %ld wrong values\n",
+      "%ld cases, %ld with tiles loaded from the image, %ld with pairs read there, %ld with blocks that are "
+      "no short pairs, %ld wrong values\n",
       static_cast<long>(cases), static_cast<long>(straight), static_cast<long>(in_place),
-      static_cast<long>(wrong));
+      static_cast<long>(stored), static_cast<long>(wrong));
   return wrong != 0;
 }

@@ -87,6 +87,7 @@ OPERATORS = ("tests/ops/test_widened.py",)
 FROZEN = (
     "tests/freeze/test_bfloat16.py",
     "tests/freeze/test_depth_first.py",
+    "tests/freeze/test_short_pairs.py",
     "-k",
     "not other_instruction_sets and not on_every_network and not whole_images and not calls_at_once",
 )

@@ -25,8 +25,8 @@ def test_conv16_kernels_against_double(tmp_path):
     assert built.returncode == 0, built.stderr
     done = subprocess.run([str(program), "250"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    cases, straight, in_place, wrong = map(int, re.findall(r"\d+", done.stdout.splitlines()[-1]))
-    assert (cases, wrong) == (250, 0) and straight > 30 and in_place > 20
+    cases, straight, in_place, stored, wrong = map(int, re.findall(r"\d+", done.stdout.splitlines()[-1]))
+    assert (cases, wrong) == (250, 0) and straight > 30 and in_place > 20 and stored > 50
 
 
 def tile_loop(listing: str, function: str) -> list[str]:

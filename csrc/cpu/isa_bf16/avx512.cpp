@@ -3,5 +3,5 @@
 #include "cpu/kernels/bf16_table.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kAvx512Bf16Kernels = widened_kernels("avx512", nullptr);
+extern const Bf16Kernels kAvx512Bf16Kernels = widened_kernels("avx512", nullptr, kShortPixels);
 }  // namespace cnnfast::cpu

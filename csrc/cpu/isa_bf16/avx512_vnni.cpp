@@ -4,5 +4,5 @@
 #include "cpu/kernels/winograd_fixed.inl"
 
 namespace cnnfast::cpu {
-extern const Bf16Kernels kAvx512VnniKernels = widened_kernels("avx512_vnni", &kFixedWinograd);
+extern const Bf16Kernels kAvx512VnniKernels = widened_kernels("avx512_vnni", &kFixedWinograd, kShortPixels);
 }  // namespace cnnfast::cpu

@@ -21,7 +21,7 @@ using namespace cnnfast::cpu;
 namespace {
 
 // The table of a set without products of bfloat16.
-constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fixed) {
+constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fixed, int64_t short_pixels) {
   Bf16Kernels table{};
   table.name = name;
   table.widen = widen;
@@ -29,6 +29,7 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.activation_backward = activation_backward;
   table.conv = gathered_conv<WidenedDot>;
   table.conv_scratch = gather_scratch<WidenedDot>;
+  table.short_pixels = short_pixels;
   table.max_pool = max_pool16;
   table.max_pool_scratch = max_pool_scratch;
   table.fixed = fixed;

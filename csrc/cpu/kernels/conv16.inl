@@ -162,6 +162,31 @@ inline void fetch_outputs(const OutputPixel* pixels, int count, int64_t channel)
   }
 }
 
+// What stands behind the sums of R pixels, NV vectors of channels each. In registers: inlined everywhere.
+template <int R, int NV>
+[[gnu::always_inline]] inline void finish_block(const Conv16Call& c, Vec (&acc)[R * NV],
+                                                const OutputPixel* pixels, int64_t channel) {
+  const int64_t left = c.channels - channel;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j)
+      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
+        acc[r * NV + j] = shifted_sum(c, acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
+  activate_sums(c.activation, acc);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (NV == 2 && left >= NV * Vec::kWidth) {
+      Bf16::store_two_sums(acc[r * NV], acc[r * NV + NV - 1], pixels[r].output + channel);
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j)
+      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
+        store_vector(acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
+  }
+}
+
 // R pixels of H halves of a panel. x: gathered values, `step` apart; halves: those that the panel stores.
 template <class Dot, int H, bool kFetches, int R>
 void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
@@ -194,25 +219,7 @@ void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step
       }
     }
   }
-  const int64_t left = c.channels - channel;
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j)
-      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
-        acc[r * NV + j] = shifted_sum(c, acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
-  activate_sums(c.activation, acc);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    if (NV == 2 && left >= NV * Vec::kWidth) {
-      Bf16::store_two_sums(acc[r * NV], acc[r * NV + NV - 1], pixels[r].output + channel);
-      continue;
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j)
-      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
-        store_vector(acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
-  }
+  finish_block<R, NV>(c, acc, pixels, channel);
 }
 
 template <class Dot, int H, bool kFetches, int R = kDotPixels>
@@ -249,12 +256,15 @@ void dot_blocks(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x
   }
 }
 
+#include "cpu/kernels/short_pairs16.inl"
+
 // All pixels of a block in one panel.
 template <class Dot>
 void dot_panel(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x, const OutputPixel* pixels,
                int64_t count, int64_t panel, NextPixels& next) {
   const int64_t channel = panel * kPanelChannels, left = c.channels - channel;
   const int64_t halves = left > kHalfPanel ? 2 : 1;
+  if (c.short_pairs) return short_panel<Dot>(c, x, pixels, count, panel, halves);
   const uint16_t* weight = c.weight + channel * padded_depth(c);
   if (halves == 2 && kDotHalves == 2)
     return dot_blocks<Dot, 2>(c, x, pixels, count, weight, halves, channel, next);
@@ -339,7 +349,8 @@ inline int64_t pass_pixels(const Conv16Call& c, bool straight) {
 // Whether pixels follow each other at one distance, each the values of its dot product.
 template <class Dot>
 bool reads_straight(const Conv16Call& c) {
-  if (!Dot::kAsStored || c.taps > 1 || c.stride_h > 1 || c.stride_w > 1 || c.in_scale) return false;
+  if (!Dot::kAsStored || c.short_pairs || c.taps > 1 || c.stride_h > 1 || c.stride_w > 1 || c.in_scale)
+    return false;
   if (c.length % 2 || c.length > kStraightValues || c.input.pixel % kSharedSets == 0) return false;
   return c.input.row == c.width * c.input.pixel && (c.images == 1 || c.input.image == c.height * c.input.row);
 }

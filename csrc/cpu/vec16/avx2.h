@@ -46,7 +46,40 @@ struct Bf16 {
   }
 };
 
+// The 16 exponents of a panel of short pairs (short_pairs.h): upper bytes, then lower ones.
+class Exponents {
+ public:
+  explicit Exponents(const uint8_t* bytes) : upper_(lanes(bytes)), lower_(lanes(bytes + 16)) {}
+  // A group of 128 values.
+  void lengthen(const uint8_t* from, uint16_t* to) const {
+    const __m256i low_bits = _mm256_set1_epi8(0x0f), mantissa = _mm256_set1_epi8(0x7f);
+    for (int part = 0; part < 4; ++part) {  // half of 64 bytes
+      const int half = part / 2, byte = part % 2 * 32;
+      const __m256i codes = load(from + byte), rest = load(from + 64 + 64 * half + byte);
+      const __m256i code = _mm256_and_si256(half ? _mm256_srli_epi16(codes, 4) : codes, low_bits);
+      const __m256i high =
+          _mm256_or_si256(_mm256_shuffle_epi8(upper_, code), _mm256_andnot_si256(mantissa, rest));
+      const __m256i low =
+          _mm256_or_si256(_mm256_shuffle_epi8(lower_, code), _mm256_and_si256(mantissa, rest));
+      auto* at = reinterpret_cast<__m256i*>(to + 64 * half + part % 2 * 16);
+      _mm256_storeu_si256(at, _mm256_unpacklo_epi8(low, high));
+      _mm256_storeu_si256(at + 2, _mm256_unpackhi_epi8(low, high));
+    }
+  }
+
+ private:
+  static __m256i load(const uint8_t* bytes) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+  }
+  static __m256i lanes(const uint8_t* bytes) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+  __m256i upper_, lower_;
+};
+
 // Register block of dot products: pixels, and halves of a panel of output channels.
 constexpr int kDotPixels = 4, kDotHalves = 1;
+// With so few, lengthening short pairs takes less time than reading long ones.
+constexpr int kShortPixels = 4;
 
 }  // namespace

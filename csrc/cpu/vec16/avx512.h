@@ -83,7 +83,37 @@ struct Bf16 {
   }
 };
 
+// The 16 exponents of a panel of short pairs (short_pairs.h): upper bytes, then lower ones.
+class Exponents {
+ public:
+  explicit Exponents(const uint8_t* bytes) : upper_(lanes(bytes)), lower_(lanes(bytes + 16)) {}
+  // A group of 128 values.
+  void lengthen(const uint8_t* from, uint16_t* to) const {
+    const __m512i low_bits = _mm512_set1_epi8(0x0f), sign = _mm512_set1_epi8(static_cast<char>(0x80)),
+                  mantissa = _mm512_set1_epi8(0x7f), codes = _mm512_loadu_si512(from);
+    constexpr int kOrAnd = 0xf8;  // a | (b & c)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512i code = _mm512_and_si512(half ? _mm512_srli_epi16(codes, 4) : codes, low_bits);
+      const __m512i rest = _mm512_loadu_si512(from + 64 + 64 * half);
+      const __m512i high = _mm512_ternarylogic_epi32(_mm512_shuffle_epi8(upper_, code), rest, sign, kOrAnd);
+      const __m512i low =
+          _mm512_ternarylogic_epi32(_mm512_shuffle_epi8(lower_, code), rest, mantissa, kOrAnd);
+      _mm512_storeu_si512(to + 64 * half, _mm512_unpacklo_epi8(low, high));
+      _mm512_storeu_si512(to + 64 * half + 32, _mm512_unpackhi_epi8(low, high));
+    }
+  }
+
+ private:
+  static __m512i lanes(const uint8_t* bytes) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+  __m512i upper_, lower_;
+};
+
 // Register block of dot products: pixels, and halves of a panel of output channels.
 constexpr int kDotPixels = 12, kDotHalves = 2;
+// With so few, lengthening short pairs takes less time than reading long ones.
+constexpr int kShortPixels = 8;
 
 }  // namespace

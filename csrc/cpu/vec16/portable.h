@@ -59,7 +59,27 @@ struct Pairs {
   }
 };
 
+// The 16 exponents of a panel of short pairs (short_pairs.h): upper bytes, then lower ones.
+class Exponents {
+ public:
+  explicit Exponents(const uint8_t* bytes) : bytes_(bytes) {}
+  // A group of 128 values.
+  void lengthen(const uint8_t* from, uint16_t* to) const {
+    for (int i = 0; i < 128; ++i) {
+      const int half = i / 64, byte = i % 64, within = byte % 16;
+      const int code = half ? from[byte] >> 4 : from[byte] & 0x0f, rest = from[64 + i];
+      const int high = bytes_[code] | (rest & 0x80), low = bytes_[16 + code] | (rest & 0x7f);
+      to[64 * half + within / 8 * 32 + byte / 16 * 8 + within % 8] = static_cast<uint16_t>(high << 8 | low);
+    }
+  }
+
+ private:
+  const uint8_t* bytes_;
+};
+
 // Register block of dot products: pixels, and halves of a panel of output channels.
 constexpr int kDotPixels = 2, kDotHalves = 1;
+// Of short pairs: which take more time than reading long ones, and are not taken.
+constexpr int kShortPixels = 2;
 
 }  // namespace
