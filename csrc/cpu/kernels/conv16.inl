@@ -330,8 +330,8 @@ int64_t gather_scratch(const Conv16Call& c) {
          gathered_pixels(c) * static_cast<int64_t>(sizeof(OutputPixel));
 }
 
-// Longer dot products hide what it takes to gather their values; pixels at such distances share a few sets of
-// the first-level cache.
+// Longer dot products are read where they lie if nothing lies between the pixels. Short ones at such
+// distances share a few sets of the first-level cache.
 constexpr int64_t kStraightValues = 128, kSharedSets = 512;
 // Values of pixels that stay in the first-level cache for all panels, and weights that do so beside them;
 // whole register blocks of 12 or 8 pixels.
@@ -341,7 +341,7 @@ constexpr int64_t kNearValues = 1 << 13, kNearBlock = 96;
 // from pass to pass; elsewhere passes are long, for the weights' sake.
 inline int64_t pass_pixels(const Conv16Call& c, bool straight) {
   const int64_t depth = padded_depth(c);
-  if (!straight && c.channels * depth > kNearValues) return c.block_pixels;
+  if ((!straight || depth > kStraightValues) && c.channels * depth > kNearValues) return c.block_pixels;
   const int64_t blocks = kNearValues / (depth * kNearBlock), pixels = (blocks > 1 ? blocks : 1) * kNearBlock;
   return pixels < c.block_pixels ? pixels : c.block_pixels;
 }
@@ -351,7 +351,8 @@ template <class Dot>
 bool reads_straight(const Conv16Call& c) {
   if (!Dot::kAsStored || c.short_pairs || c.taps > 1 || c.stride_h > 1 || c.stride_w > 1 || c.in_scale)
     return false;
-  if (c.length % 2 || c.length > kStraightValues || c.input.pixel % kSharedSets == 0) return false;
+  if (c.length % 2) return false;
+  if (c.length > kStraightValues ? c.input.pixel != c.length : c.input.pixel % kSharedSets == 0) return false;
   return c.input.row == c.width * c.input.pixel && (c.images == 1 || c.input.image == c.height * c.input.row);
 }
 
