@@ -14,8 +14,8 @@ namespace cnnfast::cpu {
 // together.
 constexpr int64_t kPanelChannels = 32, kHalfPanel = 16, kPairBlock = 32;
 
-// Of pairs in 12 bits a value (short_pairs.h), in bytes but for the first two: values of a block and of a
-// group, and what these take.
+// Pairs in 12 bits a value (short_pairs.h): values of a block and of a group; bytes of a line and of a coded
+// group; exponents of a panel.
 constexpr int64_t kShortBlock = kPairBlock * kHalfPanel, kShortGroup = 128;
 constexpr int64_t kShortLine = 64, kShortGroupBytes = 3 * kShortLine, kShortExponents = 16;
 

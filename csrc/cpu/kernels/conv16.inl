@@ -330,8 +330,8 @@ int64_t gather_scratch(const Conv16Call& c) {
          gathered_pixels(c) * static_cast<int64_t>(sizeof(OutputPixel));
 }
 
-// Longer dot products are read where they lie if nothing lies between the pixels. Short ones at such
-// distances share a few sets of the first-level cache.
+// Up to so many values dot products are read where they lie, unless pixels are a multiple of such a distance
+// apart and share a few sets of the first-level cache; longer ones if nothing lies between the pixels.
 constexpr int64_t kStraightValues = 128, kSharedSets = 512;
 // Values of pixels that stay in the first-level cache for all panels, and weights that do so beside them;
 // whole register blocks of 12 or 8 pixels.
