@@ -18,21 +18,34 @@ void add_row_sums(const float* row, int64_t width, int64_t channels, float* sums
   for (int64_t i = 0; i < lanes; ++i) sums[i % channels] += wide[static_cast<size_t>(i)];
 }
 
+template <class X>
+void mask_rows(void (*kernel)(const NormBackwardRows<X, float>&, int64_t), const X* grad, int64_t grad_stride,
+               const X* output, int64_t output_stride, int64_t pixels, int64_t channels,
+               Activation activation, float* to) {
+  // A mask does not ask for the channel: pixels side by side are one long one, whose vectors are full.
+  const bool dense = grad_stride == channels && output_stride == channels;
+  NormBackwardRows<X, float> rows{};
+  rows.grad = grad;
+  rows.output = output;
+  rows.grad_input = to;
+  rows.grad_stride = grad_stride;
+  rows.output_stride = output_stride;
+  rows.channels = dense ? pixels * channels : channels;
+  rows.activation = activation;
+  kernel(rows, dense ? 1 : pixels);
+}
+
 }  // namespace
 
-void activation_gradient_rows(const FloatRows& grad, const FloatRows& output, int64_t pixels,
-                              int64_t channels, Activation activation, float* to) {
-  // A mask does not ask for the channel: pixels side by side are one long one, whose vectors are full.
-  const bool dense = grad.stride == channels && output.stride == channels;
-  NormBackwardCall call{};
-  call.grad = grad.data;
-  call.output = output.data;
-  call.grad_residual = to;
-  call.grad_stride = grad.stride;
-  call.output_stride = output.stride;
-  call.channels = dense ? pixels * channels : channels;
-  call.activation = activation;
-  kernels().norm_backward(call, dense ? 1 : pixels);
+void activation_gradient_rows(const PixelRows& grad, const PixelRows& output, int64_t first, int64_t pixels,
+                              Activation activation, float* scratch, float* to) {
+  const int64_t channels = grad.channels;
+  if (grad.narrow && output.narrow)
+    return mask_rows(bf16_kernels().norm->backward_wide, grad.narrow + first * grad.stride, grad.stride,
+                     output.narrow + first * output.stride, output.stride, pixels, channels, activation, to);
+  const FloatRows g = float_rows(grad, first, pixels, scratch),
+                  y = float_rows(output, first, pixels, scratch + pixels * channels);
+  mask_rows(kernels().norm_backward, g.data, g.stride, y.data, y.stride, pixels, channels, activation, to);
 }
 
 ActivationRows::ActivationRows(const at::Tensor& grad_output, const at::Tensor& output, Activation activation)
@@ -54,11 +67,9 @@ void ActivationRows::copy(int64_t first, float* to) const {
 
 void ActivationRows::mask(int64_t first, float* to) const {
   const int64_t values = size_.width * size_.channels;
-  float* scratch =
-      grad_.narrow || output_.narrow ? thread_scratch(ScratchSlot::kWidened, 2 * values) : nullptr;
-  const FloatRows grad = float_rows(grad_, first, size_.width, scratch),
-                  output = float_rows(output_, first, size_.width, scratch + values);
-  activation_gradient_rows(grad, output, size_.width, size_.channels, activation_, to);
+  const bool one_is_wide = !grad_.narrow != !output_.narrow;
+  float* scratch = one_is_wide ? thread_scratch(ScratchSlot::kWidened, 2 * values) : nullptr;
+  activation_gradient_rows(grad_, output_, first, size_.width, activation_, scratch, to);
 }
 
 }  // namespace cnnfast::cpu

@@ -5,9 +5,10 @@
 
 namespace cnnfast::cpu {
 
-// Of `pixels` pixels, to pixels side by side.
-void activation_gradient_rows(const FloatRows& grad, const FloatRows& output, int64_t pixels,
-                              int64_t channels, Activation activation, float* to);
+// Of `pixels` pixels from the first on, to pixels side by side. `scratch`: for both, where one of them alone
+// is bfloat16.
+void activation_gradient_rows(const PixelRows& grad, const PixelRows& output, int64_t first, int64_t pixels,
+                              Activation activation, float* scratch, float* to);
 
 class ActivationRows {
  public:

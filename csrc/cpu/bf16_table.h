@@ -94,6 +94,36 @@ struct ActivationBackward16 {
   float* sums;  // += the gradient of every channel, before it is rounded; or null
 };
 
+// y = act(x * scale + shift + residual): rows of pixels. Results and residuals are bfloat16 or float32.
+template <class T>
+struct Affine16Call {
+  const uint16_t* input;
+  const T* residual;  // or null
+  T* output;
+  const float *scale, *shift;
+  int64_t input_stride, residual_stride, output_stride;
+  int64_t channels;
+  Activation activation;  // none, ReLU or clamping
+
+  static bool serves(const Activation& a) {
+    return a.kind == Activation::kNone || a.kind == Activation::kReLU || a.kind == Activation::kClamp;
+  }
+};
+
+// Batch norm over rows of bfloat16: see KernelTable.
+struct Norm16Kernels {
+  void (*column_sum)(const uint16_t* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
+                     float* sum);
+  void (*affine)(const Affine16Call<uint16_t>&, int64_t rows);
+  void (*affine_wide)(const Affine16Call<float>&, int64_t rows);
+  void (*backward_sums)(const NormBackwardRows<uint16_t, uint16_t>&, int64_t rows, float* sum,
+                        float* product);
+  void (*backward)(const NormBackwardRows<uint16_t, uint16_t>&, int64_t rows);
+  void (*backward_wide)(const NormBackwardRows<uint16_t, float>&, int64_t rows);
+  void (*bn_act_backward)(const BnActBackwardRows<uint16_t, uint16_t>&, int64_t rows);
+  void (*bn_act_backward_wide)(const BnActBackwardRows<uint16_t, float>&, int64_t rows);
+};
+
 // Winograd's algorithm with products of whole numbers.
 struct FixedWinograd {
   // Tiles [tile_begin, tile_end) over all images, panels [panel_begin, panel_end).
@@ -110,6 +140,7 @@ struct Bf16Kernels {
   // To nearest, ties to even; NaN stays NaN.
   void (*narrow)(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, int64_t channels);
   void (*activation_backward)(const ActivationBackward16&, int64_t pixels);
+  const Norm16Kernels* norm;
   // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
   void (*conv)(const Conv16Call&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
                int64_t panel_end);

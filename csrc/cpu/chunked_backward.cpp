@@ -197,11 +197,9 @@ void ChunkedBackward::find_input(const Chunk& c, const Memory& m, const View& to
 }
 
 void ChunkedBackward::bring_in(const Chunk& c, const Memory& m) const {
-  const int64_t width = input_.size(3), channels = input_.size(1);
   const int64_t halo = std::max(pad_h_, weight_.size(2) - 1 - pad_h_);
   in_chunks_.fill(c, m.input, input_border_, halo, [&](int64_t image, int64_t row, float* to) {
-    input_rows_.read(image, row, to);
-    if (prologue_) prologue_->apply(to, width, channels);
+    input_rows_.read(image, row, to, prologue_);
   });
 }
 

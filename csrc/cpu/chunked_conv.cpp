@@ -61,12 +61,9 @@ void ChunkedConv::run(const PackedConv& weights) const {
 void ChunkedConv::run_chunk(int64_t index, const PackedConv& weights, float* memory) const {
   const Chunk c = chunks_[index];
   const int64_t ph = args_.params.padding[0], pw = args_.params.padding[1];
-  const int64_t width = args_.input.size(3), channels = geometry_.in_channels;
   View input = ImageChunks::inside(in_memory_, border_, memory);
-  in_chunks_.fill(in_chunks_[index], input, border_, ph, [&](int64_t image, int64_t row, float* to) {
-    input_.read(image, row, to);
-    if (prologue_) prologue_->apply(to, width, channels);
-  });
+  in_chunks_.fill(in_chunks_[index], input, border_, ph,
+                  [&](int64_t image, int64_t row, float* to) { input_.read(image, row, to, prologue_); });
   input.data -= ph * input.row + pw * input.pixel;
   memory += in_chunks_.floats(in_memory_);
   View output = output_.view_at(c), residual{};

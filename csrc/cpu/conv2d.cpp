@@ -4,6 +4,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/bf16_table.h"
 #include "cpu/chunked_conv.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
@@ -28,9 +29,17 @@ AlignedFloats channel_values(const ConvGeometry& g, const OptionalTensor& t) {
 
 }  // namespace
 
-void InputPrologue::apply(float* pixels, int64_t count, int64_t channels) const {
-  kernels().affine({pixels, nullptr, pixels, scale, shift, channels, 0, channels, channels, activation},
-                   count);
+void InputPrologue::apply(const float* from, int64_t step, float* to, int64_t count, int64_t channels) const {
+  kernels().affine({from, nullptr, to, scale, shift, step, 0, channels, channels, activation}, count);
+}
+
+void InputPrologue::apply(const uint16_t* from, int64_t step, float* to, int64_t count,
+                          int64_t channels) const {
+  if (Affine16Call<float>::serves(activation))
+    return bf16_kernels().norm->affine_wide(
+        {from, nullptr, to, scale, shift, step, 0, channels, channels, activation}, count);
+  bf16_kernels().widen({from, step}, {to, channels}, count, channels);
+  apply(to, channels, to, count, channels);
 }
 
 ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,

@@ -15,7 +15,9 @@ struct InputPrologue {
   const float *scale, *shift;
   Activation activation;
 
-  void apply(float* pixels, int64_t count, int64_t channels) const;
+  // `count` pixels, `step` values apart, to pixels side by side; float32 ones may be written over.
+  void apply(const float* from, int64_t step, float* to, int64_t count, int64_t channels) const;
+  void apply(const uint16_t* from, int64_t step, float* to, int64_t count, int64_t channels) const;
 };
 
 // Arguments must have passed check_conv2d, which gave `sizes`; bfloat16 ones are widened some images at a

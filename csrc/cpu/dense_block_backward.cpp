@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/activation_rows.h"
+#include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
 #include "cpu/chunked_backward.h"
 #include "cpu/memory_pool.h"
@@ -25,14 +26,14 @@ int threads_for(int64_t elements) { return elements < kSerialElements ? 1 : team
 // all layers that read a channel are collected and added in one pass, when its gradient is to be read itself.
 class StatisticsTerms {
  public:
-  StatisticsTerms(const at::Tensor& mean, const at::Tensor& values)
+  StatisticsTerms(const at::Tensor& mean, const PixelRows& values)
       : mean_(mean.contiguous()), values_(values), factor_(mean.numel(), 0.0), constant_(mean.numel(), 0.0) {}
 
   // One layer's: sum of dz and of dz * (x - mean) over the pixels, of the channels from the first on.
   void collect(const Normalisation& norm, const std::vector<double>& sum,
                const std::vector<double>& product) {
     if (factor_.empty()) return;
-    const double count = static_cast<double>(values_.count);
+    const double count = static_cast<double>(values_.rows);
     for (size_t c = 0; c < sum.size(); ++c) {
       const double scale = norm.scale.data()[c], inverse_std = norm.inverse_std[c];
       factor_[c] -= scale * inverse_std * inverse_std * product[c] / count;
@@ -52,23 +53,37 @@ class StatisticsTerms {
     parallel_team(threads_for(grad.count * count), [&](int thread, int team, Barrier&) {
       const auto [begin, end] = share(grad.count, 1, thread, team);
       float* own = grad.data + begin * grad.channels + channel;
-      kernels().affine({values_.data + begin * values_.channels + channel,
-                        own,
-                        own,
-                        scale.data(),
-                        shift.data(),
-                        values_.channels,
-                        grad.channels,
-                        grad.channels,
-                        count,
-                        {}},
-                       end - begin);
+      const int64_t first = begin * values_.stride + channel;
+      if (values_.narrow)
+        bf16_kernels().norm->affine_wide({values_.narrow + first,
+                                          own,
+                                          own,
+                                          scale.data(),
+                                          shift.data(),
+                                          values_.stride,
+                                          grad.channels,
+                                          grad.channels,
+                                          count,
+                                          {}},
+                                         end - begin);
+      else
+        kernels().affine({values_.data + first,
+                          own,
+                          own,
+                          scale.data(),
+                          shift.data(),
+                          values_.stride,
+                          grad.channels,
+                          grad.channels,
+                          count,
+                          {}},
+                         end - begin);
     });
   }
 
  private:
   const at::Tensor mean_;
-  Pixels values_;
+  PixelRows values_;
   std::vector<double> factor_, constant_;
 };
 
@@ -112,11 +127,15 @@ constexpr int64_t kSmallElements = 1 << 16;
 
 class Backward {
  public:
-  // `grad`: in channels_last memory; written over. `narrow`: the output in bfloat16, where pairs of such
-  // values are multiplied; else undefined.
-  Backward(const at::Tensor& grad, const at::Tensor& output, const at::Tensor& narrow, const at::Tensor& mean,
+  // `grad`: float32 in channels_last memory; written over. `pairs`: products are those of pairs of bfloat16.
+  Backward(const at::Tensor& grad, const at::Tensor& output, bool pairs, const at::Tensor& mean,
            Activation activation)
-      : values_(output), narrow_(narrow), grad_(grad), terms_(mean, values_), activation_(activation) {}
+      : values_(output),
+        rows_(pixel_rows(output)),
+        pairs_(pairs),
+        grad_(grad),
+        terms_(mean, rows_),
+        activation_(activation) {}
 
   const at::Tensor& grad() const { return grad_; }
   void finish_channels(int64_t channel, int64_t count) const { terms_.add_to(Pixels(grad_), channel, count); }
@@ -129,9 +148,9 @@ class Backward {
   // The layer's activated input, of some images.
   at::Tensor activated(const DenseLayer& layer, const Normalisation& norm, int64_t first,
                        int64_t count) const {
-    const at::Tensor images = layer.read(narrow_.defined() ? narrow_ : values_).narrow(0, first, count);
+    const at::Tensor images = layer.read(values_).narrow(0, first, count);
     const at::Tensor result =
-        gradient_empty(images.sizes(), images.options(), at::MemoryFormat::ChannelsLast);
+        gradient_empty(images.sizes(), images.options().dtype(products()), at::MemoryFormat::ChannelsLast);
     normalise_into(pixel_rows(images), norm.prologue(activation_), std::nullopt, result);
     return result;
   }
@@ -140,21 +159,20 @@ class Backward {
   // layer's input, which adds up in the buffer.
   ChannelSums add_input_gradient(const DenseLayer& layer, const Normalisation& norm,
                                  const at::Tensor& grad_activated, int64_t image) {
-    const Pixels x(values_), grad(grad_), da(grad_activated.contiguous(at::MemoryFormat::ChannelsLast));
-    const int64_t channels = layer.inputs, parts = (da.count + kRowsPerPart - 1) / kRowsPerPart;
+    const PixelRows da = pixel_rows(grad_activated.contiguous(at::MemoryFormat::ChannelsLast));
+    const int64_t channels = layer.inputs, parts = (da.rows + kRowsPerPart - 1) / kRowsPerPart;
     const int64_t before = image * pixels_per_image();
     std::vector<float> sum(static_cast<size_t>(parts * channels), 0.0f), product(sum);
-    const float* mean = norm.mean.const_data_ptr<float>();
-    parallel_team(threads_for(da.count * channels), [&](int thread, int team, Barrier&) {
+    parallel_team(threads_for(da.rows * channels), [&](int thread, int team, Barrier&) {
       const auto [begin, end] = share(parts, 1, thread, team);
       for (int64_t part = begin; part < end; ++part) {
-        const int64_t row = part * kRowsPerPart;
-        kernels().bn_act_backward(
-            {da.data + row * channels, x.data + (before + row) * x.channels,
-             grad.data + (before + row) * grad.channels, norm.scale.data(), norm.shift.data(), mean,
-             sum.data() + part * channels, product.data() + part * channels, channels, x.channels,
-             grad.channels, channels, activation_},
-            std::min(kRowsPerPart, da.count - row));
+        const int64_t row = part * kRowsPerPart, rows = std::min(kRowsPerPart, da.rows - row);
+        float *const sums = sum.data() + part * channels, *const products = product.data() + part * channels;
+        if (da.narrow)
+          add_rows(norm, bf16_kernels().norm->bn_act_backward, da.narrow + row * channels, rows_.narrow,
+                   channels, before + row, rows, sums, products);
+        else
+          add_wide_rows(norm, da.data + row * channels, channels, before + row, rows, sums, products);
       }
     });
     return {sum_of_parts(sum, channels), sum_of_parts(product, channels)};
@@ -176,7 +194,7 @@ class Backward {
                                             product.data() + index * channels);
                                 });
     LayerGradients result{found.weight, {}, {}};
-    if (wanted.bias) result.bias = as_tensor(found.bias, values_.options());
+    if (wanted.bias) result.bias = as_tensor(found.bias, grad_.options());
     if (wanted.input) result.sums = {sum_of_parts(sum, channels), sum_of_parts(product, channels)};
     return result;
   }
@@ -185,26 +203,24 @@ class Backward {
   LayerGradients run_by_images(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
                                WantedConvGradients wanted) {
     LayerGradients result;
-    const auto type = narrow_.defined() ? at::kBFloat16 : at::kFloat;
     const int64_t images = values_.size(0), step = images_at_once(layer);
     for (int64_t first = 0; first < images; first += step) {
       const int64_t count = std::min(step, images - first);
       const at::Tensor grad = layer.own(grad_).narrow(0, first, count);
       at::Tensor input = activated(layer, norm, first, count);
-      const auto conv = conv_gradients(rounded_to(type, grad), input, weight, layer.params(), wanted);
+      const auto conv = conv_gradients(rounded_to(products(), grad), input, weight, layer.params(), wanted);
       input.reset();
       if (wanted.weight) add_to(result.weight, conv.weight);
       if (wanted.bias) add_to(result.bias, conv.bias);
-      if (wanted.input) add_to(result.sums, add_input_gradient(layer, norm, widened(conv.input), first));
+      if (wanted.input) add_to(result.sums, add_input_gradient(layer, norm, conv.input, first));
     }
     return result;
   }
 
   LayerGradients run(const DenseLayer& layer, const Normalisation& norm, const at::Tensor& weight,
                      WantedConvGradients wanted) {
-    const bool chunks =
-        !narrow_.defined() && ChunkedBackward::serves(layer.read(values_), weight, layer.params(),
-                                                      layer.own(grad_).sizes(), wanted);
+    const bool chunks = !pairs_ && ChunkedBackward::serves(layer.read(values_), weight, layer.params(),
+                                                           layer.own(grad_).sizes(), wanted);
     return chunks ? run_by_chunks(layer, norm, weight, wanted) : run_by_images(layer, norm, weight, wanted);
   }
 
@@ -215,21 +231,40 @@ class Backward {
  private:
   void add_chunk(const Normalisation& norm, const Chunk& c, const View& da, int64_t channels, float* sum,
                  float* product) const {
-    const Pixels x(values_), grad(grad_);
     const int64_t width = values_.size(3);
-    for (int64_t n = 0; n < c.images; ++n) {
-      const int64_t first = (c.image + n) * pixels_per_image() + c.row * width;
-      kernels().bn_act_backward(
-          {da.data + n * da.image, x.data + first * x.channels, grad.data + first * grad.channels,
-           norm.scale.data(), norm.shift.data(), norm.mean.const_data_ptr<float>(), sum, product, channels,
-           x.channels, grad.channels, channels, activation_},
-          c.rows * width);
-    }
+    for (int64_t n = 0; n < c.images; ++n)
+      add_wide_rows(norm, da.data + n * da.image, channels,
+                    (c.image + n) * pixels_per_image() + c.row * width, c.rows * width, sum, product);
   }
+
+  // From the gradient of the activated input of `rows` pixels from the first on, side by side.
+  template <class X, class D>
+  void add_rows(const Normalisation& norm, void (*kernel)(const BnActBackwardRows<X, D>&, int64_t),
+                const D* grad_activated, const X* values, int64_t channels, int64_t first, int64_t rows,
+                float* sum, float* product) const {
+    const Pixels grad(grad_);
+    kernel({grad_activated, values + first * rows_.stride, grad.data + first * grad.channels,
+            norm.scale.data(), norm.shift.data(), norm.mean.const_data_ptr<float>(), sum, product, channels,
+            rows_.stride, grad.channels, channels, activation_},
+           rows);
+  }
+  void add_wide_rows(const Normalisation& norm, const float* grad_activated, int64_t channels, int64_t first,
+                     int64_t rows, float* sum, float* product) const {
+    if (rows_.narrow)
+      add_rows(norm, bf16_kernels().norm->bn_act_backward_wide, grad_activated, rows_.narrow, channels, first,
+               rows, sum, product);
+    else
+      add_rows(norm, kernels().bn_act_backward, grad_activated, rows_.data, channels, first, rows, sum,
+               product);
+  }
+
+  at::ScalarType products() const { return pairs_ ? at::kBFloat16 : at::kFloat; }
 
   int64_t pixels_per_image() const { return values_.size(2) * values_.size(3); }
 
-  const at::Tensor values_, narrow_;
+  const at::Tensor values_;  // the output, float32 or bfloat16
+  const PixelRows rows_;     // its pixels
+  const bool pairs_;
   const at::Tensor grad_;
   StatisticsTerms terms_;
   Activation activation_;
@@ -251,16 +286,16 @@ struct BackwardArgs {
   const c10::List<bool>& output_mask;
 };
 
-// Everything is float32, but for the weights where `narrow`, the output in bfloat16, is given: pairs are
-// multiplied then. The gradient's memory may be written over where it is `used_up`.
-DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, const at::Tensor& narrow,
-                                               bool used_up) {
+// Everything is float32, but for the output, which may be bfloat16, and for the weights where `pairs` of
+// bfloat16 are multiplied. The gradient's memory may be written over where it is `used_up`.
+DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, bool pairs, bool used_up) {
   const auto layers = dense_layers(a.weights);
   const DenseBlockMask mask(a.output_mask, layers.size());
   const at::Tensor output = a.output.contiguous(at::MemoryFormat::ChannelsLast);
   DenseBlockGradientLists found(layers.size(), output);
+  const auto floats = output.options().dtype(at::kFloat);
   const bool in_place = used_up && a.grad_output.is_contiguous(at::MemoryFormat::ChannelsLast);
-  Backward backward(in_place ? a.grad_output : fresh_channels_last(a.grad_output), output, narrow, a.mean,
+  Backward backward(in_place ? a.grad_output : fresh_channels_last(a.grad_output), output, pairs, a.mean,
                     parse_activation("dense_block_backward", a.activation));
   for (size_t i = layers.size(); i-- > 0;) {
     const DenseLayer& layer = layers[i];
@@ -274,9 +309,9 @@ DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, const at::
     if (mask.bias(i)) found.biases[i] = bias;
     if (!mask.below(i)) continue;
     backward.collect(norm, sums);
-    if (mask.bn_bias(i)) found.bn_biases[i] = as_tensor(sums.sum, output.options());
+    if (mask.bn_bias(i)) found.bn_biases[i] = as_tensor(sums.sum, floats);
     for (int64_t c = 0; c < layer.inputs; ++c) sums.product[c] *= norm.inverse_std[c];
-    if (mask.bn_weight(i)) found.bn_weights[i] = as_tensor(sums.product, output.options());
+    if (mask.bn_weight(i)) found.bn_weights[i] = as_tensor(sums.product, floats);
   }
   if (!mask.input()) return found.with_input(no_gradient(output));
   backward.finish_channels(0, layers[0].inputs);
@@ -289,13 +324,12 @@ DenseBlockGradients dense_block_backward_narrow(const BackwardArgs& a) {
   const std::vector<at::Tensor> weights = pairs ? a.weights.vec() : widened_kept(a.weights);
   const auto bn_weights = widened(a.bn_weights), bn_biases = widened(a.bn_biases), means = widened(a.means),
              vars = widened(a.vars);
-  const at::Tensor grad = widened_kept(a.grad_output), output = widened_kept(a.output),
-                   mean = widened(a.mean), var = widened(a.var);
+  const at::Tensor grad = widened_kept(a.grad_output), mean = widened(a.mean), var = widened(a.var);
   // The widened gradient belongs to nobody else: its memory is used up.
   auto [of_input, of_weights, of_biases, of_bn_weights, of_bn_biases] =
-      dense_block_backward_float({grad, output, weights, bn_weights, bn_biases, means, vars, mean, var, a.eps,
-                                  a.activation, a.output_mask},
-                                 pairs ? a.output : at::Tensor(), /*used_up=*/true);
+      dense_block_backward_float({grad, a.output, weights, bn_weights, bn_biases, means, vars, mean, var,
+                                  a.eps, a.activation, a.output_mask},
+                                 pairs, /*used_up=*/true);
   const auto of_conv = a.weights[0].scalar_type();
   return {rounded_to(a.output.scalar_type(), of_input), rounded_to(of_conv, std::move(of_weights)),
           rounded_to(of_conv, std::move(of_biases)), rounded_like(a.bn_weights, std::move(of_bn_weights)),
@@ -314,7 +348,7 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
   if (takes_widened(grad_output, {output})) return dense_block_backward_narrow(args);
   const bool served = is_plain_float(output) && is_plain_float(grad_output) && output.numel() &&
                       all_float(bn_weights) && all_float(bn_biases) && all_float(means) && all_float(vars);
-  return served ? dense_block_backward_float(args, {}, kUsesUpGradient)
+  return served ? dense_block_backward_float(args, /*pairs=*/false, kUsesUpGradient)
                 : dense_block_backward_composite(grad_output, output, weights, bn_weights, bn_biases, means,
                                                  vars, mean, var, eps, activation, output_mask);
 }

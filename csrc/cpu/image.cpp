@@ -27,9 +27,11 @@ void zero_pixels(T* row, int64_t pixels, int64_t step, int64_t channels) {
 template <class T>
 void copy_row(const T* from, int64_t from_pixel, int64_t from_channel, T* to, int64_t to_pixel,
               int64_t to_channel, int64_t width, int64_t channels) {
-  const bool dense = from_pixel == channels && to_pixel == channels;
-  if (from_channel == 1 && to_channel == 1 && dense) {
-    std::memcpy(to, from, sizeof(T) * static_cast<size_t>(width * channels));
+  if (from_channel == 1 && to_channel == 1) {
+    const bool dense = from_pixel == channels && to_pixel == channels;
+    const int64_t runs = dense ? 1 : width, values = dense ? width * channels : channels;
+    for (int64_t x = 0; x < runs; ++x)
+      std::memcpy(to + x * to_pixel, from + x * from_pixel, sizeof(T) * static_cast<size_t>(values));
     return;
   }
   for (int64_t begin = 0; begin < width; begin += kPixelBlock) {

@@ -67,9 +67,13 @@ ImageRows::ImageRows(const at::Tensor& t)
       channels_(t.size(1)),
       narrow_(t.scalar_type() == at::kBFloat16) {}
 
-void ImageRows::read(int64_t image, int64_t row, float* to) const {
+void ImageRows::read(int64_t image, int64_t row, float* to, const InputPrologue* prologue) const {
   const int64_t first = at(image, row);
-  if (narrow_)
+  if (prologue && narrow_)
+    prologue->apply(bits_of(tensor_) + first, strides_.pixel, to, width_, channels_);
+  else if (prologue)
+    prologue->apply(tensor_.const_data_ptr<float>() + first, strides_.pixel, to, width_, channels_);
+  else if (narrow_)
     bf16_kernels().widen({bits_of(tensor_) + first, strides_.pixel}, {to, channels_}, width_, channels_);
   else
     copy_in(tensor_.const_data_ptr<float>() + first, strides_, {1, 1, width_, channels_},

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/conv2d.h"
 #include "cpu/image.h"
 #include "ops/conv2d.h"
 
@@ -74,8 +75,8 @@ class ImageRows {
   explicit ImageRows(const at::Tensor& t);
 
   bool narrow() const { return narrow_; }
-  // Pixels side by side in float32.
-  void read(int64_t image, int64_t row, float* to) const;
+  // Pixels side by side in float32, through the prologue where there is one.
+  void read(int64_t image, int64_t row, float* to, const InputPrologue* prologue = nullptr) const;
   // A chunk from a thread's memory, rounded, where they are bfloat16; float32 ones are written where they
   // lie, at view_at.
   void write(const Chunk& c, const View& from) const;

@@ -227,28 +227,33 @@ struct LrnBackwardCall {
   float* scratch;  // 2 * channels floats for the calling thread alone
 };
 
-// The gradient of y = act((x - mean) * slope + shift + residual), rows of `channels` floats. With g the
-// gradient before the activation: grad_input = g * slope + (x - mean) * tilt + offset, grad_residual = g.
-struct NormBackwardCall {
-  const float* grad;
-  const float* output;   // y; not read where there is no activation
-  const float* input;    // x
-  float* grad_input;     // or null
-  float* grad_residual;  // or null
+// The gradient of y = act((x - mean) * slope + shift + residual), rows of `channels` values of type X, float
+// or bfloat16. With g the gradient before the activation: grad_input = g * slope + (x - mean) * tilt +
+// offset, grad_residual = g.
+template <class X, class Y>
+struct NormBackwardRows {
+  const X* grad;
+  const X* output;   // y; not read where there is no activation
+  const X* input;    // x; not read for grad_input where there is no tilt
+  Y* grad_input;     // or null
+  X* grad_residual;  // or null
   const float* mean;
-  const float* slope;
-  const float* tilt;  // null, like offset, where the statistics do not depend on x
+  const float* slope;  // null: 1
+  const float* tilt;   // null, like offset, where the statistics do not depend on x
   const float* offset;
-  int64_t grad_stride, output_stride, input_stride;  // results have rows of `channels` floats
+  int64_t grad_stride, output_stride, input_stride;  // results have rows of `channels` values
   int64_t channels;
   Activation activation;
 };
+using NormBackwardCall = NormBackwardRows<float, float>;
 
 // Backward of a = act(x * scale + shift) per channel, a computed again: with dz = grad_activated * act'(a),
-// grad_input += dz * scale, sum += dz, product += dz * (x - mean). Strides are those of pixels.
-struct BnActBackwardCall {
-  const float* grad_activated;
-  const float* input;
+// grad_input += dz * scale, sum += dz, product += dz * (x - mean). Strides are those of pixels, X and D are
+// float or bfloat16.
+template <class X, class D>
+struct BnActBackwardRows {
+  const D* grad_activated;
+  const X* input;
   float* grad_input;
   const float* scale;
   const float* shift;
@@ -259,6 +264,7 @@ struct BnActBackwardCall {
   int64_t channels;
   Activation activation;
 };
+using BnActBackwardCall = BnActBackwardRows<float, float>;
 
 // y = act((x - mean) / sqrt(var + eps) * weight + bias): statistics of each pixel over its channels, or of
 // each image over the pixels and channels of a group. weight and bias may be null.

@@ -125,6 +125,17 @@ PixelRows pixel_rows(const at::Tensor& t) {
               : rows_in(t.contiguous(at::MemoryFormat::ChannelsLast), channels, rows);
 }
 
+namespace {
+
+void column_sum(const PixelRows& x, int64_t first, int64_t rows, const float* mean, float* sum) {
+  if (x.narrow)
+    bf16_kernels().norm->column_sum(x.narrow + first * x.stride, x.stride, rows, x.channels, mean, sum);
+  else
+    kernels().column_sum(x.data + first * x.stride, x.stride, rows, x.channels, mean, sum);
+}
+
+}  // namespace
+
 // One pass over memory: every part's own mean, and the squares around it while the part is in cache; then
 // the parts are put together (Chan, Golub and LeVeque 1983).
 Statistics batch_statistics(const PixelRows& x) {
@@ -134,14 +145,11 @@ Statistics batch_statistics(const PixelRows& x) {
   parallel_team(threads_for(x.rows * channels), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(parts, 1, thread, team);
     for (int64_t part = begin; part < end; ++part) {
-      const auto [rows, stride] =
-          float_rows(x, part * kRowsPerPart, rows_of(part),
-                     x.narrow ? thread_scratch(ScratchSlot::kWidened, kRowsPerPart * channels) : nullptr);
       float* mean = means.data() + part * channels;
-      kernels().column_sum(rows, stride, rows_of(part), channels, nullptr, mean);
+      column_sum(x, part * kRowsPerPart, rows_of(part), nullptr, mean);
       const float scale = 1.0f / static_cast<float>(rows_of(part));
       for (int64_t c = 0; c < channels; ++c) mean[c] *= scale;
-      kernels().column_sum(rows, stride, rows_of(part), channels, mean, squares.data() + part * channels);
+      column_sum(x, part * kRowsPerPart, rows_of(part), mean, squares.data() + part * channels);
     }
   });
   const auto count = static_cast<double>(x.rows);
@@ -178,8 +186,20 @@ void normalise_into(const PixelRows& x, const InputPrologue& p, const OptionalTe
   if (output.numel() == 0) return;
   const PixelRows r = present(residual) ? pixel_rows(*residual) : PixelRows{};
   const OutputRows to(output);
+  const bool as_they_are = x.narrow && !r.data && Affine16Call<uint16_t>::serves(p.activation);
   parallel_team(threads_for(output.numel()), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(x.rows, 1, thread, team);
+    if (as_they_are && !to.narrow && !r.narrow)
+      return bf16_kernels().norm->affine_wide(
+          {x.narrow + begin * x.stride, nullptr, to.data + begin * x.channels, p.scale, p.shift, x.stride, 0,
+           x.channels, x.channels, p.activation},
+          end - begin);
+    if (as_they_are && to.narrow)
+      return bf16_kernels().norm->affine(
+          {x.narrow + begin * x.stride, r.narrow ? r.narrow + begin * r.stride : nullptr,
+           to.narrow + begin * x.channels, p.scale, p.shift, x.stride, r.stride, x.channels, x.channels,
+           p.activation},
+          end - begin);
     for_blocks(x.narrow || r.narrow || to.narrow, x.channels, 3, begin, end,
                [&](int64_t first, int64_t count, float* scratch, int64_t block) {
                  const FloatRows from = float_rows(x, first, count, scratch),
@@ -209,16 +229,18 @@ View normalised_with_border(const at::Tensor& t, const InputPrologue& p, Border 
   to.data += b.top * to.row + b.left * to.pixel;
   const at::Tensor images = channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
   const bool narrow = images.scalar_type() == at::kBFloat16;
-  const View from = narrow ? to : view_of(images);
+  const View from = narrow ? View{} : view_of(images);
+  const View16 from16 = narrow ? view16_of(images) : View16{};
   parallel_team(threads_for(storage.numel()), [&](int thread, int team, Barrier&) {
     const auto [row_begin, row_end] = share(size.images * size.height, 1, thread, team);
     for (int64_t row = row_begin; row < row_end; ++row) {
       const int64_t n = row / size.height, y = row % size.height;
-      if (narrow) widen_rows(images, size, to, row, row + 1);  // normalised where they are then
-      kernels().affine(
-          {from.data + n * from.image + y * from.row, nullptr, to.data + n * to.image + y * to.row, p.scale,
-           p.shift, from.pixel, 0, to.pixel, size.channels, p.activation},
-          size.width);
+      float* const target = to.data + n * to.image + y * to.row;
+      if (narrow)
+        p.apply(from16.data + n * from16.image + y * from16.row, from16.pixel, target, size.width,
+                size.channels);
+      else
+        p.apply(from.data + n * from.image + y * from.row, from.pixel, target, size.width, size.channels);
     }
     const auto [image_begin, image_end] = share(size.images, 1, thread, team);
     zero_border(to, size, b, image_begin, image_end);
@@ -247,6 +269,25 @@ struct BackwardRows {
   static constexpr int64_t kTensors = 3;
 
   bool narrow() const { return grad.narrow || output.narrow || input.narrow; }
+  bool all_narrow() const { return grad.narrow && output.narrow && input.narrow; }
+  // Rows from the first on, as they are.
+  template <class Y>
+  NormBackwardRows<uint16_t, Y> narrow_rows(const NormBackwardCall& call, int64_t first) const {
+    return {grad.narrow + first * grad.stride,
+            output.narrow + first * output.stride,
+            input.narrow + first * input.stride,
+            nullptr,
+            nullptr,
+            call.mean,
+            call.slope,
+            call.tilt,
+            call.offset,
+            grad.stride,
+            output.stride,
+            input.stride,
+            call.channels,
+            call.activation};
+  }
   NormBackwardCall block(NormBackwardCall call, int64_t first, int64_t count, float* scratch,
                          int64_t block) const {
     const FloatRows g = float_rows(grad, first, count, scratch),
@@ -266,6 +307,9 @@ ChannelSums backward_sums(const NormBackwardCall& call, const BackwardRows& from
   const int64_t channels = call.channels;
   const auto both =
       sums_by_parts(from.input.rows, channels, 2 * channels, [&](int64_t begin, int64_t n, float* partial) {
+        if (from.all_narrow())
+          return bf16_kernels().norm->backward_sums(from.narrow_rows<uint16_t>(call, begin), n, partial,
+                                                    partial + channels);
         for_blocks(from.narrow(), channels, BackwardRows::kTensors, begin, begin + n,
                    [&](int64_t first, int64_t count, float* scratch, int64_t block) {
                      kernels().norm_backward_sums(from.block(call, first, count, scratch, block), count,
@@ -275,9 +319,24 @@ ChannelSums backward_sums(const NormBackwardCall& call, const BackwardRows& from
   return {{both.begin(), both.begin() + channels}, {both.begin() + channels, both.end()}};
 }
 
+template <class Y>
+void narrow_backward_rows(void (*kernel)(const NormBackwardRows<uint16_t, Y>&, int64_t),
+                          const NormBackwardCall& call, const BackwardRows& from, int64_t begin, int64_t end,
+                          Y* grad_input, const OutputRows& grad_residual) {
+  auto rows = from.narrow_rows<Y>(call, begin);
+  rows.grad_input = grad_input;
+  if (grad_residual.narrow) rows.grad_residual = grad_residual.narrow + begin * call.channels;
+  kernel(rows, end - begin);
+}
+
 // Pixels [begin, end): the gradient of pixel `begin` goes to the first row of `grad_input`.
 void backward_rows(const NormBackwardCall& call, const BackwardRows& from, int64_t begin, int64_t end,
                    const OutputRows& grad_input, const OutputRows& grad_residual) {
+  if (from.all_narrow() && !grad_residual.data)
+    return grad_input.data ? narrow_backward_rows(bf16_kernels().norm->backward_wide, call, from, begin, end,
+                                                  grad_input.data, grad_residual)
+                           : narrow_backward_rows(bf16_kernels().norm->backward, call, from, begin, end,
+                                                  grad_input.narrow, grad_residual);
   const bool narrow = from.narrow() || grad_input.narrow || grad_residual.narrow;
   for_blocks(narrow, call.channels, BackwardRows::kTensors + 2, begin, end,
              [&](int64_t first, int64_t count, float* scratch, int64_t block) {

@@ -113,13 +113,8 @@ class StripBackward {
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t first = begin + (end - begin) * s / strips,
                     pixels = begin + (end - begin) * (s + 1) / strips - first;
-      const FloatRows rows = float_rows(grad_, first, pixels, wide);
-      const float* grad = rows.data;
-      if (masked) {
-        activation_gradient_rows(rows, float_rows(output_, first, pixels, wide + strip_ * out_), pixels, out_,
-                                 activation_, masked);
-        grad = masked;
-      }
+      if (masked) activation_gradient_rows(grad_, output_, first, pixels, activation_, wide, masked);
+      const float* const grad = masked ? masked : float_rows(grad_, first, pixels, wide).data;
       if (bias) kernels().column_sum(grad, strip_stride(), pixels, out_, nullptr, bias);
       if (wanted_.weight)
         add_products(first, first + pixels, grad, input_at(first, pixels, wide_input),

@@ -1,12 +1,16 @@
 // Per-channel sums and the normalising pass, over rows of adjacent channels.
+#include "cpu/kernels/values.inl"
+
 namespace {
 
+constexpr int64_t kRowsAhead = 16;
+
 // NV vectors of channels, the last of which has `lanes`: sums of their own, which do not wait for each other.
-template <int NV, bool kCentred>
-inline void sum_columns(const float* x, int64_t stride, int64_t rows, const float* mean, float* sum,
+template <int NV, bool kCentred, class T>
+inline void sum_columns(const T* x, int64_t stride, int64_t rows, const float* mean, float* sum,
                         int64_t lanes) {
-  const auto load = [&](const float* p, int j) {
-    return j == NV - 1 ? Vec::load_first(p + j * Vec::kWidth, lanes) : Vec::load(p + j * Vec::kWidth);
+  const auto load = [&](const auto* p, int j) {
+    return load_lanes(p + j * Vec::kWidth, j == NV - 1 ? lanes : Vec::kWidth);
   };
   Vec acc[NV], centre[NV];
 #pragma GCC unroll 4
@@ -14,21 +18,23 @@ inline void sum_columns(const float* x, int64_t stride, int64_t rows, const floa
     acc[j] = load(sum, j);
     centre[j] = kCentred ? load(mean, j) : Vec::zero();
   }
-  for (int64_t r = 0; r < rows; ++r, x += stride)
+  for (int64_t r = 0; r < rows; ++r, x += stride) {
+    if constexpr (!kCentred)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j += 64 / static_cast<int>(sizeof(T)) / Vec::kWidth)
+        fetch(x, kRowsAhead * stride + j * Vec::kWidth);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const Vec d = kCentred ? load(x, j) - centre[j] : load(x, j);
       acc[j] = kCentred ? Vec::fma(d, d, acc[j]) : acc[j] + d;
     }
-#pragma GCC unroll 4
-  for (int j = 0; j < NV; ++j) {
-    float* to = sum + j * Vec::kWidth;
-    j == NV - 1 ? acc[j].store_first(to, lanes) : acc[j].store(to);
   }
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) store_lanes(acc[j], sum + j * Vec::kWidth, j == NV - 1 ? lanes : Vec::kWidth);
 }
 
-template <bool kCentred>
-void sum_all_columns(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
+template <bool kCentred, class T>
+void sum_all_columns(const T* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
                      float* sum) {
   int64_t channel = 0;
   const auto centre = [&] { return kCentred ? mean + channel : nullptr; };
@@ -39,8 +45,8 @@ void sum_all_columns(const float* x, int64_t stride, int64_t rows, int64_t chann
                              channels - channel < Vec::kWidth ? channels - channel : Vec::kWidth);
 }
 
-void column_sum(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
-                float* sum) {
+template <class T>
+void column_sum(const T* x, int64_t stride, int64_t rows, int64_t channels, const float* mean, float* sum) {
   mean ? sum_all_columns<true>(x, stride, rows, channels, mean, sum)
        : sum_all_columns<false>(x, stride, rows, channels, mean, sum);
 }

@@ -1,4 +1,6 @@
 // Between bfloat16 in memory and float32 in cache.
+#include "cpu/kernels/values16.inl"
+
 namespace {
 
 void widen(PixelRun<const uint16_t> from, PixelRun<float> to, int64_t pixels, int64_t channels) {
@@ -32,22 +34,25 @@ void narrow(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, i
 }
 
 void activation_backward(const ActivationBackward16& c, int64_t pixels) {
-  for (int64_t p = 0; p < pixels; ++p) {
-    const uint16_t* grad = c.grad.data + p * c.grad.step;
-    const uint16_t* output = c.output.data ? c.output.data + p * c.output.step : nullptr;
-    uint16_t* to = c.to.data + p * c.to.step;
-    for (int64_t channel = 0; channel < c.channels; channel += Vec::kWidth) {
-      const int64_t lanes = c.channels - channel;
-      const bool whole = lanes >= Vec::kWidth;
-      auto load = [&](const uint16_t* x) { return whole ? Bf16::load(x) : Bf16::load_first(x, lanes); };
-      Vec g = load(grad + channel);
-      if (output) g = gradient_before(c.activation, load(output + channel), g);
-      whole ? Bf16::store(g, to + channel) : Bf16::store_first(g, to + channel, lanes);
-      if (!c.sums) continue;
-      float* sum = c.sums + channel;
-      whole ? (Vec::load(sum) + g).store(sum) : (Vec::load_first(sum, lanes) + g).store_first(sum, lanes);
+  for_columns(c.channels, [&](auto columns, int64_t channel, int64_t lanes) {
+    using Cols = decltype(columns);
+    auto sums = c.sums ? Cols::load(c.sums + channel, lanes) : Cols::zero();
+    for (int64_t p = 0; p < pixels; ++p) {
+      // The next row's: hardware does not foresee it where pixels are longer than two vectors.
+      fetch(c.grad.data, (p + pixels) * c.grad.step + channel);
+      fetch(c.output.data, (p + pixels) * c.output.step + channel);
+      auto g = Cols::load(c.grad.data + p * c.grad.step + channel, lanes);
+      if (c.output.data) {
+        const auto y = Cols::load(c.output.data + p * c.output.step + channel, lanes);
+#pragma GCC unroll 2
+        for (int j = 0; j < Cols::kVectors; ++j) g.v[j] = gradient_before(c.activation, y.v[j], g.v[j]);
+      }
+#pragma GCC unroll 2
+      for (int j = 0; j < Cols::kVectors; ++j) sums.v[j] = sums.v[j] + g.v[j];
+      g.store(c.to.data + p * c.to.step + channel, lanes);
     }
-  }
+    if (c.sums) sums.store(c.sums + channel, lanes);
+  });
 }
 
 }  // namespace

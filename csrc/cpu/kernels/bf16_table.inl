@@ -17,6 +17,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
 #include "cpu/kernels/max_pool16.inl"
+#include "cpu/kernels/norm16.inl"
 
 namespace {
 
@@ -27,6 +28,7 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.widen = widen;
   table.narrow = narrow;
   table.activation_backward = activation_backward;
+  table.norm = &kNorm16;
   table.conv = gathered_conv<WidenedDot>;
   table.conv_scratch = gather_scratch<WidenedDot>;
   table.short_pixels = short_pixels;
