@@ -77,6 +77,13 @@ struct MaxPool16Call {
   void* scratch;  // max_pool_scratch bytes of the calling thread, aligned to a cache line
 };
 
+// The gradient of max pooling, in float32. The views of the input and the output's gradient in `window` do
+// not count.
+struct MaxPoolBackward16Call {
+  PoolBackwardCall window;
+  View16 input, grad;
+};
+
 // `pixels` pixels of `channels` adjacent values, `step` apart.
 template <class T>
 struct PixelRun {
@@ -155,6 +162,8 @@ struct Bf16Kernels {
   // Output rows [row_begin, row_end) over all images.
   void (*max_pool)(const MaxPool16Call&, int64_t row_begin, int64_t row_end);
   int64_t (*max_pool_scratch)(const MaxPool16Call&);
+  // Input rows [row_begin, row_end) over all images.
+  void (*max_pool_backward)(const MaxPoolBackward16Call&, int64_t row_begin, int64_t row_end);
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();

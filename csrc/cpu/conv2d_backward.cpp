@@ -153,7 +153,7 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
     if (pairs_serve(grad_output, input, weight, params, output_mask[0]))
       return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
     return rounded_to(
-        {type, type, type, type, type},
+        {type, parameters, parameters, type, type},
         conv2d_backward_float(grad_output, input, widened_kept(weight), output, params, act, output_mask));
   }
   if (narrow) {

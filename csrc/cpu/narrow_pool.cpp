@@ -10,6 +10,8 @@ namespace {
 
 // Of a strip, in and out: they stay in the second-level cache.
 constexpr int64_t kStripFloats = 96 * 1024;
+// Of a strip of the input's gradient where nothing else is widened.
+constexpr int64_t kNearStripFloats = 64 * 1024;
 
 // Rows [begin, end) of an image, widened: a view of the image of which only these rows exist.
 class Rows {
@@ -86,26 +88,37 @@ void NarrowPool::run(PoolKernel kernel, int64_t row_begin, int64_t row_end) cons
   });
 }
 
-void NarrowPoolBackward::run(PoolBackwardKernel kernel, int64_t row_begin, int64_t row_end) const {
+void NarrowPoolBackward::run(int64_t row_begin, int64_t row_end) const {
   const int64_t in_row = call.in_width * call.channels, out_row = call.width * call.channels;
-  const int64_t fitting = kStripFloats / (2 * in_row + out_row / call.stride_h);
+  const int64_t row_floats = input.data ? in_row : in_row + out_row / call.stride_h;
+  const int64_t fitting = (input.data ? kNearStripFloats : kStripFloats) / row_floats;
   const int64_t step = std::max(call.stride_h, fitting / call.stride_h * call.stride_h);
   for_strips(row_begin, row_end, call.in_height, step, [&](int64_t image, int64_t begin, int64_t end) {
-    const auto [first, last] = windows_of(call, begin, end);
-    const auto [top, bottom] = input.data ? rows_read(call, first, last) : std::pair<int64_t, int64_t>{};
-    float* scratch =
-        thread_scratch(ScratchSlot::kWidened, (std::max<int64_t>(0, bottom - top) + end - begin) * in_row +
-                                                  std::max<int64_t>(0, last - first) * out_row);
-    const Rows from(top, bottom, call.in_width, call.channels, scratch),
-        grads(first, last, call.width, call.channels, scratch),
-        to(begin, end, call.in_width, call.channels, scratch);
-    if (input.data) from.widen(input, image);
-    grads.widen(grad, image);
-    PoolBackwardCall part{call, grads.view(), to.view()};
-    part.pool.input = from.view();
-    kernel(part, begin, end);
-    to.round_to(grad_input, image);
+    input.data ? max_strip(image, begin, end) : mean_strip(image, begin, end);
   });
+}
+
+void NarrowPoolBackward::max_strip(int64_t image, int64_t begin, int64_t end) const {
+  float* scratch = thread_scratch(ScratchSlot::kWidened, (end - begin) * call.in_width * call.channels);
+  const Rows to(begin, end, call.in_width, call.channels, scratch);
+  MaxPoolBackward16Call part{{call, {}, to.view()}, input, grad};
+  part.input.data += image * input.image;
+  part.grad.data += image * grad.image;
+  bf16_kernels().max_pool_backward(part, begin, end);
+  to.round_to(grad_input, image);
+}
+
+void NarrowPoolBackward::mean_strip(int64_t image, int64_t begin, int64_t end) const {
+  const auto [first, last] = windows_of(call, begin, end);
+  float* scratch = thread_scratch(ScratchSlot::kWidened,
+                                  (end - begin) * call.in_width * call.channels +
+                                      std::max<int64_t>(0, last - first) * call.width * call.channels);
+  const Rows grads(first, last, call.width, call.channels, scratch),
+      to(begin, end, call.in_width, call.channels, scratch);
+  grads.widen(grad, image);
+  const PoolBackwardCall part{call, grads.view(), to.view()};
+  kernels().avg_pool_backward(part, begin, end);
+  to.round_to(grad_input, image);
 }
 
 }  // namespace cnnfast::cpu

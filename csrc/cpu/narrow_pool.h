@@ -1,4 +1,4 @@
-// Pooling of bfloat16 images by the float32 kernels: strips of rows are widened in cache, results rounded.
+// Pooling of bfloat16 images in float32: strips of rows stay in cache, results are rounded.
 #pragma once
 #include "cpu/kernel_table.h"
 #include "cpu/view16.h"
@@ -6,7 +6,6 @@
 namespace cnnfast::cpu {
 
 using PoolKernel = void (*)(const PoolCall&, int64_t, int64_t);
-using PoolBackwardKernel = void (*)(const PoolBackwardCall&, int64_t, int64_t);
 
 // Views whose pixels have adjacent channels. The call's own views do not count.
 struct NarrowPool {
@@ -19,11 +18,16 @@ struct NarrowPool {
 
 struct NarrowPoolBackward {
   PoolCall call;
-  View16 input;  // data is null where the kernel does not read it
+  View16 input;  // of max pooling; data is null for average pooling
   View16 grad, grad_input;
 
   // Input rows [begin, end) over all images.
-  void run(PoolBackwardKernel kernel, int64_t begin, int64_t end) const;
+  void run(int64_t begin, int64_t end) const;
+
+ private:
+  // Of one image.
+  void max_strip(int64_t image, int64_t begin, int64_t end) const;
+  void mean_strip(int64_t image, int64_t begin, int64_t end) const;
 };
 
 }  // namespace cnnfast::cpu

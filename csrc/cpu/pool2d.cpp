@@ -23,6 +23,8 @@ at::Tensor images_of(const at::Tensor& t) {
   return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
+using PoolBackwardKernel = void (*)(const PoolBackwardCall&, int64_t, int64_t);
+
 bool is_narrow(const at::Tensor& t) { return t.scalar_type() == at::kBFloat16; }
 
 // Without views; `sizes` are the output's.
@@ -93,7 +95,7 @@ void pool_backward_into(const at::Tensor& grad_output, const at::Tensor* input, 
   if (is_narrow(grad_input)) {
     const NarrowPoolBackward pool{call, input ? view16_of(images) : View16{}, view16_of(grad),
                                   view16_of(grad_input)};
-    return for_shares_of(rows, grad_input, [&](int64_t begin, int64_t end) { pool.run(kernel, begin, end); });
+    return for_shares_of(rows, grad_input, [&](int64_t begin, int64_t end) { pool.run(begin, end); });
   }
   PoolBackwardCall plain{call, view_of(grad), view_of(grad_input)};
   if (input) plain.pool.input = view_of(images);

@@ -35,7 +35,7 @@ std::vector<ShortPanelWriter> panels_of(const ConvGeometry& g, const uint16_t* p
 bool takes_short_pairs(const ConvGeometry& g) {
   const int64_t pixels = g.images * g.out_height * g.out_width, weights = g.out_channels * g.depth();
   const int64_t block = bf16_kernels().short_pixels;
-  if (g.groups > 1 || weights < kManyWeights) return false;
+  if (pixels == 0 || g.groups > 1 || weights < kManyWeights) return false;
   return pixels <= block || (weights >= kFarWeights && pixels <= 2 * block && !multiplies_by_tiles());
 }
 

@@ -115,6 +115,21 @@ def test_max_pool2d_gradient_goes_to_the_first_of_equals():
     check("max_pool2d", torch.randint(0, 3, (2, 17, 9, 9)).float(), 3, 2, 1)
 
 
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [(2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 1), (2, 2, 1, 2)], ids=str)
+def test_max_pool2d_gradient_of_any_count_of_channels(window, dtype):
+    """Vectors of channels, their halves and quarters, and what is left. Small integers: sums are exact."""
+    for channels in (1, 2, 3, 4, 6, 7, 8, 11, 12, 15, 16, 20, 23, 24, 28, 31, 40, 47):
+        input = torch.randint(-3, 3, (2, channels, 10, 9)).to(dtype).to(memory_format=torch.channels_last)
+        leaf, exact = input.clone().requires_grad_(), input.double().requires_grad_()
+        output, truth = ops.max_pool2d(leaf, *window), reference.max_pool2d(exact, *window)
+        cotangent = torch.randint(-4, 5, output.shape).to(dtype)
+        found = torch.autograd.grad(output, leaf, cotangent)[0]
+        expected = torch.autograd.grad(truth, exact, cotangent.double())[0]
+        assert found.dtype == dtype and torch.equal(found.double(), expected)
+
+
 @pytest.mark.parametrize(
     "name, window",
     [

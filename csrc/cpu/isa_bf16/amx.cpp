@@ -21,6 +21,7 @@ extern const Bf16Kernels kAmxBf16Kernels = {"amx",
                                             amx_pair_gradient,
                                             max_pool16,
                                             max_pool_scratch,
+                                            max_pool16_backward,
                                             Tiles::configure,
                                             Tiles::release,
                                             depthwise16};

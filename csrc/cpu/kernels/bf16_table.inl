@@ -34,6 +34,7 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.short_pixels = short_pixels;
   table.max_pool = max_pool16;
   table.max_pool_scratch = max_pool_scratch;
+  table.max_pool_backward = max_pool16_backward;
   table.fixed = fixed;
   return table;
 }

@@ -2,6 +2,12 @@
 // for. Columns of windows first: rows that windows share are compared once per column of the image.
 #pragma once
 #include "cpu/kernels/pool_span.inl"
+#include "cpu/kernels/values16.inl"
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "cpu/kernels/pool_backward.inl"
+#pragma GCC diagnostic pop
 
 namespace {
 
@@ -114,6 +120,10 @@ void max_pool16(const MaxPool16Call& call, int64_t row_begin, int64_t row_end) {
             c.dilation_h * call.input.row, call.input.pixel,
             call.output.data + n * call.output.image + y * call.output.row, call.output.pixel, call.scratch});
   }
+}
+
+void max_pool16_backward(const MaxPoolBackward16Call& c, int64_t row_begin, int64_t row_end) {
+  pool_backward_of<MaxGradient>(c.window, c.input, c.grad, row_begin, row_end);
 }
 
 int64_t max_pool_scratch(const MaxPool16Call& call) {

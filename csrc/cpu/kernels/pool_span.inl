@@ -14,7 +14,9 @@ inline Span span_of(int64_t start, int64_t kernel, int64_t dilation, int64_t siz
   const int64_t end = start + (kernel - 1) * dilation + 1;
   Span s;
   s.begin = start >= 0 ? start : start + (-start + dilation - 1) / dilation * dilation;
-  s.count = ((end < size ? end : size) - s.begin + dilation - 1) / dilation;
+  const int64_t reach = (end < size ? end : size) - s.begin;
+  s.count =
+      dilation == 1 ? reach : (reach + dilation - 1) / dilation;  // a division takes as long as a window
   s.with_padding = (end < padded_end ? end : padded_end) - start;
   return s;
 }
