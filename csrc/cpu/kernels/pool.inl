@@ -1,5 +1,6 @@
 // Pooling, NHWC: vectors run over channels; windows are cut at the image's edge, so no border is read.
 #pragma once
+#include "cpu/kernels/lanes.inl"
 #include "cpu/kernels/pool_span.inl"
 
 namespace {
@@ -10,13 +11,31 @@ inline int64_t divisor_of(const PoolCall& c, const Span& y, const Span& x) {
 }
 
 struct MaxReduce {
-  static Vec start() { return Vec::set1(-__builtin_inff()); }
+  static constexpr float kStart = -__builtin_inff();
+  template <class Floats>
+  static Floats step_lanes(Floats acc, Floats x) {
+    return (x > acc) | (x != x) ? x : acc;
+  }
+  template <class Floats>
+  static Floats finish_lanes(Floats acc, float) {
+    return acc;
+  }
+  static Vec start() { return Vec::set1(kStart); }
   static Vec step(Vec acc, Vec x) { return Vec::max_nan(acc, x); }
   static Vec finish(Vec acc, float) { return acc; }
 };
 
 struct MeanReduce {
-  static Vec start() { return Vec::zero(); }
+  static constexpr float kStart = 0;
+  template <class Floats>
+  static Floats step_lanes(Floats acc, Floats x) {
+    return acc + x;
+  }
+  template <class Floats>
+  static Floats finish_lanes(Floats acc, float divisor) {
+    return acc / divisor;
+  }
+  static Vec start() { return Vec::set1(kStart); }
   static Vec step(Vec acc, Vec x) { return acc + x; }
   static Vec finish(Vec acc, float divisor) { return acc / Vec::set1(divisor); }
 };
@@ -45,8 +64,25 @@ inline void pool_pixel(const PoolCall& c, const float* window, int64_t rows, int
   }
 }
 
+// The same without a prologue, for channels that fill no whole vectors.
+template <class Reduce>
+inline void pool_narrow_pixel(const PoolCall& c, const float* window, int64_t rows, int64_t columns,
+                              float divisor, float* out) {
+  const int64_t row_step = c.dilation_h * c.input.row, column_step = c.dilation_w * c.input.pixel;
+  for_lanes<Vec::kWidth>(c.channels, 0, [&](auto lanes, int64_t channel) {
+    auto acc = typename decltype(lanes)::Floats{} + Reduce::kStart;
+    const float* row = window + channel;
+    for (int64_t y = 0; y < rows; ++y, row += row_step) {
+      const float* p = row;
+      for (int64_t x = 0; x < columns; ++x, p += column_step) acc = Reduce::step_lanes(acc, lanes.load(p));
+    }
+    lanes.store(Reduce::finish_lanes(acc, divisor), out + channel);
+  });
+}
+
 template <class Reduce, bool kPrologue>
 void pool_rows(const PoolCall& c, int64_t row_begin, int64_t row_end) {
+  const bool narrow = !kPrologue && c.channels % Vec::kWidth != 0;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / c.height, y = row % c.height;
     const Span rows =
@@ -56,8 +92,12 @@ void pool_rows(const PoolCall& c, int64_t row_begin, int64_t row_end) {
     for (int64_t x = 0; x < c.width; ++x, out += c.output.pixel) {
       const Span columns =
           span_of(x * c.stride_w - c.pad_w, c.kernel_w, c.dilation_w, c.in_width, c.padded_width - c.pad_w);
-      pool_pixel<Reduce, kPrologue>(c, image_row + columns.begin * c.input.pixel, rows.count, columns.count,
-                                    static_cast<float>(divisor_of(c, rows, columns)), out);
+      const float* window = image_row + columns.begin * c.input.pixel;
+      const auto divisor = static_cast<float>(divisor_of(c, rows, columns));
+      if (narrow)
+        pool_narrow_pixel<Reduce>(c, window, rows.count, columns.count, divisor, out);
+      else
+        pool_pixel<Reduce, kPrologue>(c, window, rows.count, columns.count, divisor, out);
     }
   }
 }

@@ -2,8 +2,8 @@
 // is looked for again, the mean's gradient is shared out. Input rows are cleared and filled while they are in
 // cache.
 #pragma once
+#include "cpu/kernels/lanes.inl"
 #include "cpu/kernels/pool.inl"
-#include "cpu/kernels/values.inl"
 #include "cpu/view16.h"
 
 namespace {
@@ -15,92 +15,41 @@ struct WindowGradient {
   const X* input;  // the window's first position inside the image
   float* to;       // the same in the input's gradient
   const X* grad;
-  int64_t input_row, input_pixel;  // from one position of the window to the next
+  int64_t input_row, input_pixel, to_row, to_pixel;  // from one position of the window to the next
   int64_t rows, columns, write_begin, write_end;
   float divisor;
-};
-
-// Adjacent channels as one value. Fewer than fill a vector register take its halves and quarters: a masked
-// store would keep the next window's load waiting. `count`: kLanes, or fewer where not kWhole.
-template <int64_t kLanes>
-struct LanesOf {
-  typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
-  typedef int32_t Number __attribute__((vector_size(kLanes * sizeof(int32_t))));
-
-  template <bool kWhole>
-  static Floats load(const float* p, int64_t count) {
-    Floats v{};
-    __builtin_memcpy(&v, p, bytes<kWhole>(p, count));
-    return v;
-  }
-  template <bool kWhole>
-  static Floats load(const uint16_t* p, int64_t count) {
-    uint16_t from[kLanes] = {};
-    __builtin_memcpy(from, p, bytes<kWhole>(p, count));
-    uint32_t bits[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) bits[i] = static_cast<uint32_t>(from[i]) << 16;
-    Floats v;
-    __builtin_memcpy(&v, bits, sizeof(v));
-    return v;
-  }
-  template <bool kWhole>
-  static void store(Floats v, float* p, int64_t count) {
-    __builtin_memcpy(p, &v, bytes<kWhole>(p, count));
-  }
-
- private:
-  template <bool kWhole, class T>
-  static constexpr __SIZE_TYPE__ bytes(const T*, int64_t count) {
-    return static_cast<__SIZE_TYPE__>(kWhole ? kLanes : count) * sizeof(T);
-  }
 };
 
 // To the first largest value (a NaN beats all before it). kAdds: to what other windows have left there; else
 // all of the window is written.
 struct MaxGradient {
-  static constexpr int64_t kLeastLanes = 4;
-
   template <bool kAdds, class X>
   static void spread(const PoolBackwardCall& c, const WindowGradient<X>& w) {
-    spread_from<Vec::kWidth, kAdds>(c, w, 0);
+    for_lanes<Vec::kWidth>(c.pool.channels, 0,
+                           [&](auto lanes, int64_t channel) { spread_lanes<kAdds>(w, lanes, channel); });
   }
 
  private:
-  template <int64_t kLanes, bool kAdds, class X>
-  static void spread_from(const PoolBackwardCall& c, const WindowGradient<X>& w, int64_t channel) {
-    for (; c.pool.channels - channel >= kLanes; channel += kLanes)
-      spread_lanes<kLanes, true, kAdds>(c, w, channel, kLanes);
-    if (channel == c.pool.channels) return;
-    if constexpr (kLanes > kLeastLanes)
-      spread_from<kLanes / 2, kAdds>(c, w, channel);
-    else
-      spread_lanes<kLanes, false, kAdds>(c, w, channel, c.pool.channels - channel);
-  }
-
-  template <int64_t kLanes, bool kWhole, bool kAdds, class X>
-  static void spread_lanes(const PoolBackwardCall& c, const WindowGradient<X>& w, int64_t channel,
-                           int64_t count) {
-    using Lanes = LanesOf<kLanes>;
-    auto best = typename Lanes::Floats{} - __builtin_inff();
-    typename Lanes::Number winner{}, number{};
+  template <bool kAdds, class X, class L>
+  static void spread_lanes(const WindowGradient<X>& w, L lanes, int64_t channel) {
+    auto best = typename L::Floats{} - __builtin_inff();
+    typename L::Numbers winner{}, number{};
     for (int64_t y = 0; y < w.rows; ++y) {
       const X* p = w.input + y * w.input_row + channel;
       for (int64_t x = 0; x < w.columns; ++x, p += w.input_pixel, number += 1) {
-        const auto v = Lanes::template load<kWhole>(p, count);
+        const auto v = lanes.load(p);
         const auto beats = (v > best) | (v != v);
         winner = beats ? number : winner;
         best = beats ? v : best;
       }
     }
-    const auto g = Lanes::template load<kWhole>(w.grad + channel, count);
-    const int64_t row_step = c.pool.dilation_h * c.grad_input.row,
-                  pixel_step = c.pool.dilation_w * c.grad_input.pixel;
-    number = typename Lanes::Number{} + static_cast<int32_t>(w.write_begin * w.columns);
+    const auto g = lanes.load(w.grad + channel);
+    number = typename L::Numbers{} + static_cast<int32_t>(w.write_begin * w.columns);
     for (int64_t y = w.write_begin; y < w.write_end; ++y) {
-      float* at = w.to + y * row_step + channel;
-      for (int64_t x = 0; x < w.columns; ++x, at += pixel_step, number += 1) {
-        const auto own = winner == number ? g : typename Lanes::Floats{};
-        Lanes::template store<kWhole>(kAdds ? Lanes::template load<kWhole>(at, count) + own : own, at, count);
+      float* at = w.to + y * w.to_row + channel;
+      for (int64_t x = 0; x < w.columns; ++x, at += w.to_pixel, number += 1) {
+        const auto own = winner == number ? g : typename L::Floats{};
+        lanes.store(kAdds ? lanes.load(at) + own : own, at);
       }
     }
   }
@@ -110,16 +59,14 @@ struct MaxGradient {
 struct MeanGradient {
   template <bool kAdds>
   static void spread(const PoolBackwardCall& c, const WindowGradient<float>& w) {
-    const PoolCall& p = c.pool;
-    for (int64_t channel = 0; channel < p.channels; channel += Vec::kWidth) {
-      const int64_t lanes = p.channels - channel;
-      const Vec share = load_lanes(w.grad + channel, lanes) / Vec::set1(w.divisor);
-      for (int64_t y = w.write_begin; y < w.write_end; ++y)
-        for (int64_t x = 0; x < w.columns; ++x) {
-          float* at = w.to + y * c.grad_input.row + x * c.grad_input.pixel + channel;
-          store_lanes(kAdds ? load_lanes(at, lanes) + share : share, at, lanes);
-        }
-    }
+    for_lanes<Vec::kWidth>(c.pool.channels, 0, [&](auto lanes, int64_t channel) {
+      const auto share = lanes.load(w.grad + channel) / w.divisor;
+      for (int64_t y = w.write_begin; y < w.write_end; ++y) {
+        float* at = w.to + y * w.to_row + channel;
+        for (int64_t x = 0; x < w.columns; ++x, at += w.to_pixel)
+          lanes.store(kAdds ? lanes.load(at) + share : share, at);
+      }
+    });
   }
 };
 
@@ -175,8 +122,9 @@ void pool_image_backward(const PoolBackwardCall& c, const V& in, const V& out_gr
           c, WindowGradient<ValueOf<V>>{
                  input + rows.begin * in.row + columns.begin * in.pixel,
                  grad_input + rows.begin * c.grad_input.row + columns.begin * c.grad_input.pixel, grad,
-                 p.dilation_h * in.row, p.dilation_w * in.pixel, rows.count, columns.count, write_begin,
-                 write_end, static_cast<float>(divisor_of(p, rows, columns))});
+                 p.dilation_h * in.row, p.dilation_w * in.pixel, p.dilation_h * c.grad_input.row,
+                 p.dilation_w * c.grad_input.pixel, rows.count, columns.count, write_begin, write_end,
+                 static_cast<float>(divisor_of(p, rows, columns))});
     }
   }
   clear_to(end);
