@@ -1,5 +1,6 @@
-// Batch normalisation on tensors, for the operators that contain one. Images may be bfloat16: their rows are
-// widened block by block, in cache; parameters and statistics are float32.
+// Batch normalisation on tensors, for the operators that contain one. Images may be bfloat16, read as they
+// are or, where a kernel takes float32 alone, widened block by block in cache; parameters and statistics are
+// float32.
 #pragma once
 #include <ATen/core/Tensor.h>
 
