@@ -54,30 +54,21 @@ class StatisticsTerms {
       const auto [begin, end] = share(grad.count, 1, thread, team);
       float* own = grad.data + begin * grad.channels + channel;
       const int64_t first = begin * values_.stride + channel;
-      if (values_.narrow)
-        bf16_kernels().norm->affine_wide({values_.narrow + first,
-                                          own,
-                                          own,
-                                          scale.data(),
-                                          shift.data(),
-                                          values_.stride,
-                                          grad.channels,
-                                          grad.channels,
-                                          count,
-                                          {}},
-                                         end - begin);
-      else
-        kernels().affine({values_.data + first,
-                          own,
-                          own,
-                          scale.data(),
-                          shift.data(),
-                          values_.stride,
-                          grad.channels,
-                          grad.channels,
-                          count,
-                          {}},
-                         end - begin);
+      const auto add = [&, rows = end - begin](auto kernel, const auto* values) {
+        kernel({values + first,
+                own,
+                own,
+                scale.data(),
+                shift.data(),
+                values_.stride,
+                grad.channels,
+                grad.channels,
+                count,
+                {}},
+               rows);
+      };
+      values_.narrow ? add(bf16_kernels().norm->affine_wide, values_.narrow)
+                     : add(kernels().affine, values_.data);
     });
   }
 

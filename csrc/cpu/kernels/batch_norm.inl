@@ -3,6 +3,7 @@
 
 namespace {
 
+// Asked for ahead: hardware does not foresee lines a pixel apart.
 constexpr int64_t kRowsAhead = 16;
 
 // NV vectors of channels, the last of which has `lanes`: sums of their own, which do not wait for each other.
