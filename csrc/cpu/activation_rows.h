@@ -1,7 +1,7 @@
 // Rows of the gradient in front of an activation, from that behind it and the activation's output, in
 // float32; both may be bfloat16.
 #pragma once
-#include "cpu/normalise.h"
+#include "cpu/pixel_rows.h"
 
 namespace cnnfast::cpu {
 

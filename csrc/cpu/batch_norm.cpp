@@ -8,6 +8,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/normalise.h"
+#include "cpu/normalise_backward.h"
 #include "cpu/paired_conv.h"
 #include "cpu/widened.h"
 #include "ops/batch_norm2d.h"
@@ -19,19 +20,6 @@ at::Tensor batch_norm_act_widened(const at::Tensor& input, const at::Tensor& mea
                                   const OptionalTensor& residual, double eps, std::string_view activation) {
   return batch_norm_act_float(input, widened(mean), widened(var), widened(weight), widened(bias), residual,
                               eps, activation);
-}
-
-BatchNormGradients batch_norm2d_backward_widened(const at::Tensor& grad_output, const at::Tensor& input,
-                                                 const at::Tensor& mean, const at::Tensor& var,
-                                                 const OptionalTensor& weight, const at::Tensor& output,
-                                                 double eps, std::string_view activation,
-                                                 bool batch_statistics, std::array<bool, 6> output_mask) {
-  const auto type = input.scalar_type();
-  const auto parameters = present(weight) ? weight->scalar_type() : at::kFloat;
-  return rounded_to(
-      {type, mean.scalar_type(), var.scalar_type(), parameters, parameters, type},
-      batch_norm2d_backward_float(grad_output, input, widened(mean), widened(var), widened(weight), output,
-                                  eps, activation, batch_statistics, output_mask));
 }
 
 namespace {

@@ -6,6 +6,7 @@
 
 #include "cpu/conv2d.h"
 #include "cpu/normalise.h"
+#include "cpu/normalise_backward.h"
 #include "cpu/paired_conv.h"
 #include "cpu/widened.h"
 
@@ -48,6 +49,14 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
   return {output, used.mean, used.var};
 }
 
+// Float32 of bfloat16 images.
+at::Tensor normalise_to_float(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
+                              const OptionalTensor& weight, const OptionalTensor& bias,
+                              const OptionalTensor& residual, double eps, std::string_view activation) {
+  return normalise(pixel_rows(input), input.sizes(), fold(mean, var, weight, bias, eps), residual,
+                   parse_activation("bn_act_conv2d_backward", activation), at::kFloat);
+}
+
 BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                               const at::Tensor& weight, const OptionalTensor& bn_weight,
                                               const OptionalTensor& bn_bias, const at::Tensor& mean,
@@ -63,16 +72,17 @@ BatchNormGradients bn_act_conv2d_backward_cpu(const at::Tensor& grad_output, con
     const auto type = input.scalar_type();
     const auto of_weight = present(bn_weight) ? bn_weight->scalar_type() : at::kFloat;
     const auto of_bias = present(bn_bias) ? bn_bias->scalar_type() : at::kFloat;
+    // The input is read as it is, products are float32.
     return rounded_to({type, of_conv, of_conv, of_weight, of_bias, type},
-                      bn_act_conv2d_backward_cpu(widened_kept(grad_output), widened_kept(input),
-                                                 widened_kept(weight), widened(bn_weight), widened(bn_bias),
-                                                 widened(mean), widened(var), stride, padding, dilation,
-                                                 groups, eps, pre_activation, batch_statistics, output_mask));
+                      bn_act_conv2d_backward(
+                          {normalise_to_float, batch_norm2d_backward_over}, widened_kept(grad_output), input,
+                          widened_kept(weight), widened(bn_weight), widened(bn_bias), widened(mean),
+                          widened(var), params, eps, pre_activation, batch_statistics, output_mask));
   }
   const bool ours = all_float(input, {grad_output, bn_weight, bn_bias, mean, var});
   const BnActConv2dSteps steps =
       ours   ? BnActConv2dSteps{batch_norm_act_float, batch_norm2d_backward_over}
-      : wide ? BnActConv2dSteps{batch_norm_act_widened, batch_norm2d_backward_widened}
+      : wide ? BnActConv2dSteps{batch_norm_act_widened, batch_norm2d_backward_widened_over}
              : BnActConv2dSteps{batch_norm_act_composite, batch_norm2d_backward_composite};
   return bn_act_conv2d_backward(steps, grad_output, input, weight, bn_weight, bn_bias, mean, var,
                                 {stride, padding, dilation, groups}, eps, pre_activation, batch_statistics,

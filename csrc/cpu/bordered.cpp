@@ -8,8 +8,8 @@
 #include "cpu/activation_rows16.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
-#include "cpu/normalise.h"
 #include "cpu/parallel.h"
+#include "cpu/pixel_rows.h"
 #include "cpu/widened.h"
 
 namespace cnnfast::cpu {

@@ -13,6 +13,7 @@
 #include "cpu/conv_backward.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
+#include "cpu/normalise_backward.h"
 #include "cpu/paired_backward.h"
 #include "cpu/paired_conv.h"
 #include "cpu/paired_input_grad.h"

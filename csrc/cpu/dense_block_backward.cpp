@@ -6,9 +6,11 @@
 #include "cpu/activation_rows.h"
 #include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
+#include "cpu/channel_values.h"
 #include "cpu/chunked_backward.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalisation.h"
+#include "cpu/normalise.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -17,10 +19,6 @@
 
 namespace cnnfast::cpu {
 namespace {
-
-constexpr int64_t kSerialElements = 1 << 14;
-
-int threads_for(int64_t elements) { return elements < kSerialElements ? 1 : team_size(); }
 
 // What the batch's own statistics add to a channel's gradient, factor * (x - mean) + constant. The terms of
 // all layers that read a channel are collected and added in one pass, when its gradient is to be read itself.
@@ -101,12 +99,6 @@ void add_to(ChannelSums& sum, const ChannelSums& term) {
   }
 }
 
-at::Tensor as_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
-  const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
-  std::copy(values.begin(), values.end(), t.data_ptr<float>());
-  return t;
-}
-
 struct LayerGradients {
   at::Tensor weight, bias;  // as wanted
   ChannelSums sums;
@@ -185,7 +177,7 @@ class Backward {
                                             product.data() + index * channels);
                                 });
     LayerGradients result{found.weight, {}, {}};
-    if (wanted.bias) result.bias = as_tensor(found.bias, grad_.options());
+    if (wanted.bias) result.bias = channel_tensor(found.bias, grad_.options());
     if (wanted.input) result.sums = {sum_of_parts(sum, channels), sum_of_parts(product, channels)};
     return result;
   }
@@ -277,8 +269,9 @@ struct BackwardArgs {
   const c10::List<bool>& output_mask;
 };
 
-// Everything is float32, but for the output, which may be bfloat16, and for the weights where `pairs` of
-// bfloat16 are multiplied. The gradient's memory may be written over where it is `used_up`.
+// Everything is float32, but for the output and the input's gradient, which may be bfloat16, and for the
+// weights where `pairs` of bfloat16 are multiplied. The gradient's memory may be written over where it is
+// `used_up`.
 DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, bool pairs, bool used_up) {
   const auto layers = dense_layers(a.weights);
   const DenseBlockMask mask(a.output_mask, layers.size());
@@ -300,30 +293,41 @@ DenseBlockGradients dense_block_backward_float(const BackwardArgs& a, bool pairs
     if (mask.bias(i)) found.biases[i] = bias;
     if (!mask.below(i)) continue;
     backward.collect(norm, sums);
-    if (mask.bn_bias(i)) found.bn_biases[i] = as_tensor(sums.sum, floats);
+    if (mask.bn_bias(i)) found.bn_biases[i] = channel_tensor(sums.sum, floats);
     for (int64_t c = 0; c < layer.inputs; ++c) sums.product[c] *= norm.inverse_std[c];
-    if (mask.bn_weight(i)) found.bn_weights[i] = as_tensor(sums.product, floats);
+    if (mask.bn_weight(i)) found.bn_weights[i] = channel_tensor(sums.product, floats);
   }
   if (!mask.input()) return found.with_input(no_gradient(output));
   backward.finish_channels(0, layers[0].inputs);
-  return found.with_input(fresh_channels_last(layers[0].read(backward.grad())));
+  const at::Tensor of_input = layers[0].read(backward.grad());
+  const at::Tensor own = gradient_empty(of_input.sizes(), output.options(), at::MemoryFormat::ChannelsLast);
+  write_images(view_of(of_input), own);
+  return found.with_input(own);
+}
+
+// Leaves the gradient without elements, so that its memory is free before the caller lets go of it.
+void empty_out(const at::Tensor& grad) {
+  if (grad.storage().use_count() != 1) return;
+  const at::AutoDispatchBelowADInplaceOrView below;
+  grad.set_();
 }
 
 // On bfloat16 images.
-DenseBlockGradients dense_block_backward_narrow(const BackwardArgs& a) {
+DenseBlockGradients dense_block_backward_narrow(const BackwardArgs& a, bool used_up) {
   const bool pairs = multiplies_bfloat16();
   const std::vector<at::Tensor> weights = pairs ? a.weights.vec() : widened_kept(a.weights);
   const auto bn_weights = widened(a.bn_weights), bn_biases = widened(a.bn_biases), means = widened(a.means),
              vars = widened(a.vars);
   const at::Tensor grad = widened_kept(a.grad_output), mean = widened(a.mean), var = widened(a.var);
+  if (used_up) empty_out(a.grad_output);
   // The widened gradient belongs to nobody else: its memory is used up.
   auto [of_input, of_weights, of_biases, of_bn_weights, of_bn_biases] =
       dense_block_backward_float({grad, a.output, weights, bn_weights, bn_biases, means, vars, mean, var,
                                   a.eps, a.activation, a.output_mask},
                                  pairs, /*used_up=*/true);
   const auto of_conv = a.weights[0].scalar_type();
-  return {rounded_to(a.output.scalar_type(), of_input), rounded_to(of_conv, std::move(of_weights)),
-          rounded_to(of_conv, std::move(of_biases)), rounded_like(a.bn_weights, std::move(of_bn_weights)),
+  return {of_input, rounded_to(of_conv, std::move(of_weights)), rounded_to(of_conv, std::move(of_biases)),
+          rounded_like(a.bn_weights, std::move(of_bn_weights)),
           rounded_like(a.bn_biases, std::move(of_bn_biases))};
 }
 
@@ -336,7 +340,7 @@ DenseBlockGradients dense_block_backward_cpu(const at::Tensor& grad_output, cons
                                              const c10::List<bool>& output_mask) {
   const BackwardArgs args{grad_output, output, weights, bn_weights, bn_biases,  means,
                           vars,        mean,   var,     eps,        activation, output_mask};
-  if (takes_widened(grad_output, {output})) return dense_block_backward_narrow(args);
+  if (takes_widened(grad_output, {output})) return dense_block_backward_narrow(args, kUsesUpGradient);
   const bool served = is_plain_float(output) && is_plain_float(grad_output) && output.numel() &&
                       all_float(bn_weights) && all_float(bn_biases) && all_float(means) && all_float(vars);
   return served ? dense_block_backward_float(args, /*pairs=*/false, kUsesUpGradient)

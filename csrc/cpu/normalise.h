@@ -4,36 +4,13 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include <functional>
-
 #include "cpu/bordered.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
-#include "cpu/tensor_view.h"
+#include "cpu/pixel_rows.h"
 #include "ops/batch_norm2d.h"
 
 namespace cnnfast::cpu {
-
-// Every pixel of an image batch as a row of adjacent channels, all rows at one distance.
-struct PixelRows {
-  const float* data;  // null where values are bfloat16
-  int64_t stride, rows, channels;
-  at::Tensor storage;  // keeps the memory
-  const uint16_t* narrow = nullptr;
-
-  bool given() const { return data || narrow; }
-};
-
-// Copies the tensor only where its pixels lie otherwise.
-PixelRows pixel_rows(const at::Tensor& t);
-
-struct FloatRows {
-  const float* data;
-  int64_t stride;
-};
-
-// Rows [first, first + count), widened into `scratch` where they are bfloat16.
-FloatRows float_rows(const PixelRows& x, int64_t first, int64_t count, float* scratch);
 
 struct Statistics {
   at::Tensor mean, var;  // var is biased
@@ -62,51 +39,14 @@ at::Tensor normalise(const PixelRows& x, at::IntArrayRef sizes, const ScaleShift
 View normalised_with_border(const at::Tensor& t, const InputPrologue& prologue, Border border,
                             at::Tensor& storage);
 
-// batch_norm_act and batch_norm2d_backward by the kernels; arguments must have passed the checks and be
-// float32.
+// batch_norm_act by the kernels; arguments must have passed the check, statistics and parameters be float32.
 at::Tensor batch_norm_act_float(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                 const OptionalTensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& residual, double eps, std::string_view activation);
-BatchNormGradients batch_norm2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
-                                               const at::Tensor& mean, const at::Tensor& var,
-                                               const OptionalTensor& weight, const at::Tensor& output,
-                                               double eps, std::string_view activation, bool batch_statistics,
-                                               std::array<bool, 6> output_mask);
-
-// The same on bfloat16 images, widened (cpu/widened.h).
+// The same for statistics and parameters of either type.
 at::Tensor batch_norm_act_widened(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                   const OptionalTensor& weight, const OptionalTensor& bias,
                                   const OptionalTensor& residual, double eps, std::string_view activation);
-BatchNormGradients batch_norm2d_backward_widened(const at::Tensor& grad_output, const at::Tensor& input,
-                                                 const at::Tensor& mean, const at::Tensor& var,
-                                                 const OptionalTensor& weight, const at::Tensor& output,
-                                                 double eps, std::string_view activation,
-                                                 bool batch_statistics, std::array<bool, 6> output_mask);
-
-// batch_norm2d_backward_float over the memory of grad_output where that lies in channels_last memory.
-BatchNormGradients batch_norm2d_backward_over(const at::Tensor& grad_output, const at::Tensor& input,
-                                              const at::Tensor& mean, const at::Tensor& var,
-                                              const OptionalTensor& weight, const at::Tensor& output,
-                                              double eps, std::string_view activation, bool batch_statistics,
-                                              std::array<bool, 6> output_mask);
-
-struct NormGradientWriter {
-  // Writes the input's gradient of the images from `first` on, as many as `to` has, with a border of zeros.
-  std::function<void(int64_t first, const Bordered& to, const Border& border)> images;
-  // That of a row over all images, by the calling thread; the residual's only where `own`.
-  std::function<void(int64_t row, float* to, bool own)> row;
-};
-// Has all images written, and takes them.
-using NormGradientReader = std::function<void(const NormGradientWriter&)>;
-
-// The same where the statistics are the batch's own, with the input's gradient (if wanted) for `reader`; the
-// first of the results is empty.
-BatchNormGradients batch_norm2d_backward_by_images(const NormGradientReader& reader,
-                                                   const at::Tensor& grad_output, const at::Tensor& input,
-                                                   const at::Tensor& mean, const at::Tensor& var,
-                                                   const OptionalTensor& weight, const at::Tensor& output,
-                                                   double eps, std::string_view activation,
-                                                   std::array<bool, 6> output_mask);
 
 // Whether the float32 kernels take these tensors.
 bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> others);

@@ -20,6 +20,12 @@ inline int team_size() {
   return std::max(1, at::get_num_threads());
 }
 
+// Threads for a pass over so many elements: few are done before others wake.
+inline int threads_for(int64_t elements) {
+  constexpr int64_t kSerial = 1 << 14;
+  return elements < kSerial ? 1 : team_size();
+}
+
 // A team may be smaller than asked for, so it is sized inside the region. Spins briefly, then sleeps: with
 // more threads than free cores, spinning alone would wait for whole time slices.
 class Barrier {

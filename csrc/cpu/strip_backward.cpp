@@ -6,9 +6,9 @@
 #include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
 #include "cpu/memory_pool.h"
-#include "cpu/normalise.h"
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
+#include "cpu/pixel_rows.h"
 #include "cpu/weight_sums.h"
 
 namespace cnnfast::cpu {

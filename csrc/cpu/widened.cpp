@@ -13,13 +13,10 @@
 namespace cnnfast::cpu {
 namespace {
 
-constexpr int64_t kSerialElements = 1 << 14;
 // Threads take whole cache lines.
 constexpr int64_t kShare = 64;
 
 using Empty = decltype(output_empty);
-
-int threads_for(int64_t elements) { return elements < kSerialElements ? 1 : team_size(); }
 
 bool is_plain_bfloat16(const at::Tensor& t) {
   return t.scalar_type() == at::kBFloat16 && t.layout() == at::kStrided && !t.is_conj() && !t.is_neg();
