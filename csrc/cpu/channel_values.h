@@ -23,7 +23,7 @@ class ChannelValues {
   double otherwise_;
 };
 
-// Rounded to the type of the options, float32.
+// As float32, whatever type the options have.
 inline at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
   const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options.dtype(at::kFloat));
   std::copy(values.begin(), values.end(), t.data_ptr<float>());

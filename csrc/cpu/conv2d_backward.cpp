@@ -8,6 +8,7 @@
 
 #include "cpu/activation_rows.h"
 #include "cpu/bordered.h"
+#include "cpu/channel_values.h"
 #include "cpu/chunked_backward.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_backward.h"
@@ -54,12 +55,6 @@ class PairedConvBackward {
   ConvGradients found_;
 };
 
-at::Tensor channel_tensor(const std::vector<double>& values, const at::TensorOptions& options) {
-  const at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, options);
-  std::copy(values.begin(), values.end(), t.data_ptr<float>());
-  return t;
-}
-
 // Images may be bfloat16: they are widened in cache, or some at a time. The weight is float32.
 Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::Tensor& input,
                                       const at::Tensor& weight, const at::Tensor& output,
@@ -68,7 +63,7 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   const auto sums_as_tensor = [&](const std::vector<double>& sums) {
-    return channel_tensor(sums, input.options().dtype(at::kFloat));
+    return channel_tensor(sums, input.options());
   };
   if (!need_residual) {
     const auto found =
@@ -113,7 +108,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
   const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
   const auto rounded = [&](const std::vector<double>& sums) {
-    return channel_tensor(sums, input.options().dtype(at::kFloat)).to(weight.scalar_type());
+    return channel_tensor(sums, input.options()).to(weight.scalar_type());
   };
   if (!need_residual) {
     const auto found = paired_backward(grad_output, input, weight, output, params, act,

@@ -36,5 +36,6 @@ def test_densenet_takes_less_than_half_of_eager_memory(dtype):
     plain = get_plain("densenet").train()
     fused = cnnfast.fuse(copy.deepcopy(plain)).train()
     images = torch.rand(8, 1, 64, 64)
-    wide = dtype == torch.bfloat16 and _ext.active_isa() not in ("avx512_bf16", "amx")
-    assert _peak(fused, images, dtype) <= (0.7 if wide else 0.5) * _peak(plain, images, dtype)
+    pairs = _ext.active_isa() in ("avx512_bf16", "amx")
+    limit = 0.47 if dtype == torch.float32 else 0.48 if pairs else 0.7
+    assert _peak(fused, images, dtype) <= limit * _peak(plain, images, dtype)
