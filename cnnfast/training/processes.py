@@ -1,5 +1,6 @@
 """Training in several processes at once, as torchrun starts them: who is who, and what they share."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,11 +89,14 @@ def joined(device: str = "auto") -> Iterator[str]:
         if local >= torch.cuda.device_count():
             raise TrainingError(f"{torch.cuda.device_count()} GPUs: start no more processes, or --device cpu")
         torch.cuda.set_device(local)
+    # Functions of this module have the group as the default of an argument, which is whatever group there is
+    # when the module is imported; DistributedDataParallel imports it. A group held like that outlives
+    # destroy_process_group, and so do its threads. One of them may still hold a tensor of the last exchange,
+    # and to free it needs the interpreter: where that has ended meanwhile, the whole process is aborted.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield f"cuda:{local}" if on_gpu else device
-        # A thread of the group may still hold a tensor of the last exchange, and to free one it needs the
-        # interpreter: where that has ended in the meantime, the whole process is aborted.
-        dist.barrier()
+        dist.barrier()  # nobody leaves while another one still waits for its part
     finally:
         dist.destroy_process_group()
