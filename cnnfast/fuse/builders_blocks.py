@@ -14,17 +14,22 @@ _CODES = {"none": 0, "relu": 1, "sigmoid": 2}
 
 
 def inception(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
-    stages = [stage for branch in group.branches for stage in branch]
-    convs = [Layer(graph, root, stage.layer) for stage in stages if stage.kind == "conv"]
-    weights = tuple(conv["weight"] for conv in convs)
     source = next(branch[0].source for branch in group.branches if branch)
-    return runtime_blocks.inception, (
-        source,
-        weights,
-        tuple(conv["bias"] for conv in convs),
-        [len(branch) for branch in group.branches],
-        tuple(_stage(graph, root, stage) for stage in stages),
-    )
+    weights, biases, stages = _stages(graph, root, [stage for branch in group.branches for stage in branch])
+    lengths = [len(branch) for branch in group.branches]
+    return runtime_blocks.inception, (source, weights, biases, lengths, stages)
+
+
+def chain(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    (stages,) = group.branches
+    return runtime_blocks.chain, (group.source, *_stages(graph, root, stages))
+
+
+def _stages(graph: fx.Graph, root: nn.Module, stages: list[Group]) -> tuple[tuple, tuple, tuple]:
+    """Weights, biases and settings."""
+    convs = [Layer(graph, root, stage.layer) for stage in stages if stage.kind == "conv"]
+    weights, biases = tuple(conv["weight"] for conv in convs), tuple(conv["bias"] for conv in convs)
+    return weights, biases, tuple(_stage(graph, root, stage) for stage in stages)
 
 
 def _stage(graph: fx.Graph, root: nn.Module, stage: Group) -> fx.Node:

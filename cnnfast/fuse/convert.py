@@ -11,6 +11,7 @@ from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import layer_name, module_of
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
 from cnnfast.fuse.match import Match, find_groups
+from cnnfast.fuse.match_chains import join_chains
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
@@ -78,7 +79,8 @@ class Converter:
             if not is_layer(module.get_submodule(name)):
                 self.convert(module.get_submodule(name), _join(path, name))
         if match.groups:
-            self.generate(module, path, traced.graph, match.groups, opened, passed)
+            groups = join_chains(traced.graph, module, match.groups)  # each still has a row of its own
+            self.generate(module, path, traced.graph, groups, opened, passed)
             mark_read(module, traced.read)
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:

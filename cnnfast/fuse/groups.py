@@ -13,8 +13,8 @@ class Group:
 
     kind: conv and linear, with the batch norm, sum and activation behind them; bn, a batch norm with a sum
         and an activation; bn_conv, a batch norm and an activation with the convolution behind them and a sum;
-        max_pool, avg_pool, global_avg_pool, mean and local_response_norm by themselves; inception and
-        dense_block, made of such groups.
+        max_pool, avg_pool, global_avg_pool, mean and local_response_norm by themselves; inception,
+        dense_block and chain, made of such groups.
     """
 
     kind: str
@@ -24,7 +24,7 @@ class Group:
     add: fx.Node | None = None
     activation: str = "none"
     ending: fx.Node | None = None  # that of the activation
-    branches: list[list["Group"]] = field(default_factory=list)  # of a block; a dense block has one
+    branches: list[list["Group"]] = field(default_factory=list)  # of a block; some have one alone
 
     @property
     def first(self) -> fx.Node:

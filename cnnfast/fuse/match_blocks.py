@@ -87,18 +87,20 @@ class _Joiner:
     def chain(self, value: fx.Node, reader: fx.Node) -> tuple[fx.Node, list[Group]]:
         """Where the branch that ends with a value begins, and its stages."""
         stages: list[Group] = []
-        while self.is_stage(self.by_value.get(value)) and self.is_only_read_by(value, reader):
+        while is_stage(self.by_value.get(value), self.root) and self.is_only_read_by(value, reader):
             stages.insert(0, self.by_value[value])
             reader, value = stages[0].first, stages[0].source
         return value, stages
 
-    def is_stage(self, group: Group | None) -> bool:
-        if group is None or group.batch_norm is not None or group.add is not None:
-            return False
-        if group.kind == "conv" and group.activation in PLAIN_ACTIVATIONS:
-            conv = module_of(group.layer, self.root)
-            return conv.dilation == (1, 1) and not pads_first(conv) and not is_standardised(conv)
-        return group.kind in ("max_pool", "avg_pool") and is_plain_pool(group, self.root)
-
     def is_only_read_by(self, value: object, reader: fx.Node) -> bool:
         return isinstance(value, fx.Node) and set(value.users) == {reader}
+
+
+def is_stage(group: Group | None, root: nn.Module) -> bool:
+    """Whether the operator of Inception blocks has such a stage."""
+    if group is None or group.batch_norm is not None or group.add is not None:
+        return False
+    if group.kind == "conv" and group.activation in PLAIN_ACTIVATIONS:
+        conv = module_of(group.layer, root)
+        return conv.dilation == (1, 1) and not pads_first(conv) and not is_standardised(conv)
+    return group.kind in ("max_pool", "avg_pool") and is_plain_pool(group, root)

@@ -18,6 +18,7 @@ _BUILDERS = {
     "local_response_norm": builders.local_response_norm,
     "inception": builders_blocks.inception,
     "dense_block": builders_blocks.dense_block,
+    "chain": builders_blocks.chain,
 }
 _OPERATORS = {
     "conv": "conv2d",

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cnnfast.fuse.runtime import avg_pool, conv, max_pool
 from cnnfast.fuse.runtime_norm import bn_conv
+from cnnfast.nn._as_one import runs_as_one
 from cnnfast.nn.dense import dense_layers
 from cnnfast.nn.inception import inception as inception_operator
 
@@ -53,15 +54,36 @@ def inception(
 ) -> Tensor:
     """Branches of lengths[i] stages each, their outputs concatenated on dimension 1."""
     if x.dim() == 4 and _has_words(stages):
-        branches = [len(lengths)]
-        at = 0
-        for length in lengths:
-            branches.append(length)
-            for i in range(at, at + length):
-                branches.extend(stages[i][:9])  # behind them stands what the operator has no word for
-            at += length
-        return inception_operator(x, weights, biases, branches)
-    return _stage_by_stage(x, weights, biases, lengths, stages)
+        return inception_operator(x, weights, biases, _branches(lengths, stages))
+    outputs: list[Tensor] = []
+    at = 0
+    convs = 0
+    for length in lengths:
+        outputs.append(_run(x, weights, biases, stages, at, at + length, convs))
+        for stage in stages[at : at + length]:
+            convs += 1 - min(stage[0], 1)
+        at += length
+    return torch.cat(outputs, dim=1)
+
+
+def chain(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], stages: list[list[int]]) -> Tensor:
+    """Stages one behind the other."""
+    if not torch.jit.is_scripting():
+        if runs_as_one(x) and _has_words(stages):
+            return inception_operator(x, weights, biases, _branches([len(stages)], stages))
+    return _run(x, weights, biases, stages, 0, len(stages), 0)
+
+
+def _branches(lengths: list[int], stages: list[list[int]]) -> list[int]:
+    """As the operator takes them."""
+    branches = [len(lengths)]
+    at = 0
+    for length in lengths:
+        branches.append(length)
+        for i in range(at, at + length):
+            branches.extend(stages[i][:9])  # behind them stands what the operator has no word for
+        at += length
+    return branches
 
 
 def _has_words(stages: list[list[int]]) -> bool:
@@ -72,27 +94,23 @@ def _has_words(stages: list[list[int]]) -> bool:
     return True
 
 
-def _stage_by_stage(
+def _run(
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor | None],
-    lengths: list[int],
     stages: list[list[int]],
+    begin: int,
+    end: int,
+    convs: int,
 ) -> Tensor:
-    outputs: list[Tensor] = []
-    at = 0
-    convs = 0
-    for length in lengths:
-        y = x
-        for i in range(at, at + length):
-            if stages[i][0] == 0:
-                y = _conv(y, weights[convs], biases[convs], stages[i])
-                convs += 1
-            else:
-                y = _pool(y, stages[i])
-        at += length
-        outputs.append(y)
-    return torch.cat(outputs, dim=1)
+    """Stages [begin, end), in front of which there are so many convolutions."""
+    for i in range(begin, end):
+        if stages[i][0] == 0:
+            x = _conv(x, weights[convs], biases[convs], stages[i])
+            convs += 1
+        else:
+            x = _pool(x, stages[i])
+    return x
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stage: list[int]) -> Tensor:

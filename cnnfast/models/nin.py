@@ -2,10 +2,23 @@
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cnnfast.models.registry import register_model
 from cnnfast.nn import GlobalAvgPool2d, MaxPool2d, NiNBlock
+from cnnfast.nn._as_one import run_blocks
+
+
+class NiN(nn.Sequential):
+    """Layers one behind the other; a block and the pooling behind it are one operator where NiNBlock is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return run_blocks(self, NiNBlock, input)
+        for layer in self:
+            input = layer(input)
+        return input
 
 
 @register_model
@@ -17,7 +30,7 @@ def nin(in_channels: int = 1, num_classes: int = 10, convs_1x1: int = 2) -> nn.S
 
     Source: Lin, Chen and Yan 2013, "Network in network", arXiv:1312.4400, as in the course notes.
     """
-    return nn.Sequential(
+    return NiN(
         OrderedDict(
             block1=NiNBlock(in_channels, 96, 11, 4, 0, convs_1x1),
             pool1=MaxPool2d(3, 2),

@@ -9,6 +9,12 @@ class ActivationRows16 {
  public:
   // The output is not read without an activation.
   ActivationRows16(const at::Tensor& grad_output, const at::Tensor& output, Activation activation);
+  // Of images in memory; the data of `output` is null without an activation.
+  ActivationRows16(ImageSize size, const View16& grad, const View16& output, Activation activation)
+      : size_(size),
+        activation_(activation),
+        grad_{grad, nullptr, nullptr, {}},
+        output_{output, nullptr, nullptr, {}} {}
 
   // Rows [begin, end) over all images into `to`, whose first image is image `first`. Adds the channels' sums
   // to `sums` unless it is null.

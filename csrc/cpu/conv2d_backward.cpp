@@ -111,8 +111,8 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
     return channel_tensor(sums, input.options()).to(weight.scalar_type());
   };
   if (!need_residual) {
-    const auto found = paired_backward(grad_output, input, weight, output, params, act,
-                                       {need_input, need_weight, need_bias});
+    const auto found = paired_backward(
+        grad_output, {input, weight, output, params, act, {need_input, need_weight, need_bias}});
     if (found)
       return {need_input ? found->input : none(), need_weight ? found->weight : none(),
               need_bias ? rounded(found->bias) : none(), none(), none()};

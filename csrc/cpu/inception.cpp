@@ -1,12 +1,16 @@
-// inception on the CPU: float32 stages through the kernel table, each branch's last one into its slice of the
-// output, bfloat16 ones rounded on the way; other types through ATen.
+// inception and its gradient on the CPU: float32 stages through the kernel table, each branch's last one into
+// its slice of the output, bfloat16 ones rounded on the way, or some images at a time through stages behind
+// one another; other types through ATen.
 #include "ops/inception.h"
 
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "cpu/channel_values.h"
 #include "cpu/conv2d.h"
 #include "cpu/memory_pool.h"
+#include "cpu/paired_backward.h"
+#include "cpu/paired_chain.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d.h"
@@ -64,19 +68,111 @@ void run_narrow_stage(const Stage& stage, const at::Tensor& input, const at::Ten
   write_images(view_of(output), target);
 }
 
+bool is_plain_max_pool(const Stage& stage) {
+  return stage.kind == StageKind::kMaxPool && stage.activation.kind == Activation::kNone;
+}
+
+// Stages behind one another share groups of images where that serves.
+size_t run_chain(const Branch& branch, size_t begin, const std::vector<at::Tensor>& values,
+                 at::TensorList weights, const OptionalTensors& biases) {
+  std::vector<ChainedConv> chain;
+  size_t s = begin;
+  for (; s < branch.size() && branch[s].conv >= 0; ++s)
+    chain.push_back({values[s], weights[branch[s].conv], biases.get(branch[s].conv), branch[s].conv_params(),
+                     branch[s].activation, values[s + 1]});
+  std::optional<ChainedPool> pool;
+  if (s < branch.size() && is_plain_max_pool(branch[s])) pool = {branch[s].pool_params(), values[s + 1]};
+  return paired_chain_into(chain, pool);
+}
+
+at::Tensor make_output(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
+  return output_empty(C10_AS_INTARRAYREF_SLOW(sizes), options, at::MemoryFormat::ChannelsLast);
+}
+
 std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList weights,
                                       const OptionalTensors& biases, at::IntArrayRef branches) {
   const bool narrow = takes_widened(input);
   if (!narrow && !is_plain_float(input)) return inception_composite(input, weights, biases, branches);
   // One copy where channels are not adjacent, instead of one per branch.
   const bool adjacent = input.dim() != 4 || channels_adjacent(input);
-  return inception_by(narrow ? run_narrow_stage : run_stage,
-                      adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast), weights, biases,
-                      branches);
+  const auto run = [&](size_t, const Branch& branch, size_t done,
+                       const std::vector<at::Tensor>& values) -> size_t {
+    if (narrow)
+      if (const size_t ran = run_chain(branch, done, values, weights, biases)) return ran;
+    const Stage& stage = branch[done];
+    const bool conv = stage.conv >= 0;
+    (narrow ? run_narrow_stage : run_stage)(stage, values[done], conv ? weights[stage.conv] : at::Tensor(),
+                                            conv ? biases.get(stage.conv) : OptionalTensor(),
+                                            values[done + 1]);
+    return 1;
+  };
+  return inception_by_chains(run, make_output,
+                             adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast), weights,
+                             biases, branches);
+}
+
+at::Tensor bias_gradient(const PairedStage& stage, const std::vector<double>& sums) {
+  if (!stage.wanted.bias) return {};
+  return channel_tensor(sums, stage.weight.options()).to(stage.weight.scalar_type());
+}
+
+// The last convolutions whose products are of pairs. Parameters refer to the stages of `values`.
+std::vector<PairedStage> paired_stages(const std::vector<StageValues>& values) {
+  std::vector<PairedStage> chain;
+  for (const StageValues& v : values) {
+    if (v.stage.conv < 0) continue;
+    const Conv2dParams params = v.stage.conv_params();
+    if (takes_widened(v.output, {v.input}) &&
+        multiplies_pairs(conv_geometry(v.input, v.weight, params, v.output.sizes())))
+      chain.push_back({v.input, v.weight, v.output, params, v.stage.activation, v.wanted});
+    else
+      chain.clear();
+  }
+  return chain;
+}
+
+void check_gradients(const at::Tensor& grad_output, const std::vector<StageValues>& values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    const StageValues& v = values[i];
+    const at::Tensor& grad = i + 1 == values.size() ? grad_output : v.output;
+    if (v.stage.conv >= 0)
+      check_conv2d_gradient("inception_backward", grad, v.input, v.weight, v.stage.conv_params());
+    else
+      TORCH_CHECK(grad.sizes() == v.output.sizes(), "cnnfast::inception_backward: grad_output has shape ",
+                  grad.sizes(), ", but the output has ", v.output.sizes());
+  }
+}
+
+// By products of pairs where that serves.
+std::vector<ConvGradients> chain_backward(const at::Tensor& grad_output,
+                                          const std::vector<StageValues>& values) {
+  const StageValues& last = values.back();
+  if (values.size() < 2 || !takes_widened(grad_output, {last.input})) return {};
+  if (last.stage.conv < 0 && !is_plain_max_pool(last.stage)) return {};
+  check_gradients(grad_output, values);
+  const std::vector<PairedStage> chain = paired_stages(values);
+  std::optional<Pool2dParams> pool;
+  if (last.stage.conv < 0) pool = last.stage.pool_params();
+  const std::vector<PairedGradients> found = paired_chain_backward(grad_output, chain, pool);
+  std::vector<ConvGradients> gradients;
+  for (size_t i = 0; i < found.size(); ++i)
+    gradients.push_back({found[i].input, found[i].weight,
+                         bias_gradient(chain[chain.size() - found.size() + i], found[i].bias)});
+  if (pool && !gradients.empty()) gradients.emplace_back();
+  return gradients;
+}
+
+InceptionGradients inception_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                          at::TensorList weights, at::TensorList outputs,
+                                          at::IntArrayRef branches, const c10::List<bool>& output_mask) {
+  return inception_backward_by(chain_backward, grad_output, input, weights, outputs, branches, output_mask);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(cnnfast, CPU, m) { m.impl("inception", TORCH_FN(inception_cpu)); }
+TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("inception", TORCH_FN(inception_cpu));
+  m.impl("inception_backward", TORCH_FN(inception_backward_cpu));
+}
 
 }  // namespace cnnfast::cpu

@@ -14,21 +14,7 @@
 #include "cpu/widened.h"
 
 namespace cnnfast::cpu {
-namespace {
-
-constexpr int64_t kNoDilation[2] = {1, 1};
-constexpr int64_t kSerialElements = 1 << 15;
-
-at::Tensor images_of(const at::Tensor& t) {
-  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-using PoolBackwardKernel = void (*)(const PoolBackwardCall&, int64_t, int64_t);
-
-bool is_narrow(const at::Tensor& t) { return t.scalar_type() == at::kBFloat16; }
-
-// Without views; `sizes` are the output's.
-PoolCall call_of(const at::Tensor& images, const Pool2dParams& p, at::IntArrayRef sizes) {
+PoolCall pool_call(const at::Tensor& images, const Pool2dParams& p, at::IntArrayRef sizes) {
   const auto steps = p.steps();
   PoolCall call{};
   call.channels = images.size(1);
@@ -49,6 +35,19 @@ PoolCall call_of(const at::Tensor& images, const Pool2dParams& p, at::IntArrayRe
   return call;
 }
 
+namespace {
+
+constexpr int64_t kNoDilation[2] = {1, 1};
+constexpr int64_t kSerialElements = 1 << 15;
+
+at::Tensor images_of(const at::Tensor& t) {
+  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+using PoolBackwardKernel = void (*)(const PoolBackwardCall&, int64_t, int64_t);
+
+bool is_narrow(const at::Tensor& t) { return t.scalar_type() == at::kBFloat16; }
+
 template <class Body>
 void for_shares_of(int64_t rows, const at::Tensor& input, Body&& body) {
   parallel_team(input.numel() < kSerialElements ? 1 : team_size(), [&](int thread, int team, Barrier&) {
@@ -61,7 +60,7 @@ void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_includ
                int64_t divisor_override, PoolKernel kernel, const at::Tensor& output) {
   if (output.numel() == 0) return;
   const at::Tensor images = images_of(input);
-  PoolCall call = call_of(images, p, output.sizes());
+  PoolCall call = pool_call(images, p, output.sizes());
   call.count_include_pad = count_include_pad;
   call.divisor_override = divisor_override;
   const int64_t rows = output.size(0) * output.size(2);
@@ -78,7 +77,7 @@ void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_includ
 void max_pool16_into(const at::Tensor& input, const Pool2dParams& p, const at::Tensor& output) {
   if (output.numel() == 0) return;
   const at::Tensor images = images_of(input);
-  MaxPool16Call call{call_of(images, p, output.sizes()), view16_of(images), view16_of(output), nullptr};
+  MaxPool16Call call{pool_call(images, p, output.sizes()), view16_of(images), view16_of(output), nullptr};
   const int64_t bytes = bf16_kernels().max_pool_scratch(call);
   for_shares_of(output.size(0) * output.size(2), input, [&](int64_t begin, int64_t end) {
     MaxPool16Call own = call;
@@ -176,7 +175,7 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   const auto sizes = gradient_sizes("max_pool2d_backward", grad_output, input, params);
   const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
-  pool_backward_into(grad_output, &input, call_of(input, params, sizes), kernels().max_pool_backward,
+  pool_backward_into(grad_output, &input, pool_call(input, params, sizes), kernels().max_pool_backward,
                      grad_input);
   return grad_input;
 }
@@ -196,7 +195,7 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   const auto sizes = gradient_sizes("avg_pool2d_backward", grad_output, input, params);
   const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
-  PoolCall call = call_of(grad_input, params, sizes);
+  PoolCall call = pool_call(grad_input, params, sizes);
   call.count_include_pad = count_include_pad;
   call.divisor_override = divisor_override.value_or(0);
   pool_backward_into(grad_output, nullptr, call, kernels().avg_pool_backward, grad_input);

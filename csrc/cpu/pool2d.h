@@ -1,8 +1,12 @@
-// Float32 pooling on tensors, for operators that contain one.
+// Pooling on tensors, for operators that contain one.
 #pragma once
+#include "cpu/kernel_table.h"
 #include "ops/pool2d.h"
 
 namespace cnnfast::cpu {
+
+// What kernels are told of the windows, without views; `sizes` are the output's.
+PoolCall pool_call(const at::Tensor& images, const Pool2dParams& params, at::IntArrayRef sizes);
 
 // Arguments must have passed check_pool2d. `output` has the sizes it gave and adjacent channels; it may be a
 // slice of a concatenation.

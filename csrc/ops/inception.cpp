@@ -146,29 +146,46 @@ std::vector<at::Tensor> inception_by(StageRunner run, const at::Tensor& input, a
       input, weights, biases, list);
 }
 
+namespace {
+
+at::Tensor make_output(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
+  return at::empty_symint(sizes, options, at::MemoryFormat::ChannelsLast);
+}
+
+}  // namespace
+
 std::vector<at::Tensor> inception_by_branches(BranchRunner run, const at::Tensor& input,
                                               at::TensorList weights, const OptionalTensors& biases,
                                               at::IntArrayRef list) {
+  const auto next_stage = [&](size_t number, const Branch& branch, size_t done,
+                              const std::vector<at::Tensor>& values) -> size_t {
+    const Stage& stage = branch[done];
+    const bool conv = stage.conv >= 0;
+    run(number, stage, values[done], conv ? weights[stage.conv] : at::Tensor(),
+        conv ? biases.get(stage.conv) : OptionalTensor(), values[done + 1]);
+    return 1;
+  };
+  return inception_by_chains(next_stage, make_output, input, weights, biases, list);
+}
+
+std::vector<at::Tensor> inception_by_chains(ChainRunner run, OutputMaker make, const at::Tensor& input,
+                                            at::TensorList weights, const OptionalTensors& biases,
+                                            at::IntArrayRef list) {
   const auto branches = parse_branches(kOp, list);
   const auto sizes = check_inception(input, weights, biases, branches);
-  const auto images = [&](const std::vector<c10::SymInt>& shape) {
-    return at::empty_symint(shape, input.options(), at::MemoryFormat::ChannelsLast);
-  };
-  std::vector<at::Tensor> outputs{images(sizes.output)};
+  std::vector<at::Tensor> outputs{make(sizes.output, input.options())};
   c10::SymInt channel = 0;
   for (size_t b = 0; b < branches.size(); ++b) {
+    const Branch& branch = branches[b];
     const at::Tensor slice = outputs[0].narrow_symint(1, channel, sizes.channels[b]);
-    at::Tensor x = input;
-    for (size_t s = 0; s < branches[b].size(); ++s) {
-      const Stage& stage = branches[b][s];
-      const bool last = s + 1 == branches[b].size();
-      const at::Tensor y = last ? slice : images(sizes.stages[b][s]);
-      run(b, stage, x, stage.conv < 0 ? at::Tensor() : weights[stage.conv],
-          stage.conv < 0 ? OptionalTensor() : biases.get(stage.conv), y);
-      if (!last) outputs.push_back(y);
-      x = y;
+    std::vector<at::Tensor> values{input};
+    for (size_t s = 0; s + 1 < branch.size(); ++s) {
+      values.push_back(make(sizes.stages[b][s], input.options()));
+      outputs.push_back(values.back());
     }
-    if (branches[b].empty()) slice.copy_(input);
+    values.push_back(slice);
+    for (size_t done = 0; done < branch.size();) done += run(b, branch, done, values);
+    if (branch.empty()) slice.copy_(input);
     channel += sizes.channels[b];
   }
   return outputs;

@@ -5,7 +5,7 @@
 #include <c10/util/FunctionRef.h>
 
 #include "ops/common.h"
-#include "ops/conv2d.h"
+#include "ops/conv_gradients.h"
 #include "ops/pool2d.h"
 
 namespace cnnfast {
@@ -59,10 +59,35 @@ std::vector<at::Tensor> inception_by_branches(BranchRunner run, const at::Tensor
                                               at::TensorList weights, const OptionalTensors& biases,
                                               at::IntArrayRef branches);
 
+// Computes a branch, or its first stages, and says how many: stage s from values[s] into values[s + 1]. With
+// `done` stages behind it already.
+using ChainRunner = c10::function_ref<size_t(size_t number, const Branch& branch, size_t done,
+                                             const std::vector<at::Tensor>& values)>;
+// Memory for an output of these sizes.
+using OutputMaker = at::Tensor (*)(c10::SymIntArrayRef sizes, const at::TensorOptions& options);
+std::vector<at::Tensor> inception_by_chains(ChainRunner run, OutputMaker make, const at::Tensor& input,
+                                            at::TensorList weights, const OptionalTensors& biases,
+                                            at::IntArrayRef branches);
+
 std::vector<at::Tensor> inception_composite(const at::Tensor& input, at::TensorList weights,
                                             const OptionalTensors& biases, at::IntArrayRef branches);
 
 using InceptionGradients = std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+
+// A stage of a branch with what its gradients are made from.
+struct StageValues {
+  Stage stage;
+  at::Tensor input, weight, output;  // weight: of a convolution
+  WantedConvGradients wanted;
+};
+// Gradients of the last of these stages, one behind the other, as many as it likes; that of the input is in
+// the first. They are convolutions, but for a pooling, perhaps, at the end. None: gradients come one by one.
+using ChainBackward = std::vector<ConvGradients> (*)(const at::Tensor& grad_output,
+                                                     const std::vector<StageValues>& chain);
+InceptionGradients inception_backward_by(ChainBackward run, const at::Tensor& grad_output,
+                                         const at::Tensor& input, at::TensorList weights,
+                                         at::TensorList outputs, at::IntArrayRef branches,
+                                         const c10::List<bool>& output_mask);
 
 // Gradients of input, weights and biases. `outputs` is what inception returned; output_mask says which
 // gradients are wanted, input first, then weights, then biases.

@@ -29,8 +29,9 @@ at::Tensor pool_gradient(const Stage& stage, const at::Tensor& grad, const at::T
 
 class Backward {
  public:
-  Backward(const at::Tensor& input, at::TensorList weights, const c10::List<bool>& mask)
-      : input_(input),
+  Backward(ChainBackward chain, const at::Tensor& input, at::TensorList weights, const c10::List<bool>& mask)
+      : chain_(chain),
+        input_(input),
         weights_(weights),
         mask_(mask),
         grad_weights_(weights.size()),
@@ -49,17 +50,9 @@ class Backward {
 
   // `values`: the block's input and every stage's output. `grad` belongs to the last of them.
   void run(const Branch& branch, const std::vector<at::Tensor>& values, at::Tensor grad) {
-    for (size_t s = branch.size(); s-- > 0;) {
-      const Stage& stage = branch[s];
-      const bool above = wanted_above(branch, s);
-      if (stage.conv < 0) {
-        if (!above) return;
-        grad = activation_backward(grad, values[s + 1], stage.activation);
-        grad = pool_gradient(stage, grad, values[s]);
-        continue;
-      }
-      grad = conv_gradient(stage, grad, values[s], values[s + 1], above);
-      if (!above) return;
+    for (size_t s = branch.size(); s > 0;) {
+      s -= run_last(branch, values, s, grad);
+      if (!wanted_above(branch, s)) return;
     }
     if (mask_.get(0)) accumulate(grad, !branch.empty());
   }
@@ -73,16 +66,57 @@ class Backward {
   }
 
  private:
+  // Takes the gradient of what the first `end` stages give for that of what the last of them, as many as it
+  // says, are given.
+  size_t run_last(const Branch& branch, const std::vector<at::Tensor>& values, size_t end, at::Tensor& grad) {
+    const std::vector<StageValues> chain = last_chain(branch, values, end);
+    const std::vector<ConvGradients> found = chain_(grad, chain);
+    if (found.empty()) {
+      const StageValues& last = chain.back();
+      grad = last.stage.conv < 0 ? pool_gradient(last, grad) : conv_gradient(last, grad);
+      return 1;
+    }
+    for (size_t i = 0; i < found.size(); ++i) {
+      const Stage& stage = branch[end - found.size() + i];
+      if (stage.conv < 0) continue;
+      grad_weights_[stage.conv] = found[i].weight;
+      grad_biases_[stage.conv] = found[i].bias;
+    }
+    grad = found.front().input;
+    return found.size();
+  }
+  // As far as gradients are wanted.
+  std::vector<StageValues> last_chain(const Branch& branch, const std::vector<at::Tensor>& values,
+                                      size_t end) const {
+    std::vector<StageValues> chain;
+    for (size_t s = end; s-- > 0 && (chain.empty() || branch[s].conv >= 0);) {
+      const Stage& stage = branch[s];
+      const bool conv = stage.conv >= 0, above = wanted_above(branch, s);
+      chain.insert(chain.begin(), {stage,
+                                   values[s],
+                                   conv ? weights_[stage.conv] : at::Tensor(),
+                                   values[s + 1],
+                                   {above, conv && wants_weight(stage), conv && wants_bias(stage)}});
+      if (!above) break;
+    }
+    return chain;
+  }
+  at::Tensor pool_gradient(const StageValues& pool, const at::Tensor& grad) {
+    if (!pool.wanted.input) return {};
+    return cnnfast::pool_gradient(pool.stage, activation_backward(grad, pool.output, pool.stage.activation),
+                                  pool.input);
+  }
   // Of a convolution and its activation: keeps those of weight and bias, gives that of the input.
-  at::Tensor conv_gradient(const Stage& stage, const at::Tensor& grad, const at::Tensor& input,
-                           const at::Tensor& output, bool need_input) {
+  at::Tensor conv_gradient(const StageValues& conv, const at::Tensor& grad) {
     static auto op = typed_backward<decltype(conv2d_backward)>("cnnfast::conv2d_backward");
+    const Stage& stage = conv.stage;
     const Conv2dParams p = stage.conv_params();
-    const std::array<bool, 5> mask{need_input, wants_weight(stage), wants_bias(stage), false, false};
-    const auto found = op.call(grad, input, weights_[stage.conv], std::nullopt, output, p.stride, p.padding,
-                               p.dilation, p.groups, plain_activation_name(stage.activation.kind), mask);
-    if (mask[1]) grad_weights_[stage.conv] = std::get<1>(found);
-    if (mask[2]) grad_biases_[stage.conv] = std::get<2>(found);
+    const auto [need_input, need_weight, need_bias] = conv.wanted;
+    const auto found = op.call(grad, conv.input, conv.weight, std::nullopt, conv.output, p.stride, p.padding,
+                               p.dilation, p.groups, plain_activation_name(stage.activation.kind),
+                               {need_input, need_weight, need_bias, false, false});
+    if (need_weight) grad_weights_[stage.conv] = std::get<1>(found);
+    if (need_bias) grad_biases_[stage.conv] = std::get<2>(found);
     return std::get<0>(found);
   }
   bool wants_weight(const Stage& stage) const { return mask_.get(1 + stage.conv); }
@@ -97,6 +131,7 @@ class Backward {
           own && grad.is_contiguous(at::MemoryFormat::ChannelsLast) ? grad : fresh_channels_last(grad);
   }
 
+  ChainBackward chain_;
   const at::Tensor& input_;
   at::TensorList weights_;
   const c10::List<bool>& mask_;
@@ -113,11 +148,12 @@ int64_t branch_channels(const Branch& branch, const at::Tensor& input, at::Tenso
 
 }  // namespace
 
-InceptionGradients inception_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                      at::TensorList weights, at::TensorList outputs, at::IntArrayRef list,
-                                      const c10::List<bool>& output_mask) {
+InceptionGradients inception_backward_by(ChainBackward run, const at::Tensor& grad_output,
+                                         const at::Tensor& input, at::TensorList weights,
+                                         at::TensorList outputs, at::IntArrayRef list,
+                                         const c10::List<bool>& output_mask) {
   const auto branches = parse_branches("inception_backward", list);
-  Backward backward(input, weights, output_mask);
+  Backward backward(run, input, weights, output_mask);
   int64_t channel = 0;
   size_t kept = 1;  // outputs[0] is the concatenation
   for (const auto& branch : branches) {
@@ -129,6 +165,15 @@ InceptionGradients inception_backward(const at::Tensor& grad_output, const at::T
     channel += channels;
   }
   return backward.result();
+}
+
+InceptionGradients inception_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                      at::TensorList weights, at::TensorList outputs, at::IntArrayRef list,
+                                      const c10::List<bool>& output_mask) {
+  const ChainBackward one_by_one = [](const at::Tensor&, const std::vector<StageValues>&) {
+    return std::vector<ConvGradients>();
+  };
+  return inception_backward_by(one_by_one, grad_output, input, weights, outputs, list, output_mask);
 }
 
 }  // namespace cnnfast

@@ -84,6 +84,7 @@ def run_tests(tests: tuple[str, ...], isa: str, **variables: str) -> None:
 
 
 OPERATORS = ("tests/ops/test_widened.py",)
+CHAINS = ("tests/ops/test_paired_chains.py", "-k", "relu and master or one_pass")
 FROZEN = (
     "tests/freeze/test_bfloat16.py",
     "tests/freeze/test_depth_first.py",
@@ -93,7 +94,7 @@ FROZEN = (
 )
 
 
-@pytest.mark.parametrize("tests", [OPERATORS, FROZEN], ids=["operators", "frozen"])
+@pytest.mark.parametrize("tests", [OPERATORS, CHAINS, FROZEN], ids=["operators", "chains", "frozen"])
 def test_library_computes_with_tiles(emulator, tests):
     """The tests of bfloat16 once more, products by tiles."""
     run_tests(tests, "amx", LD_PRELOAD=str(emulator))
