@@ -73,18 +73,23 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
               need_bias ? sums_as_tensor(found->bias) : none(), none(), none()};
   }
   const WantedConvGradients wanted{need_input, need_weight, need_bias};
-  if (!need_residual && ChunkedBackward::serves(input, weight, params, grad_output.sizes(), wanted)) {
-    const ActivationRows rows(grad_output, output, act);
-    const auto found = ChunkedBackward(input, weight, params, grad_output.sizes(), wanted)
-                           .run([&](int64_t row, float* to, bool, float* sums) { rows.run(row, to, sums); });
-    return {need_input ? found.input : none(), need_weight ? found.weight : none(),
-            need_bias ? sums_as_tensor(found.bias) : none(), none(), none()};
-  }
-  ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
-  std::vector<double> bias(static_cast<size_t>(grad_output.size(1)), 0.0);
   const at::Tensor residual = need_residual ? gradient_empty(grad_output.sizes(), grad_output.options(),
                                                              at::MemoryFormat::ChannelsLast)
                                             : none();
+  if (ChunkedBackward::serves(input, weight, params, grad_output.sizes(), wanted)) {
+    const ActivationRows rows(grad_output, output, act);
+    const OutputRows of_residual = need_residual ? OutputRows(residual) : OutputRows();
+    const int64_t width = rows.size().width;
+    const auto write = [&](int64_t row, float* to, bool own, float* sums) {
+      rows.run(row, to, sums);
+      if (own && need_residual) of_residual.write(row * width, width, to);
+    };
+    const auto found = ChunkedBackward(input, weight, params, grad_output.sizes(), wanted).run(write);
+    return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+            need_bias ? sums_as_tensor(found.bias) : none(), none(), residual};
+  }
+  ConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
+  std::vector<double> bias(static_cast<size_t>(grad_output.size(1)), 0.0);
   conv.groups().each([&](int64_t first, int64_t count) {
     std::vector<double> sums;
     const Bordered grad =
@@ -128,11 +133,11 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
           need_residual ? grad.tensor.contiguous(at::MemoryFormat::ChannelsLast) : none()};
 }
 
-// Else products of widened values serve: in first layers in one pass over memory.
+// Else products of widened values serve: all of them in one pass over memory.
 bool pairs_serve(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                 const Conv2dParams& params, bool need_input) {
+                 const Conv2dParams& params, bool need_weight) {
   return multiplies_pairs(conv_geometry(input, weight, params, grad_output.sizes())) &&
-         (need_input || pairs_serve_weight_gradient(weight));
+         (!need_weight || pairs_serve_weight_gradient(weight));
 }
 
 Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
@@ -146,7 +151,7 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   const bool narrow = takes_widened(grad_output, {input, output});
   if (narrow && !present(scale)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
-    if (pairs_serve(grad_output, input, weight, params, output_mask[0]))
+    if (pairs_serve(grad_output, input, weight, params, output_mask[1]))
       return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
     return rounded_to(
         {type, parameters, parameters, type, type},
@@ -244,7 +249,7 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
     check_conv2d_gradient("conv2d_batch_norm_backward", grad_output, input, weight,
                           {stride, padding, dilation, groups});
-    if (pairs_serve(grad_output, input, weight, {stride, padding, dilation, groups}, output_mask[0]))
+    if (pairs_serve(grad_output, input, weight, {stride, padding, dilation, groups}, output_mask[1]))
       return rounded_to({type, of_weight, of_weight, parameters, parameters, type},
                         conv2d_batch_norm_backward_by(grad_output, input, weight, widened(bn_weight),
                                                       conv_output, widened(conv_mean), widened(var), output,

@@ -52,6 +52,12 @@ struct OutputRows {
       bf16_kernels().narrow({scratch, channels}, {narrow + first * channels, channels}, count, channels);
   }
 
+  // Pixels that lie side by side elsewhere.
+  void write(int64_t first, int64_t count, const float* from) const {
+    if (data) std::copy_n(from, count * channels, data + first * channels);
+    finish(first, count, from);
+  }
+
   float* data = nullptr;
   uint16_t* narrow = nullptr;
   int64_t channels = 0;
