@@ -84,6 +84,18 @@ struct MaxPoolBackward16Call {
   View16 input, grad;
 };
 
+// The same where windows do not overlap and nothing is padded, in bfloat16. The window's views do not count.
+struct MaxPoolApart16Call {
+  PoolCall window;
+  View16 input, grad, grad_input;
+
+  static bool serves(const PoolCall& p) {
+    return p.stride_h == p.kernel_h && p.stride_w == p.kernel_w && p.pad_h == 0 && p.pad_w == 0 &&
+           p.dilation_h == 1 && p.dilation_w == 1 && p.height * p.kernel_h <= p.in_height &&
+           p.width * p.kernel_w <= p.in_width && p.kernel_h * p.kernel_w <= INT16_MAX;
+  }
+};
+
 // `pixels` pixels of `channels` adjacent values, `step` apart.
 template <class T>
 struct PixelRun {
@@ -164,6 +176,7 @@ struct Bf16Kernels {
   int64_t (*max_pool_scratch)(const MaxPool16Call&);
   // Input rows [row_begin, row_end) over all images.
   void (*max_pool_backward)(const MaxPoolBackward16Call&, int64_t row_begin, int64_t row_end);
+  void (*max_pool_apart_backward)(const MaxPoolApart16Call&, int64_t row_begin, int64_t row_end);
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();

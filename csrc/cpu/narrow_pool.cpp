@@ -89,6 +89,8 @@ void NarrowPool::run(PoolKernel kernel, int64_t row_begin, int64_t row_end) cons
 }
 
 void NarrowPoolBackward::run(int64_t row_begin, int64_t row_end) const {
+  if (input.data && MaxPoolApart16Call::serves(call))
+    return bf16_kernels().max_pool_apart_backward({call, input, grad, grad_input}, row_begin, row_end);
   const int64_t in_row = call.in_width * call.channels, out_row = call.width * call.channels;
   const int64_t row_floats = input.data ? in_row : in_row + out_row / call.stride_h;
   const int64_t fitting = (input.data ? kNearStripFloats : kStripFloats) / row_floats;

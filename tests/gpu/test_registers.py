@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from build_support.triton_aot import compile as aot
-from build_support.triton_aot.variants import variants
+pytest.importorskip("triton")
+
+from build_support.triton_aot import compile as aot  # noqa: E402
+from build_support.triton_aot.variants import variants  # noqa: E402
 
 VARIANT = "conv2d-ieee-aligned-pointwise-128x64-none"
 

@@ -130,6 +130,30 @@ def test_max_pool2d_gradient_of_any_count_of_channels(window, dtype):
         assert found.dtype == dtype and torch.equal(found.double(), expected)
 
 
+@needs_extension
+@pytest.mark.parametrize("layout", ["channels_last", "channel_slice", "sliced"])
+@pytest.mark.parametrize("window", [2, 3, (2, 3), (3, 2), (1, 2), (4, 1)], ids=str)
+@pytest.mark.parametrize("channels", [3, 8, 16, 24, 32, 41])
+def test_max_pool2d_gradient_of_windows_apart_in_bfloat16(channels, window, layout):
+    """Signed zeros, infinities and NaN too; the gradient is what was given, or zero, bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor([0.0, -0.0, 1.0, 1.0, -2.0, float("inf"), -float("inf"), float("nan"), 3e38])
+    choice = torch.randint(0, len(values), (2, channels, 13, 23), generator=generator)
+    input = in_layout(values[choice].bfloat16(), layout)
+    exact = input.float().requires_grad_()
+    truth = torch.nn.functional.max_pool2d(exact, window)
+    cotangent = torch.randn(truth.shape, generator=generator).bfloat16()
+    expected = torch.autograd.grad(truth, exact, cotangent.float())[0].bfloat16()
+    threads = torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        leaf = input.detach().requires_grad_()
+        poison(input.shape)
+        output = ops.max_pool2d(leaf, window)
+        assert torch.equal(torch.autograd.grad(output, leaf, in_layout(cotangent, layout))[0], expected)
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     "name, window",
     [

@@ -22,6 +22,7 @@ extern const Bf16Kernels kAmxBf16Kernels = {"amx",
                                             max_pool16,
                                             max_pool_scratch,
                                             max_pool16_backward,
+                                            max_pool_apart16_backward,
                                             Tiles::configure,
                                             Tiles::release,
                                             depthwise16};

@@ -16,7 +16,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/activation16.inl"
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/conv16.inl"
-#include "cpu/kernels/max_pool16.inl"
+#include "cpu/kernels/max_pool_apart16.inl"
 #include "cpu/kernels/norm16.inl"
 
 namespace {
@@ -35,6 +35,7 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.max_pool = max_pool16;
   table.max_pool_scratch = max_pool_scratch;
   table.max_pool_backward = max_pool16_backward;
+  table.max_pool_apart_backward = max_pool_apart16_backward;
   table.fixed = fixed;
   return table;
 }
