@@ -88,8 +88,8 @@ struct WindowPairs {
     const int64_t at = 8 * half + i;
     return at / (2 * kStep) * kStep + at % kStep + (at / kStep % 2 ? 8 : 0);
   }
-  template <class Place>
-  static K pick(K first, K second, Place place) {
+  template <int64_t (*place)(int64_t)>
+  static K pick(K first, K second) {
     Groups a, b, to;
     __builtin_memcpy(&a, &first, sizeof(a));
     __builtin_memcpy(&b, &second, sizeof(b));
@@ -115,16 +115,16 @@ struct WindowPairs {
     for (int64_t y = 0; y < r.rows; ++y) {
       const uint16_t* p = r.input + y * r.input_row + 2 * x * kChannels;
       const K a = load_bits<K>(p), b = load_bits<K>(p + 32);
-      winner.show(pick(a, b, left), static_cast<int16_t>(2 * y));
-      winner.show(pick(a, b, right), static_cast<int16_t>(2 * y + 1));
+      winner.show(pick<left>(a, b), static_cast<int16_t>(2 * y));
+      winner.show(pick<right>(a, b), static_cast<int16_t>(2 * y + 1));
     }
     const K grad = load_bits<K>(r.grad + x * kChannels);
     for (int64_t y = r.write_begin; y < r.write_end; ++y) {
       const K l = winner.share(grad, static_cast<int16_t>(2 * y)),
               g = winner.share(grad, static_cast<int16_t>(2 * y + 1));
       uint16_t* to = r.to + y * r.to_row + 2 * x * kChannels;
-      store_bits(pick(l, g, low), to);
-      store_bits(pick(l, g, high), to + 32);
+      store_bits(pick<low>(l, g), to);
+      store_bits(pick<high>(l, g), to + 32);
     }
   }
 };
