@@ -61,7 +61,8 @@ def inception(
     for length in lengths:
         outputs.append(_run(x, weights, biases, stages, at, at + length, convs))
         for stage in stages[at : at + length]:
-            convs += 1 - min(stage[0], 1)
+            if stage[0] == 0:
+                convs += 1
         at += length
     return torch.cat(outputs, dim=1)
 
