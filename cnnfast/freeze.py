@@ -32,6 +32,12 @@ Frozen = FrozenNet | JoinedNet | EagerNet
 _OF_NORMS = ("running_mean", "running_var", "weight", "bias")  # buffers that norms have
 _TILES = (ANY_TILE, 4, 2, DIRECT)  # in the order in which an error budget tries them
 
+_NO_PARTS = {
+    torch.float32: "and no other layer has a place in one; cnnfast.fuse(model) takes layers one by one",
+    torch.bfloat16: "plans joined by eager layers are made of float32 networks: write "
+    "freeze(model.float(), inputs, dtype=torch.bfloat16)",
+}
+
 
 def freeze(
     model: nn.Module,
@@ -118,7 +124,9 @@ def freeze(
             frozen = None if own == torch.bfloat16 else _in_parts(model, inputs, winograd, tune)
             if frozen is None and allow_eager and dtype == torch.float32:
                 return _eager(model, inputs, str(error), error_budget)
-            if frozen is None or (strict and frozen.report().left_out):
+            if frozen is None:
+                raise error.with_advice(_NO_PARTS[own]) from None
+            if strict and frozen.report().left_out:
                 raise
         if tune:
             _tune(frozen, inputs)

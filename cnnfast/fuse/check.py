@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.convert import Unit
+from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.shells import evaluating, shell_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.tracing import is_layer, is_ours
@@ -155,7 +156,7 @@ def _arguments(eager: nn.Module, paths: list[str], example_inputs: tuple) -> dic
     return calls
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Interpreter):
     """Keeps copies of the tensors that some nodes gave, before a later node writes into them."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph, wanted: set[str]):

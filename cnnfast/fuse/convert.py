@@ -18,6 +18,7 @@ from cnnfast.fuse.rewrite import kernel_name, replace_groups
 from cnnfast.fuse.shells import Guarded, Inlined, become, mark_read, mark_swallowed, original_class, source_of
 from cnnfast.fuse.single import fuse_single, why_not_single
 from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
+from cnnfast.fuse.walked import walked
 from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
 
 _NO_WORK = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
@@ -221,11 +222,15 @@ def _opened(module: nn.Module, graph: fx.Graph) -> set[nn.Module]:
 
 
 def nearest(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
-    """Direct children; those of lists and dicts of modules, which have no forward, in their place."""
-    found = []
+    """Direct children; in the place of lists and dicts of modules, which have no forward, and of a
+    Sequential whose forward is not called, the children of these.
+    """
+    found, steps = [], walked(module)
     for name, child in module.named_children():
+        opened = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        opened |= type(child) is nn.Sequential and name in steps
         name = _join(path, name)
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+        if opened:
             found.extend(nearest(child, name))
         else:
             found.append((name, child))

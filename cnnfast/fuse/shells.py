@@ -22,6 +22,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from cnnfast.fuse.fetching import fetch_modules_once
+from cnnfast.fuse.interpret import Interpreter
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
@@ -246,7 +247,7 @@ def _keep_forward(self: fx.GraphModule) -> None:
 def _interpret(self: fx.GraphModule, *args, **kwargs) -> object:
     """The forward of a GraphModule whose graph stays as it is, and may change with the mode."""
     names = [node.target for node in self.graph.nodes if node.op == "placeholder"]
-    return fx.Interpreter(self).run(*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
+    return Interpreter(self).run(*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
 
 
 def _copy_state(self: nn.Module, memo: dict) -> nn.Module:

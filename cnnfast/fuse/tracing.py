@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
+from cnnfast.fuse.pieces import number_of_pieces, of_number
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
 from cnnfast.fuse.side_effects import Watched
 from cnnfast.fuse.surroundings import RandomNumbers, differs_by_call, random_states
@@ -218,6 +219,10 @@ class _Tracer(fx.Tracer):
         raise NotTraceable("its forward decides by the values or sizes of tensors")
 
     def iter(self, obj):
+        number = number_of_pieces(obj.node)
+        if number is not None:
+            pieces = self.create_proxy("call_function", of_number, (obj, number), {})
+            return iter([pieces[i] for i in range(number)])
         raise NotTraceable("its forward loops over a tensor, or over a list or dict that it is given")
 
     def get_fresh_qualname(self, prefix):
@@ -238,6 +243,10 @@ class _Value(fx.Proxy):
     def __setattr__(self, name, value):
         _refuse_to_set(self, name)
         super().__setattr__(name, value)
+
+    def __len__(self):
+        number = number_of_pieces(self.node)
+        return super().__len__() if number is None else number
 
 
 class _Attribute(fx.proxy.Attribute):

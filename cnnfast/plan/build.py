@@ -16,17 +16,21 @@ from cnnfast.plan.record import Record, record
 from cnnfast.plan.steps import Step, reachable, to_plan
 from cnnfast.report import DROPPED, FUSED, Row
 
+_IN_PARTS = "freeze without strict=True leaves them eager between plans; cnnfast.fuse(model) trains too"
+
 
 class UnsupportedNetworkError(ValueError):
     """A network that no plan of this version can hold; `refusals` has the layers and reasons."""
 
-    def __init__(self, network: str, refusals: list[Refusal]):
-        self.refusals = refusals
+    def __init__(self, network: str, refusals: list[Refusal], advice: str = _IN_PARTS):
+        self.network, self.refusals = network, refusals
         rows = "\n".join(f"  {refusal.name} ({refusal.what}): {refusal.reason}" for refusal in refusals)
         super().__init__(
-            f"freeze: {network} has layers that no plan of this version holds:\n{rows}\n"
-            "freeze without strict=True leaves them eager between plans; cnnfast.fuse(model) trains too"
+            f"freeze: {network} has layers that no plan of this version holds:\n{rows}\n{advice}"
         )
+
+    def with_advice(self, advice: str) -> "UnsupportedNetworkError":
+        return UnsupportedNetworkError(self.network, self.refusals, advice)
 
 
 @dataclass(frozen=True)

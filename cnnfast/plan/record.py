@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
+from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.kinds import writes_in_place
 from cnnfast.fuse.side_effects import left_alone, write_count
 from cnnfast.fuse.tracing import NotTraceable
@@ -24,6 +25,7 @@ class Record:
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     dtypes: dict[fx.Node, torch.dtype] = field(default_factory=dict)
     memory: dict[fx.Node, int] = field(default_factory=dict)  # nodes with one number share memory
+    wrote: set[fx.Node] = field(default_factory=set)  # nodes that changed a tensor that they were given
     macs: dict[fx.Node, int] = field(default_factory=dict)
     arguments: dict[fx.Node, tuple] = field(default_factory=dict)
     result: object = None  # of the network
@@ -83,7 +85,7 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, kept: set[fx.Node]):
         from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
@@ -100,6 +102,8 @@ class _Recorder(fx.Interpreter):
         result = super().run_node(node)
         self.made.macs[node] = (self.counter.get_total_flops() - before) // 2
         changed = [t for t, version in zip(given, versions, strict=True) if write_count(t) != version]
+        if changed:
+            self.made.wrote.add(node)
         if changed and not (writes_in_place(node, self.module) and all(t is given[0] for t in changed)):
             raise NotTraceable(f"'{node.target}' writes into its arguments")
         if isinstance(result, Tensor):
@@ -152,7 +156,7 @@ def _enlarged(x: Tensor, factors: tuple[int, int]) -> Tensor:
     return x.new_empty(()).expand(*x.shape[:2], height, width)
 
 
-class _Places(fx.Interpreter):
+class _Places(Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph):
         super().__init__(network, graph=graph)
         self.places: dict[fx.Node, Place] = {}

@@ -145,6 +145,61 @@ def standardised():
     return nn.Sequential(*layers, StandardisedConv(16, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
 
+class SplitBlock(nn.Module):
+    """Cross-stage blocks of one-shot detectors: a list of pieces that grows, joined at the end."""
+
+    def __init__(self, channels, depth, cut):
+        super().__init__()
+        self.half, self.cut = channels // 2, cut
+        self.open, self.close = cbr(channels, channels, 1), cbr((2 + depth) * self.half, channels, 1)
+        self.inner = nn.ModuleList(cbr(self.half, self.half) for _ in range(depth))
+
+    def forward(self, x):
+        pieces = list(self.cut(self.open(x), self.half))
+        pieces.extend(block(pieces[-1]) for block in self.inner)
+        return self.close(torch.cat(pieces, 1))
+
+
+class Boxes(nn.Module):
+    """A head with an `inplace` of its own, which writes into a list alone, and shapes that it remembers."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.inplace, self.shape = True, None
+        self.boxes, self.classes = nn.Conv2d(channels, 4, 1), nn.Conv2d(channels, 6, 3, padding=1)
+
+    def forward(self, x):
+        for i, y in enumerate(x):
+            x[i] = torch.cat((self.boxes(y), self.classes(y)), 1)
+        if self.shape != x[0].shape[2:]:
+            self.shape = x[0].shape[2:]
+        return torch.cat([y.flatten(2) for y in x], 2)
+
+
+class Detector(nn.Module):
+    """Layers in a Sequential that the forward walks through, keeping what later layers read."""
+
+    def __init__(self):
+        super().__init__()
+        by_half = lambda x, half: x.chunk(2, 1)  # noqa: E731
+        by_sizes = lambda x, half: torch.split(x, (half, half), dim=1)  # noqa: E731
+        self.model = nn.Sequential(
+            cbr(3, 16, stride=2),
+            SplitBlock(16, 2, by_half),
+            cbr(16, 32, stride=2),
+            SplitBlock(32, 1, by_sizes),
+        )
+        self.up, self.join, self.head = nn.Upsample(scale_factor=2.0), cbr(48, 16), Boxes(16)
+
+    def forward(self, x, *args):
+        kept = []
+        for layer in self.model:
+            x = layer(x)
+            kept.append(x)
+        x = self.join(torch.cat([self.up(x), kept[1]], 1))
+        return self.head([x, F.avg_pool2d(x, 2)])
+
+
 class Named(nn.Module):
     """Calls that name what they are given."""
 
@@ -170,6 +225,7 @@ NETWORKS = {
     "generator": (Generator, (torch.randn(2, 16, 1, 1), torch.randn(5, 16, 2, 3)), True),
     "focus": (Focus, IMAGES, False),
     "named": (Named, IMAGES, True),
+    "detector": (Detector, IMAGES, False),
     "standardised": (standardised, IMAGES, True),
 }
 EACH = pytest.mark.parametrize("name", NETWORKS)
@@ -239,6 +295,22 @@ def test_reports_say_why_layers_of_shared_modules_stay():
     report = cnnfast.fuse(made("siamese")[0]).report()
     assert report["trunk.0.0"].reason == "it is called 2 times: give every call a layer of its own"
     assert "fused" in {row.status for row in report.rows}
+
+
+def test_layers_that_a_forward_walks_through_are_fused_one_by_one():
+    """A forward of the Sequential that holds them would never be called, whatever a report said of it."""
+    model, ((images,), _), _ = made("detector")
+    fused = cnnfast.fuse(model, images)
+    report = fused.report()
+    assert report["model.1.open.0"].runs_as == (
+        "cnnfast.ops.conv2d_bn_act: model.1.open.0 + model.1.open.1 + model.1.open.2"
+    )
+    assert [row.name for row in report.rows if row.status == "eager"] == ["up"]
+    called = []
+    for block in (fused.model[0], fused.model[1]):
+        block.register_forward_hook(lambda block, args, result: called.append(block))
+    fused(images)
+    assert called == [fused.model[0], fused.model[1]]
 
 
 def test_detection():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cnnfast.fuse.pieces import of_number
 from cnnfast.plan.lowering.context import Lowering, Respelled, Unsupported, Value, lowers
 from cnnfast.plan.lowering.pixels import gives_one_pixel
 from cnnfast.plan.lowering.transposed import space_to_depth
@@ -35,6 +36,14 @@ def _split(low: Lowering, tensor, split_size_or_sections, dim=0, **named) -> Val
         return _pieces(low, tensor, [low.channel_number(size) for size in sections], dim)
     size = low.channel_number(sections)
     return _pieces(low, tensor, [min(size, channels - at) for at in range(0, channels, size)], dim)
+
+
+@lowers(of_number)
+def _of_number(low: Lowering, pieces, number) -> Value:
+    found = low.value(pieces)
+    if not isinstance(found, list) or len(found) != number:
+        raise Unsupported(f"it loops over other than {number} pieces")
+    return found
 
 
 def _channels_along(low: Lowering, x: fx.Node, dim: object) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from cnnfast.fuse.kinds import writes_in_place
-from cnnfast.fuse.tracing import NotTraceable
+from cnnfast.fuse.kinds import module_of, writes_in_place
+from cnnfast.fuse.tracing import NotTraceable, is_layer
 from cnnfast.plan.record import Place, Record
 
 
@@ -22,7 +22,7 @@ def read_latest(graph: fx.Graph, root: nn.Module, record: Record) -> dict[fx.Nod
     order = {node: i for i, node in enumerate(graph.nodes)}
     runs_before: dict[fx.Node, list[fx.Node]] = {}
     for write in list(graph.nodes):
-        if not writes_in_place(write, root):
+        if not writes_in_place(write, root) or _only_says_so(write, root, record):
             continue
         target = write.args[0] if write.args and isinstance(write.args[0], fx.Node) else None
         if target is None or write.kwargs.get("out") is not None or write not in record.memory:
@@ -34,6 +34,12 @@ def read_latest(graph: fx.Graph, root: nn.Module, record: Record) -> dict[fx.Nod
                 _redirect(alias, write, order, record)
         runs_before[write] = earlier
     return runs_before
+
+
+def _only_says_so(node: fx.Node, root: nn.Module, record: Record) -> bool:
+    """Blocks of layers that have an `inplace` of their own and, in the run, changed nothing."""
+    block = node.op == "call_module" and not is_layer(module_of(node, root))
+    return block and node not in record.wrote
 
 
 def _redirect(alias: fx.Node, write: fx.Node, order: dict[fx.Node, int], record: Record) -> None:
