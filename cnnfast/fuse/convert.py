@@ -1,7 +1,7 @@
 """Fusing a network unit by unit: what traces as a whole becomes one generated forward."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -73,14 +73,15 @@ class Converter:
         relu_before_max_pool(traced.graph, module, chosen)
         match = find_groups(traced.graph, module, chosen)
         norms.close({node for group in match.groups for node in group.nodes})
+        groups = join_chains(traced.graph, module, match.groups)
         self.add_rows(module, path, traced.graph, match, passed)
+        self.tell_chains(path, groups)
         opened = _opened(module, traced.graph)
         closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]
         for name in closed:
             if not is_layer(module.get_submodule(name)):
                 self.convert(module.get_submodule(name), _join(path, name))
         if match.groups:
-            groups = join_chains(traced.graph, module, match.groups)  # each still has a row of its own
             self.generate(module, path, traced.graph, groups, opened, passed)
             mark_read(module, traced.read)
 
@@ -164,6 +165,14 @@ class Converter:
         for name, reason in match.reasons.items():
             if name not in parts:
                 self.rows[_join(path, name)] = Row(_join(path, name), "function", EAGER, reason=reason)
+
+    def tell_chains(self, path: str, groups: list[Group]) -> None:
+        """Say of each group of a chain, which has a row of its own, what it is a part of."""
+        for chain in (group for group in groups if group.kind == "chain"):
+            names = [_join(path, layer_name(part.first)) for part in chain.branches[0]]
+            together = f"; while training in bfloat16 one cnnfast.ops.inception: {' + '.join(names)}"
+            for name in names:
+                self.rows[name] = replace(self.rows[name], runs_as=self.rows[name].runs_as + together)
 
 
 def _row_of_rest(name: str, layer: nn.Module, called: bool, reason: str) -> Row:

@@ -7,6 +7,7 @@
 
 #include "cpu/conv16_job.h"
 #include "cpu/memory_pool.h"
+#include "cpu/paired_groups.h"
 #include "cpu/paired_stages.h"
 #include "cpu/parallel.h"
 #include "cpu/tensor_view.h"
@@ -14,10 +15,6 @@
 namespace cnnfast::cpu {
 namespace {
 
-// The gradient of a group of images, which all steps read.
-constexpr int64_t kGroupBytes = 256 * 1024;
-// Fewer groups are no work for several threads.
-constexpr int64_t kLeastGroups = 8;
 // Sums of the weights' gradients that every group reads and writes; parts of the groups have sums of their
 // own.
 constexpr int64_t kNearSumBytes = 1 << 20, kPartsBytes = 8 << 20, kMostParts = 32;
@@ -40,7 +37,7 @@ class GroupedBackward {
     }
     sum_bytes_ = sums * static_cast<int64_t>(sizeof(float));
     need_input_ = chain.front().wanted.input;
-    group_ = std::clamp<int64_t>(kGroupBytes / (2 * largest), 1, std::max<int64_t>(1, images_));
+    group_ = images_of_group(images_, 2 * largest);
     groups_ = (images_ + group_ - 1) / group_;
     parts_ = std::clamp<int64_t>(kPartsBytes / sum_bytes_, 1, std::min(kMostParts, groups_));
     lay_out();

@@ -10,6 +10,7 @@
 #include "cpu/images16.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
+#include "cpu/paired_groups.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d.h"
 #include "cpu/tensor_view.h"
@@ -18,10 +19,6 @@
 namespace cnnfast::cpu {
 namespace {
 
-// The largest output of a group of images.
-constexpr int64_t kGroupBytes = 256 * 1024;
-// Fewer groups are no work for several threads.
-constexpr int64_t kLeastGroups = 8;
 // Weights that every group reads stay in the second-level cache, or, of as many pixels, may come from the
 // third.
 constexpr int64_t kNearWeightBytes = 512 * 1024, kWeightBytes = 2 << 20, kPixelsForFarWeights = 512;
@@ -80,11 +77,6 @@ class PoolStage {
   MaxPool16Call call_;
 };
 
-// Images of a group of which no output is larger than `bytes`.
-int64_t group_images(int64_t images, int64_t bytes) {
-  return std::clamp<int64_t>(kGroupBytes / bytes, 1, std::max<int64_t>(1, images));
-}
-
 // A border would be a copy of what is in cache.
 bool follows(const ChainedConv& c) { return c.params.padding[0] == 0 && c.params.padding[1] == 0; }
 
@@ -99,7 +91,7 @@ std::pair<size_t, int64_t> first_ones(const std::vector<ChainedConv>& chain) {
     weights += pairs_bytes(g);
     largest = std::max(largest, image_bytes(chain[i]));
     fewest = std::min(fewest, g.out_height * g.out_width);
-    const int64_t group = group_images(images, largest);
+    const int64_t group = images_of_group(images, largest);
     if (weights > (group * fewest < kPixelsForFarWeights ? kNearWeightBytes : kWeightBytes)) break;
     found = {i + 1, group};
   }

@@ -392,9 +392,10 @@ def doubled_output_of(block):
     return output, (output * 2).square().sum()
 
 
-def channels_last_block():
+def channels_last_block(dtype=torch.float32):
     block = Block(16, (8, 8, 32), size=(16, 16), batch=4)
-    block.input = block.input.contiguous(memory_format=torch.channels_last)
+    block.input = block.input.to(dtype).contiguous(memory_format=torch.channels_last)
+    block.weights = [weight.to(dtype) for weight in block.weights]
     return block.require_gradients()
 
 
@@ -409,10 +410,11 @@ def test_dense_block_uses_up_a_gradient_that_nobody_else_holds():
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("keep", ["hook", "retain_grad", "view"])
-def test_dense_block_leaves_a_gradient_that_is_kept(keep):
+def test_dense_block_leaves_a_gradient_that_is_kept(keep, dtype):
     """A hook's list, a view in it and .grad still hold the gradient when the block adds to its own."""
-    block = channels_last_block()
+    block = channels_last_block(dtype)
     expected = torch.autograd.grad(doubled_output_of(block)[1], block.tensors)
     output, loss = doubled_output_of(block)
     kept = []

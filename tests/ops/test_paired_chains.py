@@ -100,12 +100,14 @@ def test_chain(name, activation, dtype):
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain_does_not_depend_on_threads(name):
     chain = Chain(name)
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        output, gradients = chain.run(chain.at_once)
-        results.append([output, *gradients])
-    torch.set_num_threads(2)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            output, gradients = chain.run(chain.at_once)
+            results.append([output, *gradients])
+    finally:
+        torch.set_num_threads(before)
     for others in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
