@@ -15,11 +15,8 @@ class Interpreter(fx.Interpreter):
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, (fx.immutable_collections.immutable_list, tuple)):
-        plain = [_plain(part) for part in value]
-        if isinstance(value, tuple):
-            return value._make(plain) if hasattr(value, "_make") else tuple(plain)
-        return plain
+    if isinstance(value, fx.immutable_collections.immutable_list):
+        return [_plain(part) for part in value]
     if isinstance(value, fx.immutable_collections.immutable_dict):
         return {key: _plain(part) for key, part in value.items()}
-    return value
+    return tuple(map(_plain, value)) if type(value) is tuple else value

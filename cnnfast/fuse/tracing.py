@@ -1,21 +1,31 @@
 """torch.fx tracing of a network down to the layers that cnnfast knows by name."""
 
+import builtins
 import dis
 import inspect
 import operator
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.pieces import number_of_pieces, of_number
+from cnnfast.fuse.shadows import NotDecided, Shadows
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
-from cnnfast.fuse.side_effects import Watched
+from cnnfast.fuse.side_effects import Watched, left_alone
+from cnnfast.fuse.sizes import Sizes
 from cnnfast.fuse.surroundings import RandomNumbers, differs_by_call, random_states
+
+try:
+    from torch.fx._symbolic_trace import _maybe_revert_all_patches as without_hooks
+except ImportError:  # a torch of other insides: no forward is run while another is traced
+    without_hooks = None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NUMBER_ATTRIBUTES = ("shape", "ndim", "training")
@@ -31,11 +41,13 @@ class Trace:
     """The graph of one forward, and why some modules in it were not stepped into (by path).
 
     read: by path, attributes whose values stand in the graph as they were.
+    sizes: of the arguments for which the graph is right, where it is not for all.
     """
 
     graph: fx.Graph
     closed: dict[str, str] = field(default_factory=dict)
     read: dict[str, set[str]] = field(default_factory=dict)
+    sizes: Sizes | None = None
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -65,34 +77,42 @@ def torch_ancestor(module: nn.Module) -> type:
 
 
 def trace(
-    root: nn.Module, is_leaf: Callable[[nn.Module], bool], live_training: bool, given: int | None = None
+    root: nn.Module,
+    is_leaf: Callable[[nn.Module], bool],
+    live_training: bool,
+    args: tuple | None = None,
 ) -> Trace:
     """The graph of root.forward; modules for which `is_leaf` holds, and those that resist, are single nodes.
 
     live_training: `self.training` in a forward becomes a value read at run time (else it is the present
         flag, and
     the graph holds for that mode alone).
-    given: how many arguments the graph takes; the others keep their defaults. All, without it.
+    args: an example of the arguments that the graph takes; others keep their defaults. Where the forward
+        decides by their sizes the graph has the path of the example, and holds for some sizes. Without
+        it the graph takes all arguments, and such forwards resist.
     Raises NotTraceable with the reason where root's own forward resists.
     """
+    given = None if args is None else len(args)
     _check_signature(root, given)
     if live_training:
         _check_graphs(root)
     closed: dict[str, str] = {}
     while True:
         probe = shell_copy(root)
-        if given is not None:
-            _take(probe, given)
-        tracer = _Tracer(probe, is_leaf, closed, live_training)
+        if args is not None:
+            _take(probe, args)
+        tracer = _Tracer(probe, is_leaf, closed, live_training, args)
         watched, numbers = Watched(probe), RandomNumbers()
         try:
-            with tracer.noting_reads():
+            with tracer.noting_reads(), _values_for_isinstance():
                 graph = tracer.trace(probe)
             tracer.refuse_draws()
+            tracer.settle_differences()
+            sizes = tracer.sizes()
         except Exception as error:
             if tracer.resisting in ("", None):
-                raise NotTraceable(_first_line(error)) from error
-            closed[tracer.resisting] = _first_line(error)
+                raise NotTraceable(first_line(error)) from error
+            closed[tracer.resisting] = first_line(error)
             continue
         finally:
             written = watched.take_back()
@@ -107,7 +127,7 @@ def trace(
         else:
             _drop_unused_attributes(graph)
             _inputs_by_position(graph, probe)
-            return Trace(graph, closed, tracer.read)
+            return Trace(graph, closed, tracer.read, sizes)
         if path == "":
             raise NotTraceable(reason)
         closed[path] = reason
@@ -116,7 +136,7 @@ def trace(
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, root, is_leaf, closed, live_training):
+    def __init__(self, root, is_leaf, closed, live_training, args):
         super().__init__()
         self.paths = {module: path for path, module in root.named_modules()}
         self._is_leaf = is_leaf
@@ -127,6 +147,7 @@ class _Tracer(fx.Tracer):
         self._modes = self._present_modes()
         self.read: dict[str, set[str]] = {}
         self._random = random_states()
+        self._args, self._shadows, self._aside = args, None, False
 
     @contextmanager
     def noting_reads(self) -> Iterator[None]:
@@ -134,7 +155,7 @@ class _Tracer(fx.Tracer):
 
         def __getattribute__(module, name):
             value = object.__getattribute__(module, name)
-            if name not in _INTERNAL and module in self.paths and name in module.__dict__:
+            if not self._aside and name not in _INTERNAL and module in self.paths and name in module.__dict__:
                 if differs_by_call(value):
                     raise NotTraceable(f"its forward reads '{name}', which differs from call to call")
                 if not isinstance(value, torch.Tensor):  # those are read again at every call
@@ -216,13 +237,86 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj):
         if is_training_flag(obj.node):
             raise NotTraceable("its forward takes another path in training than in evaluation")
-        raise NotTraceable("its forward decides by the values or sizes of tensors")
+        if self._args is not None:
+            with self._looking_ahead() as shadows:
+                return bool(shadows.decide(obj.node))
+        raise NotTraceable(_DECIDES)
+
+    @contextmanager
+    def _looking_ahead(self) -> Iterator[Shadows]:
+        """What the graph so far gives, run without the hooks of tracing. Raises NotTraceable."""
+        if without_hooks is None:
+            raise NotTraceable(_DECIDES)
+        self._aside = True
+        try:
+            with without_hooks(), left_alone(self.root):
+                if self._shadows is None:
+                    self._shadows = Shadows(self.root, self.graph, self._args, kinds=not self._live_training)
+                yield self._shadows
+        except NotDecided as error:
+            raise NotTraceable(_DECIDES) from error
+        finally:
+            self._aside = False
+
+    def sizes(self) -> Sizes | None:
+        """Of the arguments for which the graph holds."""
+        if self._shadows is None:
+            return None
+        try:
+            return self._shadows.sizes()
+        except NotDecided as error:
+            raise NotTraceable(f"{_DECIDES}, and {error}") from error
+
+    def settle_differences(self) -> None:
+        """Write differences of sizes as numbers where they are the same for all: those of two crops, say."""
+        if self._args is None:
+            return
+        for node in list(self.graph.nodes):
+            if node.target in (operator.sub, operator.neg) and is_number(node) and node.users:
+                try:
+                    number = self.constant(node)
+                except NotTraceable:
+                    continue
+                for user in list(node.users):
+                    put = lambda source: number if source is node else source  # noqa: B023, E731
+                    user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
+
+    def constant(self, node: fx.Node) -> int:
+        """A size that is the same for all inputs, such as the channels."""
+        if self._args is None:
+            raise NotTraceable(_DECIDES)
+        with self._looking_ahead() as shadows:
+            return shadows.constant(node)
+
+    def length(self, node: fx.Node) -> int:
+        """How many sizes a shape has, or values a tuple."""
+        if self._args is not None:
+            with self._looking_ahead() as shadows:
+                value = shadows.value(node)
+            if isinstance(value, (tuple, list)):
+                return len(value)
+        raise NotTraceable("its forward asks for the length of a tensor, or of a list that it is given")
+
+    def class_of(self, node: fx.Node) -> type:
+        """What isinstance is to take a value for."""
+        if self._args is not None:
+            try:
+                with self._looking_ahead() as shadows:
+                    value = shadows.value(node)
+                return Tensor if isinstance(value, Tensor) else type(value)
+            except NotTraceable:
+                pass
+        if is_number(node):
+            return bool if is_training_flag(node) else int
+        return tuple if number_of_pieces(node) is not None else Tensor
 
     def iter(self, obj):
         number = number_of_pieces(obj.node)
         if number is not None:
             pieces = self.create_proxy("call_function", of_number, (obj, number), {})
             return iter([pieces[i] for i in range(number)])
+        if self._args is not None and is_number(obj.node):
+            return iter([obj[i] for i in range(self.length(obj.node))])
         raise NotTraceable("its forward loops over a tensor, or over a list or dict that it is given")
 
     def get_fresh_qualname(self, prefix):
@@ -246,7 +340,10 @@ class _Value(fx.Proxy):
 
     def __len__(self):
         number = number_of_pieces(self.node)
-        return super().__len__() if number is None else number
+        return self.tracer.length(self.node) if number is None else number
+
+    def __index__(self):
+        return self.tracer.constant(self.node)
 
 
 class _Attribute(fx.proxy.Attribute):
@@ -256,8 +353,42 @@ class _Attribute(fx.proxy.Attribute):
         _refuse_to_set(self, name)
         super().__setattr__(name, value)
 
+    def __len__(self):
+        return self.tracer.length(self.node)
+
+    def __index__(self):
+        return self.tracer.constant(self.node)
+
 
 _OF_PROXIES = ("tracer", "node", "_node", "root", "attr")
+
+
+_DECIDES = "its forward decides by the values or sizes of tensors"
+# Code that asks whether a value is a proxy, and code that asks whether a tensor is a parameter.
+_INSIDE = (
+    os.path.dirname(fx.__file__) + os.sep,
+    os.path.dirname(os.path.dirname(__file__)) + os.sep,
+    nn.parameter.__file__,
+)
+
+
+@contextmanager
+def _values_for_isinstance() -> Iterator[None]:
+    """isinstance(x, Tensor) is asked about the value that a proxy stands for."""
+    original = builtins.isinstance
+
+    def isinstance(value, kinds):
+        if type(value) not in (_Value, _Attribute) or original(value, kinds):
+            return original(value, kinds)
+        if sys._getframe(1).f_code.co_filename.startswith(_INSIDE):
+            return False
+        return issubclass(value.tracer.class_of(value.node), kinds)
+
+    builtins.isinstance = isinstance
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
 
 
 def _refuse_to_set(proxy: fx.Proxy, name: str) -> None:
@@ -297,14 +428,24 @@ def is_training_flag(node: fx.Node) -> bool:
 _INTERNAL = frozenset((*nn.Module().__dict__, "__dict__", "__class__"))
 
 
-def _take(probe: nn.Module, given: int) -> None:
-    """Give a module a forward with the first `given` arguments alone."""
+def is_fixed(value: object) -> bool:
+    """Whether an argument's value becomes part of the graph: None, flags and words, which decide a path."""
+    return value is None or isinstance(value, (bool, str))
+
+
+def _take(probe: nn.Module, args: tuple) -> None:
+    """Give a module a forward with the first arguments alone, for the fixed values among `args`."""
     cls = type(probe)
     names = list(inspect.signature(cls.forward).parameters)
-    if given + 1 < len(names):
-        arguments = ", ".join(names[: given + 1])
-        body: dict = {"original": cls.forward}
-        exec(f"def forward({arguments}):\n    return original({arguments})", body)
+    fixed = {f"fixed_{i}": value for i, value in enumerate(args) if is_fixed(value)}
+    if len(args) + 1 < len(names) or fixed:
+        given = [f"fixed_{i}" if is_fixed(value) else names[i + 1] for i, value in enumerate(args)]
+        source = (
+            f"def forward({', '.join(names[: len(args) + 1])}):\n"
+            f"    return original({', '.join([names[0], *given])})"
+        )
+        body: dict = {"original": cls.forward, **fixed}
+        exec(source, body)
         shortened = {"forward": body["forward"], "__module__": cls.__module__}
         probe.__class__ = type(cls.__name__, (cls,), shortened)
 
@@ -363,6 +504,6 @@ def _inputs_by_position(graph: fx.Graph, root: nn.Module) -> None:
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != "input"}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

@@ -53,10 +53,13 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
     if has_hooks(network):
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", "it has hooks: remove them first")])
     try:
-        traced = trace(network, is_leaf, live_training=False, given=len(example_inputs))
+        traced = trace(network, is_leaf, live_training=False, args=example_inputs)
         made = record(traced.graph, network, example_inputs)
     except NotTraceable as error:
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", str(error))]) from error
+    if traced.sizes is not None:
+        reason = f"it decides by sizes: {traced.sizes.words}; a plan by itself holds for all"
+        raise UnsupportedNetworkError(name, [Refusal(name, "the network", reason)])
     if len(example_inputs) != 1:
         several = f"it takes {len(example_inputs)} arguments; a plan by itself takes one tensor"
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", several)])

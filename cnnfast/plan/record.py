@@ -10,10 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
+from cnnfast.fuse.check import relative_error
 from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.kinds import writes_in_place
 from cnnfast.fuse.side_effects import left_alone, write_count
-from cnnfast.fuse.tracing import NotTraceable
+from cnnfast.fuse.tracing import NotTraceable, first_line
+
+_ROUNDING = 1e-3  # a graph calls the very operators of its forward: where it is right there is hardly any
 
 Place = tuple[tuple[int, ...], tuple[int, ...], int]  # of a tensor in its memory: sizes, strides, offset
 
@@ -40,11 +43,40 @@ class Record:
 
 
 def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node] = ()) -> Record:
-    """Run the graph once; kept: calls whose arguments are to be kept.
+    """Run the graph once, and the network; kept: calls whose arguments are to be kept.
 
     The inputs themselves stay as they are. Raises NotTraceable where a call writes into tensors and does
-    not say so by its name.
+    not say so by its name, and where the graph does not run, or gives other values than the network: a
+    forward may ask for more than a graph can tell. What the network raises goes through.
     """
+    with torch.no_grad(), left_alone(network):
+        wanted = network(*(copied(value) for value in inputs))
+    try:
+        made = _recorded(graph, network, inputs, kept)
+    except NotTraceable as error:
+        raise NotTraceable(first_line(error)) from error  # fx tells below which node it was
+    except Exception as error:
+        raise NotTraceable(f"its graph does not run ({type(error).__name__}: {first_line(error)})") from error
+    if not (_same(made.result, wanted) or _same(_run(graph, network, inputs), wanted)):
+        raise NotTraceable("its graph gives other values than its forward")
+    return made
+
+
+def _run(graph: fx.Graph, network: nn.Module, inputs: tuple) -> object:
+    """The graph without the counting of operations, under which a few of torch's round otherwise."""
+    with torch.no_grad(), left_alone(network):
+        return Interpreter(network, graph=graph).run(*(copied(value) for value in inputs))
+
+
+def _same(got: object, wanted: object) -> bool:
+    """Whether two results are of equal shapes and dtypes, and nearly equal values."""
+    pairs = [tensors_in(value) for value in (got, wanted)]
+    if [(x.shape, x.dtype) for x in pairs[0]] != [(x.shape, x.dtype) for x in pairs[1]]:
+        return False
+    return all(relative_error(a, b) <= _ROUNDING for a, b in zip(*pairs, strict=True) if not a.is_sparse)
+
+
+def _recorded(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node]) -> Record:
     recorder = _Recorder(network, graph, set(kept))
     with torch.no_grad(), left_alone(network), recorder.counter:
         recorder.made.result = recorder.run(*(copied(value) for value in inputs))
@@ -61,7 +93,7 @@ def record_batch(graph: fx.Graph, network: nn.Module, inputs: tuple, made: Recor
     if len(sizes) != 1 or 0 in sizes:
         return
     try:
-        doubled = record(graph, network, with_tensors(lambda x: torch.cat([x, x]), inputs))
+        doubled = _recorded(graph, network, with_tensors(lambda x: torch.cat([x, x]), inputs), ())
     except Exception:  # whatever a forward raises that is made for one batch
         return
     made.more_places = doubled.places

@@ -478,7 +478,7 @@ def test_forwards_that_stay_read_the_settings_of_frozen_children():
             self.inner = Window()
 
         def forward(self, x):
-            if x.shape[-1] > self.inner.size:
+            if x.abs().sum() > self.inner.size:
                 x = x[..., : self.inner.size]
             return self.inner(x)
 

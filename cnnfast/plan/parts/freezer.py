@@ -9,7 +9,7 @@ from cnnfast.fuse.check import multiply_adds, relative_error
 from cnnfast.fuse.convert import nearest
 from cnnfast.fuse.shells import evaluating, has_hooks, own_copy, shell_copy
 from cnnfast.fuse.side_effects import left_alone
-from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, trace
+from cnnfast.fuse.tracing import NotTraceable, Trace, is_fixed, is_layer, trace
 from cnnfast.plan.owners import is_leaf
 from cnnfast.plan.parts.cut import cut
 from cnnfast.plan.parts.joined import InRows, in_channels_last, join
@@ -38,15 +38,19 @@ class Freezer:
         if has_hooks(module):
             return self._leave(module, path, args, "it has hooks: remove them first")
         try:
-            traced = trace(module, is_leaf, live_training=False, given=len(args))
+            traced = trace(module, is_leaf, live_training=False, args=args)
             made = record(traced.graph, module, args, _calls_of_modules(traced.graph, module))
             record_batch(traced.graph, module, args, made)
             runs_before = read_latest(traced.graph, module, made)
         except NotTraceable as error:
             return self._keep_forward(module, path, args, str(error))
-        return self._join(module, path, traced, made, runs_before)
+        inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        fixed = {node: value for node, value in zip(inputs, args, strict=True) if is_fixed(value)}
+        return self._join(module, path, traced, made, runs_before, fixed)
 
-    def _join(self, module, path: str, traced: Trace, made: Record, runs_before: dict) -> nn.Module | None:
+    def _join(
+        self, module, path: str, traced: Trace, made: Record, runs_before: dict, fixed: dict
+    ) -> nn.Module | None:
         graph = traced.graph
         result = cut(graph, module, made, traced.closed, runs_before, self.winograd)
         planned = {node for part in result.parts for node in part.part.nodes}
@@ -64,7 +68,10 @@ class Freezer:
         self.rows += rows_of(module, path, graph, made, result, inside)
         if not result.parts and not replaced:
             return None
-        return join(graph, module, made, result, replaced)
+        if traced.sizes is not None:
+            here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
+            self.notes.append(f"{here} decides by sizes, and is frozen for those with {traced.sizes.words}.")
+        return join(graph, module, made, result, replaced, traced.sizes, fixed)
 
     def _leave(self, module: nn.Module, path: str, args: tuple, reason: str) -> None:
         self.rows += eager_rows(module, path, reason, multiply_adds(module, tuple(map(copied, args))))

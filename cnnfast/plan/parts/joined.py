@@ -2,12 +2,14 @@
 
 import copy
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
 from cnnfast.fuse.shells import Generated, become, own_copy, source_of
+from cnnfast.fuse.sizes import Sizes, refuse_other_sizes
 from cnnfast.plan.codec import encode
 from cnnfast.plan.network import JoinedNet, PlanCall, refuse_gradients
 from cnnfast.plan.parts.cut import Cut
@@ -17,15 +19,27 @@ EAGER = "eager"  # the child that holds what stays eager, under its old names
 
 
 def join(
-    graph: fx.Graph, root: nn.Module, record: Record, cut: Cut, replaced: dict[str, nn.Module]
+    graph: fx.Graph,
+    root: nn.Module,
+    record: Record,
+    cut: Cut,
+    replaced: dict[str, nn.Module],
+    sizes: Sizes | None = None,
+    fixed: dict[fx.Node, object] | None = None,
 ) -> JoinedNet:
     """The network of a graph that was cut; replaced: modules to call in the place of others, by path.
 
-    Eager layers are deep copies.
+    Eager layers are deep copies. sizes: of the inputs for which the graph holds; fixed: values of other
+    inputs. Others are an error.
     """
     net = JoinedNet()
     made, env, calls = fx.Graph(), {}, set()
     _copy_inputs(graph, record, made, env)
+    if sizes is not None:
+        tensors = [env[node] for node in graph.nodes if node.op == "placeholder" and node in record.shapes]
+        made.call_function(refuse_other_sizes, (tensors, list(sizes.program), sizes.words))
+    for node, value in (fixed or {}).items():
+        made.call_function(refuse_other_value, (env[node], str(value), str(node.target)))
     position = {node: i for i, node in enumerate(graph.nodes)}
     units = [(node, cut.level[node]) for node in graph.nodes if _is_eager(node, cut)]
     units += [(part, part.part.level) for part in cut.parts]
@@ -55,6 +69,14 @@ def join(
     rows_for_kept_forwards(made, net, calls, inner=False, any_layout=(PlanCall, JoinedNet))
     _generate(net, made)
     return net
+
+
+def refuse_other_value(value: Any, wanted: str, name: str) -> None:
+    """RuntimeError for another value of an argument that decided a path."""
+    if str(value) != wanted:
+        raise RuntimeError(
+            f"a block was frozen with {name}={wanted}, and its forward may decide by it: it is not for others"
+        )
 
 
 def _copy_inputs(graph: fx.Graph, record: Record, made: fx.Graph, env: dict[fx.Node, fx.Node]) -> None:

@@ -1,0 +1,216 @@
+"""What the nodes of a graph that is being written give, without computing: kinds of values, and sizes.
+
+Every node runs twice on tensors without memory: with the sizes of the example, by which a forward decides,
+and with sizes that are symbols, which tell for which others it decides the same.
+"""
+
+import operator
+from contextlib import ExitStack
+
+import sympy
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._pytree import tree_map
+
+from cnnfast.fuse.interpret import Interpreter
+from cnnfast.fuse.sizes import Condition, NotExpressible, Sizes, sizes_of
+
+_MORE = (3, 64, 96, 160, 32)  # added to sizes by dimension: what is equal for the example may be so by chance
+_NUMBERS = ("shape", "ndim")
+_METHODS = ("size", "dim", "numel", "nelement", "ndimension")
+_KINDS = ("dtype", "device", "is_cuda", "is_mps", "is_sparse", "is_quantized", "layout")
+_KIND_METHODS = ("is_floating_point", "is_complex")
+
+
+class NotDecided(Exception):
+    """Why a forward's decision cannot be made while it is traced."""
+
+
+class Shadows:
+    """The values of a graph's nodes for example arguments; `sizes` collects what was decided by.
+
+    kinds: whether types and devices decide too; they are part of no condition.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, args: tuple, kinds: bool):
+        self._kinds = kinds
+        self._real = _Run(root, graph, FakeTensorMode(allow_non_fake_inputs=True), args)
+        self._symbolic = _Symbolic(root, graph, args)
+        self._conditions: list[Condition] = []
+
+    def value(self, node: fx.Node) -> object:
+        """What the node gives, as far as no tensor's values count. Raises NotDecided."""
+        try:
+            return self._real.value(node)
+        except Exception as error:  # whatever a forward raises without values
+            raise NotDecided(f"{type(error).__name__}: {error}") from error
+
+    def decide(self, node: fx.Node) -> object:
+        """The number, bool or tuple that a node gives, noted as a condition. Raises NotDecided."""
+        value = self.value(node)
+        if isinstance(value, Tensor) or not self._is_by_sizes(node, set()):
+            raise NotDecided("it is more than sizes")
+        try:
+            found = self._symbolic.value(node)
+            for condition in _conditions(found, value):
+                if condition.relation not in (sympy.true, sympy.false):
+                    self._conditions.append(condition)
+                elif bool(condition.relation) != condition.holds:
+                    raise NotDecided("sizes do not follow those of the arguments")
+        except NotDecided:
+            raise
+        except Exception as error:
+            raise NotDecided(f"{type(error).__name__}: {error}") from error
+        return value
+
+    def constant(self, node: fx.Node) -> int:
+        """The whole number that a node gives for inputs of any size. Raises NotDecided."""
+        value, found = self.value(node), None
+        if isinstance(value, int) and self._is_by_sizes(node, set()):
+            try:
+                found = self._symbolic.value(node)
+            except Exception as error:
+                raise NotDecided(str(error)) from error
+        if not isinstance(found, (int, torch.SymInt)) or _expression(found) != value:
+            raise NotDecided("it is no number that is the same for all sizes")
+        return value
+
+    def _is_by_sizes(self, node: fx.Node, seen: set[fx.Node]) -> bool:
+        """Whether nothing but tensors' sizes, and their kinds where those count, are behind a value."""
+        if node in seen:
+            return True
+        seen.add(node)
+        if node.op == "call_function" and node.target is getattr:
+            return node.args[1] in _NUMBERS or (self._kinds and node.args[1] in _KINDS)
+        if node.op == "call_method":
+            return node.target in _METHODS or (self._kinds and node.target in _KIND_METHODS)
+        plain = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+        given = [self.value(source) for source in node.all_input_nodes]
+        if not plain or any(isinstance(value, Tensor) for value in given):
+            return False
+        return all(self._is_by_sizes(source, seen) for source in node.all_input_nodes)
+
+    def sizes(self) -> Sizes | None:
+        """What has to hold; None where no decision depends on sizes. Raises NotDecided."""
+        conditions = list(dict.fromkeys(self._conditions))
+        if not conditions:
+            return None
+        try:
+            known = self._symbolic.settled()
+            made = sizes_of([*known, *conditions], self._symbolic.symbols, self._symbolic.ranks)
+        except NotExpressible as error:
+            raise NotDecided(f"they are no whole-number expression of the inputs' sizes: {error}") from error
+        return made
+
+
+class _Run(Interpreter):
+    """A graph that grows, run as far as is asked for."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, mode: FakeTensorMode, args: tuple):
+        super().__init__(root, graph=graph, garbage_collect_values=False)
+        self._mode = mode
+        self._given = iter(tree_map(self._shadow, args))
+        self._failed: Exception | None = None
+
+    def _shadow(self, value: object) -> object:
+        return self._mode.from_tensor(value) if isinstance(value, Tensor) else value
+
+    def value(self, node: fx.Node) -> object:
+        if node not in self.env:
+            if self._failed is not None:
+                raise self._failed
+            try:
+                self._run_up_to(node)
+            except Exception as error:
+                self._failed = error
+                raise
+        return self.env[node]
+
+    def _run_up_to(self, last: fx.Node) -> None:
+        with ExitStack() as stack:
+            for context in (torch.no_grad(), enable_python_dispatcher(), self._mode):
+                stack.enter_context(context)
+            for node in self.graph.nodes:
+                if node not in self.env:
+                    self.env[node] = next(self._given) if node.op == "placeholder" else self.run_node(node)
+                if node is last:
+                    return
+
+
+class _Tuples:
+    """A comparison of tuples of sizes, which Python would settle at once."""
+
+    def __init__(self, equal: bool, first: tuple, second: tuple):
+        same = len(first) == len(second)
+        pairs = zip(first, second, strict=True) if same else ()
+        self.relation = sympy.And(*(sympy.Eq(*map(_expression, pair)) for pair in pairs), sympy.sympify(same))
+        self.relation = self.relation if equal else sympy.Not(self.relation)
+
+
+class _Symbolic(_Run):
+    """A run whose sizes are symbols, but those of channels."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, args: tuple):
+        self.shapes = ShapeEnv(specialize_zero_one=False, duck_shape=False)
+        self.symbols: dict[sympy.Symbol, tuple[int, int]] = {}
+        self.ranks: list[int] = []
+        mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
+        super().__init__(root, graph, mode, args)
+
+    def _shadow(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        number = len(self.ranks)
+        fixed = [value.dim() == 4 and d == 1 for d in range(value.dim())]
+        more = [0 if fix else _MORE[d % len(_MORE)] for d, fix in enumerate(fixed)]
+        sizes = [size + by for size, by in zip(value.shape, more, strict=True)]
+        kinds = [DimDynamic.STATIC if fix else DimDynamic.DYNAMIC for fix in fixed]
+        shadow = self._mode.from_tensor(
+            torch.empty(sizes, dtype=value.dtype),
+            symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds),
+            source=ConstantSource(f"argument_{number}"),
+        )
+        self.symbols |= {
+            size.node.expr: (number, d)
+            for d, size in enumerate(shadow.shape)
+            if isinstance(size, torch.SymInt)
+        }
+        self.ranks.append(value.dim())
+        return shadow
+
+    def call_function(self, target: object, args: tuple, kwargs: dict) -> object:
+        if target in (operator.eq, operator.ne) and all(isinstance(arg, (tuple, list)) for arg in args):
+            return _Tuples(target is operator.eq, *map(tuple, args))
+        return super().call_function(target, args, kwargs)
+
+    def settled(self) -> list[Condition]:
+        """Sizes that a layer asked to be equal to others, or to a number, and that were replaced by them."""
+        return [
+            Condition(sympy.Eq(symbol, self.shapes.replacements[symbol], evaluate=False), True)
+            for symbol in self.symbols
+            if symbol in self.shapes.replacements
+        ]
+
+
+def _expression(value: object) -> sympy.Basic:
+    return value.node.expr if isinstance(value, (torch.SymInt, torch.SymBool)) else sympy.sympify(value)
+
+
+def _conditions(found: object, value: object) -> list[Condition]:
+    """What has to hold for a symbolic value to be the example's."""
+    if isinstance(found, _Tuples):
+        return [Condition(found.relation, bool(value))]
+    if isinstance(found, (tuple, list)):
+        pairs = zip(found, value, strict=True)
+        return [condition for pair in pairs for condition in _conditions(*pair)]
+    if isinstance(found, torch.SymBool):
+        return [Condition(found.node.expr, bool(value))]
+    if isinstance(found, torch.SymInt):
+        return [Condition(sympy.Eq(found.node.expr, int(value)), True)]
+    if found != value:
+        raise NotDecided("sizes do not follow those of the arguments")
+    return []
