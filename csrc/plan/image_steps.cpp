@@ -292,7 +292,9 @@ class Norm : public RowStep {
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
     if (call_.groups == 0) return RowStep::compute(memory, thread, team);
-    const auto [begin, end] = cpu::share(writes_.size.images * call_.groups, 1, thread, team);
+    // Channels of one cache line are for one thread.
+    const int64_t whole = call_.channels <= 16 ? call_.groups : 1;
+    const auto [begin, end] = cpu::share(writes_.size.images * call_.groups, whole, thread, team);
     cpu::kernels().group_norm(on(memory), begin, end);
   }
 
