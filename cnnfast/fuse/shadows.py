@@ -41,6 +41,7 @@ class Shadows:
         self._real = _Run(root, graph, FakeTensorMode(allow_non_fake_inputs=True), args)
         self._symbolic = _Symbolic(root, graph, args)
         self._conditions: list[Condition] = []
+        self._by_rank = False
 
     def value(self, node: fx.Node) -> object:
         """What the node gives, as far as no tensor's values count. Raises NotDecided."""
@@ -66,6 +67,17 @@ class Shadows:
         except Exception as error:
             raise NotDecided(f"{type(error).__name__}: {error}") from error
         return value
+
+    def length(self, node: fx.Node) -> int:
+        """Of a shape or a tuple, or how many dimensions a tensor has. Raises NotDecided."""
+        value = self.value(node)
+        if isinstance(value, Tensor):
+            self._by_rank = True
+            return value.dim()
+        if not isinstance(value, (tuple, list)):
+            raise NotDecided("it has no length")
+        self._by_rank = True
+        return len(value)
 
     def constant(self, node: fx.Node) -> int:
         """The whole number that a node gives for inputs of any size. Raises NotDecided."""
@@ -95,12 +107,12 @@ class Shadows:
         return all(self._is_by_sizes(source, seen) for source in node.all_input_nodes)
 
     def sizes(self) -> Sizes | None:
-        """What has to hold; None where no decision depends on sizes. Raises NotDecided."""
+        """What has to hold; None where nothing depends on sizes and ranks. Raises NotDecided."""
         conditions = list(dict.fromkeys(self._conditions))
-        if not conditions:
+        if not conditions and not self._by_rank:
             return None
         try:
-            known = self._symbolic.settled()
+            known = self._symbolic.settled() if conditions else []
             made = sizes_of([*known, *conditions], self._symbolic.symbols, self._symbolic.ranks)
         except NotExpressible as error:
             raise NotDecided(f"they are no whole-number expression of the inputs' sizes: {error}") from error

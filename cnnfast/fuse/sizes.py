@@ -29,7 +29,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Under which sizes of its tensors a graph is right; words: the same for people."""
+    """Under which sizes of its tensors a graph is right.
+
+    words: the same for people; empty where it is right for all sizes of tensors of so many dimensions.
+    """
 
     program: tuple[int, ...]
     words: str
@@ -74,6 +77,8 @@ def sizes_fit(tensors: list[Tensor], program: list[int]) -> bool:
 def refuse_other_sizes(tensors: list[Tensor], program: list[int], words: str) -> None:
     """RuntimeError where the sizes do not fulfil a program."""
     if not sizes_fit(tensors, program):
+        if words == "":
+            words = "as many dimensions"
         shapes = [list(tensor.size()) for tensor in tensors]
         raise RuntimeError(
             f"the forward that was frozen decides by sizes, and takes another path for inputs of {shapes}: "

@@ -272,14 +272,15 @@ class _Tracer(fx.Tracer):
         if self._args is None:
             return
         for node in list(self.graph.nodes):
-            if node.target in (operator.sub, operator.neg) and is_number(node) and node.users:
-                try:
-                    number = self.constant(node)
-                except NotTraceable:
-                    continue
-                for user in list(node.users):
-                    put = lambda source: number if source is node else source  # noqa: B023, E731
-                    user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
+            if not node.users or not is_number(node) or node.op != "call_function":
+                continue
+            try:
+                if node.target in (operator.sub, operator.neg):
+                    _write_number(node, self.constant(node))
+                elif node.target is not getattr and not node.all_input_nodes:  # those of settled ones
+                    _write_number(node, node.target(*node.args))
+            except NotTraceable:
+                continue
 
     def constant(self, node: fx.Node) -> int:
         """A size that is the same for all inputs, such as the channels."""
@@ -289,13 +290,18 @@ class _Tracer(fx.Tracer):
             return shadows.constant(node)
 
     def length(self, node: fx.Node) -> int:
-        """How many sizes a shape has, or values a tuple."""
-        if self._args is not None:
-            with self._looking_ahead() as shadows:
-                value = shadows.value(node)
-            if isinstance(value, (tuple, list)):
-                return len(value)
-        raise NotTraceable("its forward asks for the length of a tensor, or of a list that it is given")
+        """How many sizes a shape has, values a tuple, or dimensions a tensor."""
+        if self._args is None:
+            raise NotTraceable("its forward asks for the length of a tensor, or of a list that it is given")
+        with self._looking_ahead() as shadows:
+            return shadows.length(node)
+
+    def rank(self, node: fx.Node) -> int | None:
+        """How many dimensions a tensor has, where that is known."""
+        try:
+            return None if self._args is None else self.length(node)
+        except NotTraceable:
+            return None
 
     def class_of(self, node: fx.Node) -> type:
         """What isinstance is to take a value for."""
@@ -325,6 +331,16 @@ class _Tracer(fx.Tracer):
         )
 
 
+def _write_number(node: fx.Node, number: object) -> None:
+    """Put a number in the place of a node."""
+
+    def put(source: fx.Node) -> object:
+        return number if source is node else source
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
+
+
 class _Value(fx.Proxy):
     """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`.
 
@@ -332,7 +348,8 @@ class _Value(fx.Proxy):
     """
 
     def __getattr__(self, name):
-        return _Attribute(self, name)
+        rank = self.tracer.rank(self.node) if name == "ndim" else None
+        return _Attribute(self, name) if rank is None else rank
 
     def __setattr__(self, name, value):
         _refuse_to_set(self, name)
@@ -349,6 +366,10 @@ class _Value(fx.Proxy):
 class _Attribute(fx.proxy.Attribute):
     """The same for an attribute of a proxy."""
 
+    def __call__(self, *args, **kwargs):
+        rank = self.tracer.rank(self.root.node) if self.attr in _RANKS and not args else None
+        return super().__call__(*args, **kwargs) if rank is None else rank
+
     def __setattr__(self, name, value):
         _refuse_to_set(self, name)
         super().__setattr__(name, value)
@@ -360,6 +381,7 @@ class _Attribute(fx.proxy.Attribute):
         return self.tracer.constant(self.node)
 
 
+_RANKS = ("dim", "ndimension")
 _OF_PROXIES = ("tracer", "node", "_node", "root", "attr")
 
 

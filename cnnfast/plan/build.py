@@ -57,7 +57,7 @@ def build(model: nn.Module, example_inputs: tuple, winograd: bool = True) -> Bui
         made = record(traced.graph, network, example_inputs)
     except NotTraceable as error:
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", str(error))]) from error
-    if traced.sizes is not None:
+    if traced.sizes is not None and traced.sizes.words:
         reason = f"it decides by sizes: {traced.sizes.words}; a plan by itself holds for all"
         raise UnsupportedNetworkError(name, [Refusal(name, "the network", reason)])
     if len(example_inputs) != 1:

@@ -116,6 +116,19 @@ def channels_last_parts(x):
     return torch.cat((b, F.gelu(a) * d - e**2, c), dim=-1)
 
 
+def twice_by_thrice(x):
+    return F.interpolate(x, (x.shape[2] * 2, 3 * x.size(-1)), mode="bilinear")
+
+
+def viewed_by_sizes(x):
+    x = F.relu(x)
+    n, c = x.shape[:2]
+    gate = F.adaptive_avg_pool2d(x, 1).view(n, c)
+    return x * torch.sigmoid(gate).view([n, c] + [1] * (x.dim() - 2)) + gate.reshape(
+        n, c, *(1,) * (x.ndim - 2)
+    )
+
+
 ACTIVATIONS = {
     "relu6": nn.ReLU6(),
     "hardtanh": nn.Hardtanh(-0.3, 0.7),
@@ -185,6 +198,9 @@ SIMPLE = {
     "expand_first": lambda m, x: x.mean((2, 3), keepdim=True).expand_as(x) + F.relu(x).expand_as(x),
     "expand_to_shape": lambda m, x: x * x.mean((2, 3), keepdim=True).expand(x.shape) - x.expand(x.size()),
     "instance_norm": lambda m, x: F.instance_norm(F.relu(x), weight=m.first.bias),
+    "sized_by_sides": lambda m, x: F.interpolate(F.relu(x), size=list(x.shape[2:])[:1] + [x.shape[-2:][1]]),
+    "sized_twice": lambda m, x: twice_by_thrice(F.relu(x)),
+    "viewed_by_sizes": lambda m, x: viewed_by_sizes(x),
     "instance_like": lambda m, x: F.group_norm(x, 12),
     "group_norm": lambda m, x: F.relu(F.group_norm(x, 3, m.first.bias, m.first.bias)),
     "groups_by_channels": lambda m, x: F.group_norm(

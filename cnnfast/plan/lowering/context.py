@@ -319,10 +319,9 @@ class Lowering:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if isinstance(value, fx.Node):
-            if value.target is operator.getitem and value.args[1] == 1 and is_size(value.args[0]):
-                return self._channels_of(value.args[0].args[0])
-            if value.op == "call_method" and value.target == "size" and value.args[1:] == (1,):
-                return self._channels_of(value.args[0])
+            found = dimension_of(value)
+            if found is not None and found[1] in (1, 1 - len(self.shapes[found[0]])):
+                return self._channels_of(found[0])
             if value.target in _ARITHMETIC:
                 return value.target(*map(self.channel_number, value.args))
         raise Unsupported(_COMPUTED)
@@ -334,15 +333,8 @@ class Lowering:
 
     def is_batch_size(self, value: object) -> bool:
         """Whether an argument is the number of images, as x.size(0) or x.shape[0] give it."""
-        if not isinstance(value, fx.Node):
-            return False
-        if value.op == "call_method" and value.target == "size" and value.args[1:] == (0,):
-            source = value.args[0]
-        elif value.target is operator.getitem and value.args[1] == 0 and is_size(value.args[0]):
-            source = value.args[0].args[0]
-        else:
-            return False
-        step = self.values.get(source)
+        found = dimension_of(value)
+        step = self.values.get(found[0]) if found is not None and found[1] == 0 else None
         return step is not None and step not in self.free_inputs
 
 
@@ -391,15 +383,32 @@ def is_kind(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in _KINDS
 
 
-def side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:
-    """The tensor of which a number is the size in one of these dimensions."""
+def dimension_of(value: object) -> tuple[fx.Node, int] | None:
+    """The tensor, and the dimension, whose size a number is: x.size(1), x.shape[-1], x.shape[2:][0]."""
     if not isinstance(value, fx.Node):
         return None
-    if value.op == "call_method" and value.target == "size" and value.args[1:2] and value.args[1] in dims:
-        return value.args[0]
-    if value.target is operator.getitem and is_size(value.args[0]) and value.args[1] in dims:
-        return value.args[0].args[0]
-    return None
+    if value.op == "call_method" and value.target == "size" and len(value.args) == 2:
+        return value.args[0], value.args[1]
+    if value.target is not operator.getitem or not isinstance(value.args[1], int):
+        return None
+    source, index = value.args
+    if is_size(source):
+        return source.args[0], index
+    cut = source.args[1] if isinstance(source, fx.Node) and source.target is operator.getitem else None
+    if not isinstance(cut, slice) or cut.step is not None or not is_size(source.args[0]):
+        return None
+    if index < 0:
+        return (source.args[0].args[0], index) if cut.stop is None else None
+    begin = cut.start or 0
+    if not isinstance(begin, int) or (begin < 0 <= begin + index):
+        return None
+    return source.args[0].args[0], begin + index
+
+
+def side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:
+    """The tensor of which a number is the size in one of these dimensions."""
+    found = dimension_of(value)
+    return found[0] if found is not None and found[1] in dims else None
 
 
 def numbers(value: object, what: str) -> tuple[int, ...]:

@@ -38,6 +38,8 @@ def _interpolate(
     like = _sized_like(size)
     if like is not None:
         return Step(Op.INTERPOLATE, [source, low.image(like)], settings | zeros)
+    if (times := _times(size, input)) is not None:
+        return Step(Op.INTERPOLATE, [source], settings | _scales(times, None))
     sizes = list(size) if isinstance(size, (tuple, list)) else [size, size]
     if not all(isinstance(s, int) for s in sizes):
         raise Unsupported(
@@ -53,6 +55,20 @@ def _scales(scale_factor: object, recompute: object) -> dict[str, int]:
     if recompute or any(float(s) * 2**20 % 1 for s in scales):
         raise Unsupported(f"its scale factor is {scale_factor}, recomputed or no multiple of a power of two")
     return {f"scale_{axis}": fraction_word(float(s)) for axis, s in zip("hw", scales, strict=True)}
+
+
+def _times(size: object, source: fx.Node) -> list[int] | None:
+    """By how much a size is that of the source: (x.shape[2] * 2, x.shape[3] * 2)."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        return None
+    times = []
+    for side, dims in zip(size, ((2, -2), (3, -1)), strict=True):
+        product = isinstance(side, fx.Node) and side.target is operator.mul
+        factors = [factor for factor in side.args if isinstance(factor, int)] if product else []
+        if len(factors) != 1 or not any(side_of(factor, dims) is source for factor in side.args):
+            return None
+        times += factors
+    return times
 
 
 def _sized_like(size: object) -> fx.Node | None:

@@ -68,7 +68,7 @@ class Freezer:
         self.rows += rows_of(module, path, graph, made, result, inside)
         if not result.parts and not replaced:
             return None
-        if traced.sizes is not None:
+        if traced.sizes is not None and traced.sizes.words:
             here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
             self.notes.append(f"{here} decides by sizes, and is frozen for those with {traced.sizes.words}.")
         return join(graph, module, made, result, replaced, traced.sizes, fixed)

@@ -7,6 +7,7 @@ hang together are a part: every way out of it leads to a higher level, so that i
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import fx
 
 from cnnfast.fuse.tracing import is_number
@@ -20,9 +21,23 @@ class Part:
     level: int
 
 
+_SIZED_LIKE = (F.interpolate, F.pad, "expand")  # which may be told to give images as large as others
+
+
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The tensors that a node reads: sizes are known when a plan is made, or the node has no place in one."""
-    return [value for value in node.all_input_nodes if not is_number(value)]
+    """The tensors that a node reads.
+
+    Sizes are known when a plan is made, or the node has no place in one; those of larger or smaller images
+    are these images themselves.
+    """
+    found = [value for value in node.all_input_nodes if not is_number(value)]
+    if node.target in _SIZED_LIKE:
+        waiting = [value for value in node.all_input_nodes if is_number(value)]
+        while waiting:
+            sources = waiting.pop().all_input_nodes
+            waiting += [source for source in sources if is_number(source)]
+            found += [source for source in sources if not is_number(source)]
+    return list(dict.fromkeys(found))
 
 
 def levels(
@@ -74,5 +89,7 @@ def parts_of(graph: fx.Graph, planned: set[fx.Node], level: dict[fx.Node, int]) 
 
 def read_outside(part: Part, live: Iterable[fx.Node]) -> list[fx.Node]:
     """The nodes of a part whose values others need; sizes of a value need the value."""
-    inside, live = set(part.nodes), set(live)
-    return [node for node in part.nodes if any(user in live and user not in inside for user in node.users)]
+    inside = set(part.nodes)
+    others = [node for node in live if node not in inside]
+    read = {source for node in others for source in (*node.all_input_nodes, *operands(node))}
+    return [node for node in part.nodes if node in read]
