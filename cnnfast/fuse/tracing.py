@@ -104,7 +104,7 @@ def trace(
         tracer = _Tracer(probe, is_leaf, closed, live_training, args)
         watched, numbers = Watched(probe), RandomNumbers()
         try:
-            with tracer.noting_reads(), _values_for_isinstance():
+            with tracer.noting_reads(), _proxies_as_values():
                 graph = tracer.trace(probe)
             tracer.refuse_draws()
             tracer.settle_differences()
@@ -395,9 +395,9 @@ _INSIDE = (
 
 
 @contextmanager
-def _values_for_isinstance() -> Iterator[None]:
-    """isinstance(x, Tensor) is asked about the value that a proxy stands for."""
-    original = builtins.isinstance
+def _proxies_as_values() -> Iterator[None]:
+    """isinstance(x, Tensor) is asked about the value that a proxy stands for; torch.as_tensor takes one."""
+    original, as_tensor = builtins.isinstance, torch.as_tensor
 
     def isinstance(value, kinds):
         if type(value) not in (_Value, _Attribute) or original(value, kinds):
@@ -406,11 +406,18 @@ def _values_for_isinstance() -> Iterator[None]:
             return False
         return issubclass(value.tracer.class_of(value.node), kinds)
 
-    builtins.isinstance = isinstance
+    def tensor_of(data, dtype=None, device=None):
+        if type(data) not in (_Value, _Attribute):
+            return as_tensor(data, dtype=dtype, device=device)
+        kinds = {"dtype": dtype, "device": device}
+        wanted = {name: kind for name, kind in kinds.items() if kind is not None}
+        return data.to(**wanted) if wanted else data
+
+    builtins.isinstance, torch.as_tensor = isinstance, tensor_of
     try:
         yield
     finally:
-        builtins.isinstance = original
+        builtins.isinstance, torch.as_tensor = original, as_tensor
 
 
 def _refuse_to_set(proxy: fx.Proxy, name: str) -> None:
