@@ -21,9 +21,11 @@ constexpr std::array<ConvAlgorithm, 5> kFixed{
     {{5, 3, true}, {6, 4, true}, {7, 5, true}, {8, 6, true}, {8, 4, true}}};
 
 bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
-  const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
+  // Of dilated kernels every dilation-th pixel is in the same tile.
+  const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == g.dilation_w;
   const int64_t kernel = a.points - a.tile + 1;
-  return plain && !g.narrow_groups() && g.kernel_h == kernel && g.kernel_w == kernel;
+  return plain && (g.dilation_h == 1 || !a.fixed) && !g.narrow_groups() && g.kernel_h == kernel &&
+         g.kernel_w == kernel;
 }
 
 // Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with kernels/winograd.inl alone, see
@@ -96,8 +98,9 @@ double conv_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
                       weights * taps * kCyclesPerByte);
   }
   const auto points = static_cast<double>(a.points * a.points);
-  const auto tiles =
-      static_cast<double>(g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile));
+  ConvGeometry tiled = g;
+  tiled.algorithm = a;
+  const auto tiles = static_cast<double>(winograd_tiles(tiled));
   const double products = groups * tiles * points * in * out_vectors / kProductEfficiency;
   const double transforms = groups * tiles * transform_cycles(a) * (0.6 * in_vectors + 0.4 * out_vectors);
   return overlapped(products + transforms, weights * points * kCyclesPerByte);
@@ -192,7 +195,7 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
 }
 
 ConvAlgorithm trained_algorithm(const ConvGeometry& g) {
-  if (g.flops() < kTrainedWinogradFlops) return {};
+  if (g.flops() < kTrainedWinogradFlops || g.dilation_h > 1) return {};
   return choose_algorithm(g, g.kernel_h == 5 ? 6 : 4);
 }
 
@@ -207,8 +210,8 @@ std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& g) {
 Overreach overreach(const ConvGeometry& g) {
   if (g.algorithm.direct() || g.algorithm.fixed) return {};
   const int64_t tile = g.algorithm.tile;
-  return {divide_up(g.out_height, tile) * tile - g.out_height,
-          divide_up(g.out_width, tile) * tile - g.out_width};
+  return {tile_rows(g.out_height, tile, g.dilation_h) * tile - g.out_height,
+          tile_rows(g.out_width, tile, g.dilation_w) * tile - g.out_width};
 }
 
 const double* kernel_transform(const ConvAlgorithm& a) { return kernel_matrix_of(a).data(); }

@@ -25,7 +25,8 @@ constexpr int64_t largest_tile16(int64_t largest_tile) {
   return largest_tile >= kLargestTile ? kLargestTile16 : largest_tile;
 }
 
-// What can compute this, direct convolution first; `largest_tile` as below.
+// What can compute this, direct convolution first; `largest_tile` as below. Frozen networks alone have
+// Winograd's algorithm for dilated kernels.
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int64_t largest_tile);
 
 // The cheapest for these sizes by a model of arithmetic and of bytes moved. `largest_tile` bounds the tile of

@@ -39,9 +39,14 @@ Panels Panels::of(const ConvGeometry& g) {
   return g.algorithm.direct() ? of(g.group_out()) : cut_panels(g.group_out(), kernels().max_winograd_vectors);
 }
 
+int64_t tile_rows(int64_t rows, int64_t tile, int64_t dilation) {
+  const int64_t apart = (rows + dilation - 1) / dilation;
+  return (apart + tile - 1) / tile * dilation;
+}
+
 int64_t winograd_tiles(const ConvGeometry& g) {
   const int64_t tile = g.algorithm.tile;
-  return g.images * ((g.out_height + tile - 1) / tile) * ((g.out_width + tile - 1) / tile);
+  return g.images * tile_rows(g.out_height, tile, g.dilation_h) * tile_rows(g.out_width, tile, g.dilation_w);
 }
 
 }  // namespace cnnfast::cpu

@@ -36,6 +36,8 @@ struct Panels {
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+// Rows, or columns, of tiles over so many output rows, of which every dilation-th is in the same tile.
+int64_t tile_rows(int64_t rows, int64_t tile, int64_t dilation);
 // Tiles of its Winograd algorithm over all images.
 int64_t winograd_tiles(const ConvGeometry& g);
 

@@ -61,9 +61,7 @@ bool ConvJob::split_by_channels(int team) const {
 bool ConvJob::divides_channels(int team) const {
   if (g_.depthwise()) return false;
   if (g_.algorithm.direct()) return split_by_channels(team);
-  const int64_t tile = g_.algorithm.tile;
-  const int64_t rows = (g_.out_height + tile - 1) / tile, columns = (g_.out_width + tile - 1) / tile;
-  return split_tiles_by_channels(g_.images * rows * columns, team);
+  return split_tiles_by_channels(winograd_tiles(g_), team);
 }
 
 std::pair<int64_t, int64_t> ConvJob::channels_of(int thread, int team) const {

@@ -14,6 +14,9 @@ constexpr int64_t kRowBlocks = 3;
 // Transformed weights beyond this are read once per thread rather than by every thread.
 constexpr int64_t kSharedWeightBytes = 4 << 20;
 
+// The pixels of one tile, `step` apart.
+View apart(const View& v, float* data, int64_t step) { return {data, v.image, step * v.row, step * v.pixel}; }
+
 }  // namespace
 
 // Few tiles, or weights that would be read by every thread: each thread takes its own output channels, and
@@ -63,8 +66,9 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
   call.width = g_.out_width;
   call.points = g_.algorithm.points;
   call.tile = g_.algorithm.tile;
-  call.tile_rows = (g_.out_height + call.tile - 1) / call.tile;
-  call.tile_columns = (g_.out_width + call.tile - 1) / call.tile;
+  call.step = g_.dilation_h;
+  call.tile_rows = tile_rows(g_.out_height, call.tile, call.step);
+  call.tile_columns = tile_rows(g_.out_width, call.tile, call.step);
   call.in_channels = in;
   call.channels = out;
   call.panel_vectors = panels_.vectors;
@@ -84,10 +88,10 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
     const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;
     if (first >= last) continue;
     const int64_t padded = round_up(out, width);
-    call.input = {const_cast<float*>(input) + group * in, input_.image, input_.row, input_.pixel};
-    call.output = {output + group * out, output_.image, output_.row, output_.pixel};
-    call.residual = {residual ? const_cast<float*>(residual) + group * out : nullptr, residual_.image,
-                     residual_.row, residual_.pixel};
+    call.input = apart(input_, const_cast<float*>(input) + group * in, call.step);
+    call.output = apart(output_, output + group * out, call.step);
+    call.residual =
+        apart(residual_, residual ? const_cast<float*>(residual) + group * out : nullptr, call.step);
     call.weight = packed.weight + group * (call.raw ? out * call.raw->out : padded * in * points);
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;

@@ -80,6 +80,9 @@ struct KernelScatter {
 struct WinogradCall {
   View input, output, residual;  // residual.data may be null
   int64_t height, width;         // of the output
+  // Of dilated kernels: the pixels of one tile are `step` apart, as are those of the views above, and tiles
+  // begin at every one of the first step x step pixels.
+  int64_t step = 1;
   int64_t tile_rows, tile_columns;
   int64_t points, tile;
   int64_t in_channels, channels;

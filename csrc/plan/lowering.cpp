@@ -113,6 +113,11 @@ void Lowering::choose_algorithms() {
   }
 }
 
+// Tiles of dilated kernels do not tell padding from pixels.
+bool Lowering::takes_prologue(int64_t node) const {
+  return !algorithm_[node].direct() && conv_geometry(node).dilation_h == 1;
+}
+
 // An affine node with one reader that can do its work on the way in.
 void Lowering::find_prologues() {
   const std::vector<int64_t> reader = only_readers();
@@ -121,7 +126,7 @@ void Lowering::find_prologues() {
       continue;
     const Node& next = graph_.nodes[reader[node]];
     const bool conv = next.op == Op::kConv2d && next.inputs[0] == static_cast<int64_t>(node) &&
-                      (graph_.half() ? takes_prologue16(reader[node]) : !algorithm_[reader[node]].direct());
+                      (graph_.half() ? takes_prologue16(reader[node]) : takes_prologue(reader[node]));
     const bool pool = next.op == Op::kMaxPool2d || next.op == Op::kAvgPool2d || next.op == Op::kGlobalAvgPool;
     prologue_[node] = conv || pool;
   }

@@ -83,6 +83,7 @@ class Lowering {
   void emit_concat(int64_t node);
   void emit_outputs();
   void add(std::unique_ptr<Step> step);
+  bool takes_prologue(int64_t node) const;
   // In lowering16.cpp.
   bool takes_pairs_here(int64_t node) const;
   bool takes_prologue16(int64_t node) const;

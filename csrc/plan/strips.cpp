@@ -10,10 +10,9 @@ constexpr int64_t kStripBytes = 192 * 1024;
 // Few images: enough strips to occupy some threads.
 constexpr int64_t kUnits = 8;
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 int64_t rows_computed(const cpu::ConvGeometry& g, int64_t rows) {
-  return g.algorithm.direct() ? rows : round_up(rows, g.algorithm.tile);
+  return g.algorithm.direct() ? rows
+                              : cpu::tile_rows(rows, g.algorithm.tile, g.dilation_h) * g.algorithm.tile;
 }
 
 // Pooled rows that need one row of whole tiles: with fewer, most of a tile would be computed for nothing.

@@ -67,6 +67,7 @@ int64_t largest_tile_of(const Node& node, bool half) {
 }  // namespace
 
 cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& g, bool half) {
+  if (half && g.dilation_h > 1) return {};
   const int64_t largest_tile = largest_tile_of(node, half);
   const cpu::ConvAlgorithm by_cost = cpu::choose_algorithm(g, largest_tile);
   if (half && largest_tile == cpu::kLargestTile16) {

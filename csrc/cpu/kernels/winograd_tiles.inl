@@ -104,8 +104,9 @@ void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, cons
 template <int N, int M>
 void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
                      const TilePlace* next, const float* product, int64_t panel_channel) {
-  const int64_t rows = c.height - at.y < M ? c.height - at.y : M;
-  const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
+  const int64_t below = (c.height - at.y + c.step - 1) / c.step,
+                beside = (c.width - at.x + c.step - 1) / c.step;
+  const int64_t rows = below < M ? below : M, columns = beside < M ? beside : M;
   const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
   float* const to = at_place(c.output, at) + panel_channel;
   const float* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
@@ -140,7 +141,7 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
       }
     }
   }
-  if (in_registers(c.activation)) return;
+  if (in_registers(c.activation) || columns <= 0) return;
   for (int64_t y = 0; y < rows; ++y)
     activate_pixels(to + y * c.output.row, c.output.pixel, columns, end, c.activation);
 }
