@@ -29,6 +29,7 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       constants_(constants),
       program_(program),
       algorithm_(graph.nodes.size()),
+      zones_(graph.nodes.size()),
       pairs_(graph.nodes.size(), false),
       prologue_(graph.nodes.size(), false),
       projected_(graph.nodes.size(), false),
@@ -110,6 +111,7 @@ void Lowering::choose_algorithms() {
     g.algorithm = algorithm_of(n, g, graph_.half());
     pairs_[node] = graph_.half() && takes_pairs(g);
     if (!pairs_[node]) algorithm_[node] = g.algorithm;
+    find_zones(node);
   }
 }
 
@@ -153,6 +155,7 @@ void Lowering::find_conv_pools() {
   for (size_t node = 0; node < graph_.nodes.size(); ++node) {
     const Node& n = graph_.nodes[node];
     if (n.op != Op::kConv2d || n.inputs.size() != 1 || reader[node] < 0 || prologue_[n.inputs[0]]) continue;
+    if (!zones_[node].empty()) continue;
     int64_t pool = reader[node];
     const bool normed = graph_.nodes[pool].op == Op::kLocalResponseNorm && reader[pool] >= 0;
     if (normed) pool = reader[pool];
@@ -209,7 +212,7 @@ cpu::Prologue Lowering::prologue_of(int64_t node) const {
 
 // What a convolution reads around its input.
 Border Lowering::border_of(int64_t node) const {
-  if (prologue_[graph_.nodes[node].inputs[0]]) return {};
+  if (prologue_[graph_.nodes[node].inputs[0]] || !zones_[node].empty()) return {};
   if (graph_.half() && !takes_pairs_here(node)) return {};  // the padding is put around widened strips
   using A = Conv2dAttr;
   const auto& a = graph_.nodes[node].attr;

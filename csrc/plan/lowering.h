@@ -1,6 +1,7 @@
 // From a graph and its sizes to steps and places.
 #pragma once
 #include "plan/program.h"
+#include "plan/zones.h"
 
 namespace cnnfast::plan {
 
@@ -84,6 +85,9 @@ class Lowering {
   void emit_outputs();
   void add(std::unique_ptr<Step> step);
   bool takes_prologue(int64_t node) const;
+  // In zones.cpp.
+  void find_zones(int64_t node);
+  void emit_zones(int64_t node);
   // In lowering16.cpp.
   bool takes_pairs_here(int64_t node) const;
   bool takes_prologue16(int64_t node) const;
@@ -105,6 +109,7 @@ class Lowering {
   Program& program_;
   std::vector<Buffer> buffers_;
   std::vector<cpu::ConvAlgorithm> algorithm_;  // per node
+  std::vector<std::vector<Zone>> zones_;       // per node: of a convolution that is computed by them
   std::vector<bool> pairs_;                    // per node: multiplies pairs of bfloat16
   std::vector<bool> prologue_;                 // per node: an affine node that its reader does on the way in
   std::vector<bool> projected_;                // per node: a pooling done on the way into its 1x1 convolution

@@ -119,6 +119,21 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
   return packed;
 }
 
+std::shared_ptr<const ConvConstants> Network::window_constants(int64_t id, const cpu::ConvGeometry& g,
+                                                               int64_t row, int64_t column) {
+  using A = Conv2dAttr;
+  auto& packed = constants_[{id, g.kernel_h, g.kernel_w, row, column}];
+  if (packed) return packed;
+  const auto& a = graph_.nodes[id].attr;
+  const int64_t width = a[A::kKernelW], kernel = a[A::kKernelH] * width;
+  auto fresh = std::make_shared<ConvConstants>();
+  fresh->weight = cpu::pack_weight(g, constant(a[A::kWeight]) + row * width + column,
+                                   {g.group_in() * kernel, kernel, width, 1});
+  fresh->shift = cpu::pack_channels(g, a[A::kBias] < 0 ? nullptr : constant(a[A::kBias]));
+  packed = std::move(fresh);
+  return packed;
+}
+
 const float* Network::constant(int64_t offset) const { return weights_.const_data_ptr<float>() + offset; }
 
 std::shared_ptr<Network> find_network(const at::Tensor& weights, const at::Tensor& plan) {

@@ -33,7 +33,7 @@ def conv_step(low: Lowering, source: Step, weight, bias, pads, stride, dilation,
     settings = {
         **dict(zip(("out_channels", "group_channels", "kernel_h", "kernel_w"), weight.shape, strict=True)),
         **pair_settings("stride", stride),
-        **pair_settings("dilation", dilation),
+        **pair_settings("dilation", dilation if max(weight.shape[2:]) > 1 else 1),
         **{"pad_left": left, "pad_right": right, "pad_top": top, "pad_bottom": bottom},
         "groups": groups,
     }
