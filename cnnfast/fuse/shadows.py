@@ -5,7 +5,7 @@ and with sizes that are symbols, which tell for which others it decides the same
 """
 
 import operator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import sympy
 import torch
@@ -19,7 +19,10 @@ from torch.utils._pytree import tree_map
 from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.sizes import Condition, NotExpressible, Sizes, sizes_of
 
-_MORE = (3, 64, 96, 160, 32)  # added to sizes by dimension: what is equal for the example may be so by chance
+# Added to sizes by dimension: what is equal for the example may be so by chance. Where layers ask for one
+# size, mostly, nothing is: at which place, by the number of dimensions.
+_MORE = (3, 64, 96, 160, 32)
+_CHANNELS_AT = {2: 1, 3: 2, 4: 1, 5: 1}
 _NUMBERS = ("shape", "ndim")
 _METHODS = ("size", "dim", "numel", "nelement", "ndimension")
 _KINDS = ("dtype", "device", "is_cuda", "is_mps", "is_sparse", "is_quantized", "layout")
@@ -41,7 +44,7 @@ class Shadows:
         self._real = _Run(root, graph, FakeTensorMode(allow_non_fake_inputs=True), args)
         self._symbolic = _Symbolic(root, graph, args)
         self._conditions: list[Condition] = []
-        self._by_rank = False
+        self._asked = False
 
     def value(self, node: fx.Node) -> object:
         """What the node gives, as far as no tensor's values count. Raises NotDecided."""
@@ -56,12 +59,10 @@ class Shadows:
         if isinstance(value, Tensor) or not self._is_by_sizes(node, set()):
             raise NotDecided("it is more than sizes")
         try:
-            found = self._symbolic.value(node)
-            for condition in _conditions(found, value):
-                if condition.relation not in (sympy.true, sympy.false):
-                    self._conditions.append(condition)
-                elif bool(condition.relation) != condition.holds:
-                    raise NotDecided("sizes do not follow those of the arguments")
+            found = _conditions(self._symbolic.value(node), value)
+            if any(c.relation in (sympy.true, sympy.false) and bool(c.relation) != c.holds for c in found):
+                raise NotDecided("sizes do not follow those of the arguments")
+            self._conditions += found
         except NotDecided:
             raise
         except Exception as error:
@@ -72,23 +73,30 @@ class Shadows:
         """Of a shape or a tuple, or how many dimensions a tensor has. Raises NotDecided."""
         value = self.value(node)
         if isinstance(value, Tensor):
-            self._by_rank = True
+            self._asked = True
             return value.dim()
         if not isinstance(value, (tuple, list)):
             raise NotDecided("it has no length")
-        self._by_rank = True
+        self._asked = True
         return len(value)
 
     def constant(self, node: fx.Node) -> int:
-        """The whole number that a node gives for inputs of any size. Raises NotDecided."""
+        """The whole number that a node gives for inputs of any size, but for channels. Raises NotDecided."""
         value, found = self.value(node), None
         if isinstance(value, int) and self._is_by_sizes(node, set()):
             try:
                 found = self._symbolic.value(node)
             except Exception as error:
                 raise NotDecided(str(error)) from error
-        if not isinstance(found, (int, torch.SymInt)) or _expression(found) != value:
+        if not isinstance(found, (int, torch.SymInt)):
+            raise NotDecided("it is no whole number")
+        expression = _expression(found)
+        if not expression.free_symbols <= self._symbolic.channels or (
+            expression.is_number and expression != value
+        ):
             raise NotDecided("it is no number that is the same for all sizes")
+        self._conditions.append(Condition(sympy.Eq(expression, value), True))
+        self._asked = True
         return value
 
     def _is_by_sizes(self, node: fx.Node, seen: set[fx.Node]) -> bool:
@@ -108,15 +116,18 @@ class Shadows:
 
     def sizes(self) -> Sizes | None:
         """What has to hold; None where nothing depends on sizes and ranks. Raises NotDecided."""
-        conditions = list(dict.fromkeys(self._conditions))
-        if not conditions and not self._by_rank:
+        if not self._conditions and not self._asked:
             return None
+        pinned, settled = self._symbolic.settled()
+        conditions = []
+        for condition in dict.fromkeys((*settled, *self._conditions)):
+            relation = condition.relation.subs(pinned)
+            if relation not in (sympy.true, sympy.false):
+                conditions.append(Condition(relation, condition.holds))
         try:
-            known = self._symbolic.settled() if conditions else []
-            made = sizes_of([*known, *conditions], self._symbolic.symbols, self._symbolic.ranks)
+            return sizes_of(conditions, self._symbolic.symbols, self._symbolic.ranks)
         except NotExpressible as error:
             raise NotDecided(f"they are no whole-number expression of the inputs' sizes: {error}") from error
-        return made
 
 
 class _Run(Interpreter):
@@ -164,11 +175,12 @@ class _Tuples:
 
 
 class _Symbolic(_Run):
-    """A run whose sizes are symbols, but those of channels."""
+    """A run whose sizes are symbols."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, args: tuple):
         self.shapes = ShapeEnv(specialize_zero_one=False, duck_shape=False)
         self.symbols: dict[sympy.Symbol, tuple[int, int]] = {}
+        self.channels: set[sympy.Symbol] = set()
         self.ranks: list[int] = []
         mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
         super().__init__(root, graph, mode, args)
@@ -176,11 +188,10 @@ class _Symbolic(_Run):
     def _shadow(self, value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        number = len(self.ranks)
-        fixed = [value.dim() == 4 and d == 1 for d in range(value.dim())]
-        more = [0 if fix else _MORE[d % len(_MORE)] for d, fix in enumerate(fixed)]
+        number, rank = len(self.ranks), value.dim()
+        more = [0 if d == _CHANNELS_AT.get(rank) else _MORE[d % len(_MORE)] for d in range(rank)]
         sizes = [size + by for size, by in zip(value.shape, more, strict=True)]
-        kinds = [DimDynamic.STATIC if fix else DimDynamic.DYNAMIC for fix in fixed]
+        kinds = [DimDynamic.DYNAMIC] * rank
         shadow = self._mode.from_tensor(
             torch.empty(sizes, dtype=value.dtype),
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds),
@@ -191,7 +202,10 @@ class _Symbolic(_Run):
             for d, size in enumerate(shadow.shape)
             if isinstance(size, torch.SymInt)
         }
-        self.ranks.append(value.dim())
+        self.channels |= {
+            symbol for symbol, at in self.symbols.items() if at == (number, _CHANNELS_AT.get(rank))
+        }
+        self.ranks.append(rank)
         return shadow
 
     def call_function(self, target: object, args: tuple, kwargs: dict) -> object:
@@ -199,13 +213,21 @@ class _Symbolic(_Run):
             return _Tuples(target is operator.eq, *map(tuple, args))
         return super().call_function(target, args, kwargs)
 
-    def settled(self) -> list[Condition]:
-        """Sizes that a layer asked to be equal to others, or to a number, and that were replaced by them."""
-        return [
-            Condition(sympy.Eq(symbol, self.shapes.replacements[symbol], evaluate=False), True)
-            for symbol in self.symbols
-            if symbol in self.shapes.replacements
+    def settled(self) -> tuple[dict[sympy.Symbol, sympy.Integer], list[Condition]]:
+        """Sizes for which layers take one number alone, such as channels, and those that have to be equal.
+
+        Other numbers are an error of these layers, whatever a forward decides.
+        """
+        with suppress(Exception):  # up to the last node that runs without values
+            self.value(next(reversed(self.graph.nodes)))
+        replaced = {symbol: self.shapes.replacements.get(symbol) for symbol in self.symbols}
+        pinned = {s: number for s, number in replaced.items() if isinstance(number, sympy.Integer)}
+        equal = [
+            Condition(sympy.Eq(symbol, other, evaluate=False), True)
+            for symbol, other in replaced.items()
+            if other is not None and symbol not in pinned
         ]
+        return pinned, equal
 
 
 def _expression(value: object) -> sympy.Basic:

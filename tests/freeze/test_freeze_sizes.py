@@ -163,6 +163,78 @@ def test_what_sizes_do_not_tell_is_left_alone(function):
             assert_near(frozen(images), model(images).double())
 
 
+class ChannelsLast(nn.Module):
+    """A block whose second dimension is the height, which no layer asks for as it does for channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return y * 2 if x.shape[1] % 2 == 0 else y
+
+
+def test_blocks_in_channels_last_do_not_take_heights_for_channels():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.inner = nn.Conv2d(3, 4, 3, padding=1), ChannelsLast()
+
+        def forward(self, x):
+            x = self.conv(x).permute(0, 2, 3, 1)
+            if x.sum() < 1e9:
+                x = self.inner(x)
+            return x
+
+    model = Turned().eval()
+    frozen = cnnfast.freeze(model, torch.randn(1, 3, 8, 9))
+    with torch.no_grad():
+        for size in ((2, 3, 8, 9), (1, 3, 6, 5), (1, 3, 7, 8)):
+            x = torch.randn(size)
+            assert_near(frozen(x), model(x).double())
+
+
+def test_batches_of_one_decide():
+    """Broadcasting has asked for the batch before the forward does."""
+
+    def by_batch(net, x):
+        y = net.down(x) + net.down(x).mean((0, 2, 3), keepdim=True)
+        return net.out(y if x.shape[0] == 1 else net.same(y))
+
+    for batch in (1, 2):
+        model = Net(by_batch)
+        frozen = cnnfast.freeze(model, torch.randn(batch, 3, 16, 16))
+        with torch.no_grad():
+            x = torch.randn(batch, 3, 12, 20)
+            assert_near(frozen(x), model(x).double())
+            with pytest.raises(RuntimeError, match="takes another path"):
+                frozen(torch.randn(3 - batch, 3, 16, 16))
+
+
+def test_sums_that_broadcast_decide():
+    """Layers that take two equal sizes take others as well."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, a, b):
+            y = self.conv(a) + self.conv(b)
+            return y if a.shape == b.shape else y * 2
+
+    model = Two().eval()
+    a, b, row = torch.randn(1, 3, 8, 9), torch.randn(1, 3, 8, 9), torch.randn(1, 3, 8, 1)
+    frozen = cnnfast.freeze(model, (a, b))
+    with torch.no_grad():
+        assert_near(frozen(b, a), model(b, a).double())
+        try:
+            assert_near(frozen(a, row), model(a, row).double())
+        except RuntimeError as error:
+            assert "takes another path" in str(error)
+
+
 class Outer(nn.Module):
     """A block inside decides, by sizes that are not those of the network's input."""
 
