@@ -101,8 +101,8 @@ void Lowering::emit_conv(int64_t node) {
   const Node& n = graph_.nodes[node];
   const auto& a = n.attr;
   const cpu::ConvGeometry g = conv_geometry(node);
-  if (graph_.half()) return emit_conv16(node, g, a[A::kPadTop], a[A::kPadLeft]);
   if (!zones_[node].empty()) return emit_zones(node);
+  if (graph_.half()) return emit_conv16(node, g, a[A::kPadTop], a[A::kPadLeft]);
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
   add(conv_step(node, g, a[A::kPadTop], a[A::kPadLeft], constants_.conv_constants(node, g),

@@ -120,16 +120,19 @@ std::shared_ptr<const ConvConstants> Network::conv_constants(int64_t id, const c
 }
 
 std::shared_ptr<const ConvConstants> Network::window_constants(int64_t id, const cpu::ConvGeometry& g,
-                                                               int64_t row, int64_t column) {
+                                                               int64_t row, int64_t column, WeightForm form) {
   using A = Conv2dAttr;
-  auto& packed = constants_[{id, g.kernel_h, g.kernel_w, row, column}];
+  auto& packed = constants_[{id, g.kernel_h, g.kernel_w, row, column, static_cast<int64_t>(form)}];
   if (packed) return packed;
   const auto& a = graph_.nodes[id].attr;
   const int64_t width = a[A::kKernelW], kernel = a[A::kKernelH] * width;
+  const float* const weight = constant(a[A::kWeight]) + row * width + column;
+  const float* const shift = a[A::kBias] < 0 ? nullptr : constant(a[A::kBias]);
+  const cpu::WeightStrides strides{g.group_in() * kernel, kernel, width, 1};
+  const bool pairs = form == WeightForm::kPairs;
   auto fresh = std::make_shared<ConvConstants>();
-  fresh->weight = cpu::pack_weight(g, constant(a[A::kWeight]) + row * width + column,
-                                   {g.group_in() * kernel, kernel, width, 1});
-  fresh->shift = cpu::pack_channels(g, a[A::kBias] < 0 ? nullptr : constant(a[A::kBias]));
+  fresh->weight = pairs ? cpu::pack_pairs(g, weight, strides) : cpu::pack_weight(g, weight, strides);
+  fresh->shift = pairs ? cpu::pack_panels(g, shift) : cpu::pack_channels(g, shift);
   packed = std::move(fresh);
   return packed;
 }

@@ -21,7 +21,8 @@ class Network : public ConstantStore {
   std::shared_ptr<const ConvConstants> conv_constants(int64_t node, const cpu::ConvGeometry& geometry,
                                                       WeightForm form) override;
   std::shared_ptr<const ConvConstants> window_constants(int64_t node, const cpu::ConvGeometry& geometry,
-                                                        int64_t row, int64_t column) override;
+                                                        int64_t row, int64_t column,
+                                                        WeightForm form) override;
   const float* constant(int64_t offset) const override;
 
  private:

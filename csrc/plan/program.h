@@ -26,7 +26,8 @@ class ConstantStore {
   // Of a convolution by a part of its kernel: the geometry's taps, from a row and a column of taps on.
   virtual std::shared_ptr<const ConvConstants> window_constants(int64_t node,
                                                                 const cpu::ConvGeometry& geometry,
-                                                                int64_t row, int64_t column) = 0;
+                                                                int64_t row, int64_t column,
+                                                                WeightForm form) = 0;
   virtual const float* constant(int64_t offset) const = 0;
 };
 

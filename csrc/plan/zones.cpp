@@ -4,7 +4,9 @@
 #include <memory>
 #include <sstream>
 
+#include "cpu/conv16_job.h"
 #include "plan/lowering.h"
+#include "plan/steps16.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -33,56 +35,120 @@ std::vector<Reach> reaches(int64_t outputs, int64_t inputs, int64_t pad, int64_t
   return found;
 }
 
+using ZoneConstants = std::vector<std::shared_ptr<const ConvConstants>>;
+
+// Where a zone begins: its first tap in the input, its first pixel in the output.
+struct Corner {
+  int64_t in_row, in_column, row, column;
+  Corner(const cpu::ConvGeometry& g, const PaddedImage& image, const Zone& z)
+      : in_row(z.rows.begin * g.stride_h - image.pad_top + z.rows.first_tap * g.dilation_h),
+        in_column(z.columns.begin * g.stride_w - image.pad_left + z.columns.first_tap * g.dilation_w),
+        row(z.rows.begin),
+        column(z.columns.begin) {}
+  template <class V>
+  auto* in(const V& v) const {
+    return v.data + in_row * v.row + in_column * v.pixel;
+  }
+  template <class V>
+  auto* out(const V& v) const {
+    return v.data + row * v.row + column * v.pixel;
+  }
+};
+
+template <class Job>
+struct Part {
+  Corner corner;
+  Job job;
+};
+
+template <class Parts>
+double flops_of(const Parts& parts) {
+  double sum = 0;
+  for (const auto& part : parts) sum += part.job.geometry().flops();
+  return sum;
+}
+
+template <class Parts>
+std::string text_of(const std::string& conv, const Parts& parts, const Place& to) {
+  return conv + ", in " + std::to_string(parts.size()) + " zones, to " + size_text(to.size);
+}
+
 class ZonedConv : public Step {
  public:
   ZonedConv(int64_t node, const cpu::ConvGeometry& g, const PaddedImage& image,
-            const std::vector<Zone>& zones, std::vector<std::shared_ptr<const ConvConstants>> constants,
-            std::vector<Place> reads, Place to)
+            const std::vector<Zone>& zones, ZoneConstants constants, std::vector<Place> reads, Place to)
       : Step(node, std::move(reads), std::move(to)), text_(conv_text(g)), constants_(std::move(constants)) {
     const cpu::View residual = reads_.size() == 2 ? reads_[1].strides() : cpu::View{};
-    for (const Zone& z : zones) {
-      parts_.push_back({z,
-                        cpu::ConvJob(zone_geometry(g, z), reads_[0].strides(), writes_.strides(), residual),
-                        z.rows.begin * g.stride_h - image.pad_top + z.rows.first_tap * g.dilation_h,
-                        z.columns.begin * g.stride_w - image.pad_left + z.columns.first_tap * g.dilation_w});
-    }
+    for (const Zone& z : zones)
+      parts_.push_back({Corner(g, image, z),
+                        cpu::ConvJob(zone_geometry(g, z), reads_[0].strides(), writes_.strides(), residual)});
   }
-
-  double flops() const override {
-    double sum = 0;
-    for (const Part& part : parts_) sum += part.job.geometry().flops();
-    return sum;
-  }
-  std::string text() const override {
-    return text_ + ", in " + std::to_string(parts_.size()) + " zones, to " + size_text(writes_.size);
-  }
+  double flops() const override { return flops_of(parts_); }
+  std::string text() const override { return text_of(text_, parts_, writes_); }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override {
     const cpu::View from = reads_[0].view(memory), to = writes_.view(memory);
     const cpu::View added = reads_.size() == 2 ? reads_[1].view(memory) : cpu::View{};
     for (size_t i = 0; i < parts_.size(); ++i) {
-      const Part& part = parts_[i];
-      const int64_t y = part.zone.rows.begin, x = part.zone.columns.begin;
-      part.job.run_at({constants_[i]->weight, kNoScale, constants_[i]->shift},
-                      from.data + part.row * from.row + part.column * from.pixel,
-                      to.data + y * to.row + x * to.pixel,
-                      added.data ? added.data + y * added.row + x * added.pixel : nullptr, thread, team);
+      const Corner& at = parts_[i].corner;
+      parts_[i].job.run_at({constants_[i]->weight, kNoScale, constants_[i]->shift}, at.in(from), at.out(to),
+                           added.data ? at.out(added) : nullptr, thread, team);
     }
   }
 
  private:
-  // Where the first tap of the zone's first pixel lies in the input.
-  struct Part {
-    Zone zone;
-    cpu::ConvJob job;
-    int64_t row, column;
-  };
   static inline const cpu::AlignedFloats kNoScale{0};
   std::string text_;
-  std::vector<std::shared_ptr<const ConvConstants>> constants_;
-  std::vector<Part> parts_;
+  ZoneConstants constants_;
+  std::vector<Part<cpu::ConvJob>> parts_;
 };
+
+// The same of bfloat16 values, by products of pairs.
+class ZonedPairs : public Writes16<Step> {
+ public:
+  ZonedPairs(int64_t node, const cpu::ConvGeometry& g, const PaddedImage& image,
+             const std::vector<Zone>& zones, ZoneConstants constants, std::vector<Place> reads, Place to)
+      : Writes16(node, std::move(reads), std::move(to)),
+        text_(conv_text(g)),
+        constants_(std::move(constants)) {
+    const cpu::View16 residual = reads_.size() == 2 ? reads_[1].strides16() : cpu::View16{};
+    for (const Zone& z : zones)
+      parts_.push_back({Corner(g, image, z), cpu::Conv16Job(zone_geometry(g, z), reads_[0].strides16(),
+                                                            writes_.strides16(), residual)});
+  }
+  double flops() const override { return flops_of(parts_); }
+  std::string text() const override { return text_of(text_ + ", pairs of bfloat16", parts_, writes_); }
+
+ protected:
+  void compute(const Memory& memory, int thread, int team) const override {
+    const Place& place = reads_[0];
+    const auto* buffer = reinterpret_cast<const uint16_t*>(memory.buffers[place.buffer]);
+    const cpu::View16 from = place.view16(memory), to = writes_.view16(memory);
+    const cpu::View16 added = reads_.size() == 2 ? reads_[1].view16(memory) : cpu::View16{};
+    const cpu::TileUse tiles(true);
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      const Corner& at = parts_[i].corner;
+      parts_[i].job.run(constants_[i]->weight, constants_[i]->shift,
+                        {at.in(from), buffer, buffer + place.size.images * place.image(), at.out(to),
+                         added.data ? at.out(added) : nullptr},
+                        thread, team);
+    }
+  }
+
+ private:
+  std::string text_;
+  ZoneConstants constants_;
+  std::vector<Part<cpu::Conv16Job>> parts_;
+};
+
+template <class Zoned>
+std::unique_ptr<Step> make_zoned(int64_t node, const cpu::ConvGeometry& g, const PaddedImage& image,
+                                 const std::vector<Zone>& zones, ZoneConstants constants,
+                                 std::vector<Place> reads, Place to) {
+  return std::make_unique<Zoned>(node, g, image, zones, std::move(constants), std::move(reads),
+                                 std::move(to));
+}
 
 }  // namespace
 
@@ -109,26 +175,27 @@ cpu::ConvGeometry zone_geometry(const cpu::ConvGeometry& geometry, const Zone& z
   return g;
 }
 
-bool gains_by_zones(const cpu::ConvGeometry& g, const std::vector<Zone>& zones) {
+bool gains_by_zones(const cpu::ConvGeometry& g, const std::vector<Zone>& zones, bool pairs) {
   if (zones.size() < 2 &&
       (zones.empty() || zones[0].rows.taps * zones[0].columns.taps == g.kernel_h * g.kernel_w))
     return false;
+  const auto cycles_of = [&](const cpu::ConvGeometry& part) {
+    return pairs ? cpu::pair_cycles(part) : cpu::conv_cycles(part, part.algorithm);
+  };
   double cycles = 0;
-  for (const Zone& z : zones) {
-    const cpu::ConvGeometry part = zone_geometry(g, z);
-    cycles += cpu::conv_cycles(part, part.algorithm) + kZoneCycles;
-  }
-  return cycles < kLeastGain * cpu::conv_cycles(g, g.algorithm);
+  for (const Zone& z : zones) cycles += cycles_of(zone_geometry(g, z)) + kZoneCycles;
+  return cycles < kLeastGain * cycles_of(g);
 }
 
 void Lowering::find_zones(int64_t node) {
   using A = Conv2dAttr;
   const auto& a = graph_.nodes[node].attr;
   const cpu::ConvGeometry g = conv_geometry(node);
-  if (graph_.half() || g.groups != 1 || (g.dilation_h == 1 && g.dilation_w == 1)) return;
+  if (g.groups != 1 || (g.dilation_h == 1 && g.dilation_w == 1)) return;
+  if (graph_.half() && !takes_pairs_here(node)) return;  // widened strips have their padding around them
   const Value& in = values_[graph_.nodes[node].inputs[0]];
   std::vector<Zone> zones = zones_of(g, {in.height, in.width, a[A::kPadTop], a[A::kPadLeft]});
-  if (!gains_by_zones(g, zones)) return;
+  if (!gains_by_zones(g, zones, graph_.half())) return;
   zones_[node] = std::move(zones);
   algorithm_[node] = {};
 }
@@ -138,15 +205,16 @@ void Lowering::emit_zones(int64_t node) {
   const Node& n = graph_.nodes[node];
   const cpu::ConvGeometry g = conv_geometry(node);
   const Value& in = values_[n.inputs[0]];
-  std::vector<std::shared_ptr<const ConvConstants>> constants;
+  ZoneConstants constants;
+  const WeightForm form = graph_.half() ? WeightForm::kPairs : WeightForm::kFloat;
   for (const Zone& z : zones_[node])
     constants.push_back(
-        constants_.window_constants(node, zone_geometry(g, z), z.rows.first_tap, z.columns.first_tap));
+        constants_.window_constants(node, zone_geometry(g, z), z.rows.first_tap, z.columns.first_tap, form));
   std::vector<Place> reads{place(n.inputs[0])};
   if (n.inputs.size() == 2) reads.push_back(place(n.inputs[1]));
-  add(std::make_unique<ZonedConv>(node, g,
-                                  PaddedImage{in.height, in.width, n.attr[A::kPadTop], n.attr[A::kPadLeft]},
-                                  zones_[node], std::move(constants), std::move(reads), place(node)));
+  const PaddedImage image{in.height, in.width, n.attr[A::kPadTop], n.attr[A::kPadLeft]};
+  const auto make = graph_.half() ? make_zoned<ZonedPairs> : make_zoned<ZonedConv>;
+  add_step(make(node, g, image, zones_[node], std::move(constants), std::move(reads), place(node)));
 }
 
 }  // namespace cnnfast::plan

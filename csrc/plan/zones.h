@@ -24,8 +24,9 @@ struct PaddedImage {
 
 // Empty where there are pixels that no tap serves.
 std::vector<Zone> zones_of(const cpu::ConvGeometry& geometry, const PaddedImage& image);
-// Whether computing by zones takes less time than the geometry's own algorithm.
-bool gains_by_zones(const cpu::ConvGeometry& geometry, const std::vector<Zone>& zones);
+// Whether computing by zones takes less time than the geometry's own algorithm, or, where `pairs`, than
+// products of pairs.
+bool gains_by_zones(const cpu::ConvGeometry& geometry, const std::vector<Zone>& zones, bool pairs);
 // The convolution of one zone.
 cpu::ConvGeometry zone_geometry(const cpu::ConvGeometry& geometry, const Zone& zone);
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import cnnfast
 
-from .support import assert_near, needs_extension, truth
+from .support import assert_near, needs_extension, takes_pairs, truth
 
 pytestmark = needs_extension
 
@@ -114,9 +114,12 @@ def test_nan_reaches_what_a_tap_reaches():
         assert torch.equal(frozen(x).isnan(), model(x).isnan())
 
 
+@pytest.mark.parametrize("activation", ["silu", "residual"])
 @pytest.mark.parametrize("name", CASES)
-def test_bfloat16(name):
-    model, x = network(name), images(name)
+def test_bfloat16(name, activation):
+    model, x = network(name, activation), images(name)
     frozen = cnnfast.freeze(model, x, dtype=torch.bfloat16)
     wanted = truth(model, x)
     assert (frozen(x) - wanted).abs().max() <= 3e-2 * wanted.abs().max()
+    if takes_pairs() and name in ("as large as the image", "larger than the image"):
+        assert all("zones" in step for step in steps_of(frozen, x))

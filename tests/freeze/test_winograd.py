@@ -77,8 +77,8 @@ def test_winograd_is_used_where_it_pays(name):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_winograd_is_not_used_for_strides_dilations_and_first_layers(channels):
-    for conv in (nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(64, 64, 3, 1, 2, 2), nn.Conv2d(channels, 8, 3)):
+def test_winograd_is_not_used_for_strides_unequal_dilations_and_first_layers(channels):
+    for conv in (nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(64, 64, 3, 1, 2, (2, 1)), nn.Conv2d(channels, 8, 3)):
         x = torch.randn(2, conv.in_channels, 24, 24)
         assert "winograd" not in _described(cnnfast.freeze(conv, x), x)
 
