@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from cnnfast import _ext
-from cnnfast.fuse.check import VerificationError, as_tuple, check_errors, layer_errors, multiply_adds
+from cnnfast.fuse.check import (
+    VerificationError,
+    as_tuple,
+    check_errors,
+    layer_errors,
+    multiply_adds,
+    wrong_units,
+)
 from cnnfast.fuse.convert import Converter
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.shells import unfused
@@ -57,7 +64,8 @@ def fuse(
 
     Args:
         model: any module; inside DataParallel or DistributedDataParallel fuse first and wrap the result.
-        example_inputs: a tensor or a tuple of them, for multiply-adds in the report and for verify.
+        example_inputs: a tensor or a tuple of them, for multiply-adds in the report, for verify, and to find
+            forwards that tracing takes for others (they decide by what no graph shows): those stay.
         filter_fn: filter_fn(name, module) -> bool chooses the layers to fuse; all without it. For a function,
             such as F.max_pool2d, module is the one whose forward calls it.
         strict: raise where a layer stays eager that filter_fn did not leave out.
@@ -76,9 +84,8 @@ def fuse(
     _check_model(model)
     if verify and example_inputs is None:
         raise ValueError("fuse: verify needs inputs: write fuse(model, example_inputs, verify=True)")
-    network = unfused(model)
-    converter = Converter(network, filter_fn or (lambda name, module: True))
-    report = Report(f"fuse({type(model).__name__})", tuple(converter.run()), tuple(converter.notes))
+    network, converter, rows = _converted(model, filter_fn, example_inputs)
+    report = Report(f"fuse({type(model).__name__})", rows, tuple(converter.notes))
     if not _ext.AVAILABLE:
         report = report.with_notes(f"The fused calls run plain PyTorch: {_ext.REASON}")
     if example_inputs is not None:
@@ -92,6 +99,23 @@ def fuse(
         return report
     network.__dict__["_cnnfast_report"] = report
     return network
+
+
+def _converted(
+    model: nn.Module, filter_fn: Callable | None, example_inputs: Tensor | tuple | None
+) -> tuple[nn.Module, Converter, tuple[Row, ...]]:
+    """The fused network; forwards whose graph is wrong for the example keep their own code."""
+    refused: dict[str, str] = {}
+    while True:
+        network = unfused(model)
+        converter = Converter(network, filter_fn or (lambda name, module: True), refused)
+        rows = tuple(converter.run())
+        if example_inputs is None:
+            return network, converter, rows
+        wrong = wrong_units(network, converter.units, as_tuple(example_inputs))
+        if wrong.keys() <= refused.keys():
+            return network, converter, rows
+        refused |= wrong
 
 
 def _check_model(model: nn.Module) -> None:

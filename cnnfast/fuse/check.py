@@ -5,13 +5,15 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from cnnfast.fuse.convert import Unit
 from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.shells import evaluating, shell_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
-from cnnfast.fuse.tracing import is_layer, is_ours
+from cnnfast.fuse.tracing import first_line, is_layer, is_ours
 
+_ROUNDING = 1e-3  # a graph calls the very operators of its forward: where it is right there is hardly any
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -90,6 +92,46 @@ class _Counts:
         if name is not None and name not in self.by_shapes:
             self.by_name[name] = self.by_name.get(name, 0) + total - self._seen
         self._seen = total
+
+
+def wrong_units(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) -> dict[str, str]:
+    """By path, why a unit's graph is not that of its forward: it does not run, or gives other values.
+
+    A forward may ask for more than tracing can answer, such as whether a value is None.
+    """
+    eager = evaluating(unfused(fused))
+    calls = _arguments(eager, [unit.path for unit in units], example_inputs)
+    wrong = {}
+    for unit in units:
+        if unit.path not in calls:
+            continue
+        module, args = eager.get_submodule(unit.path), calls[unit.path]
+        with torch.no_grad(), left_alone(eager):
+            wanted = module(*copies(args))
+        try:
+            with torch.no_grad(), left_alone(eager):
+                got = Interpreter(module, graph=unit.eager).run(*copies(args))
+        except Exception as error:  # whatever a graph raises that took a wrong path
+            wrong[unit.path] = f"its graph does not run ({type(error).__name__}: {first_line(error)})"
+            continue
+        if not same_values(got, wanted):
+            wrong[unit.path] = "its graph gives other values than its forward"
+    return wrong
+
+
+def copies(args: tuple) -> tuple:
+    """With tensors of their own, which a forward may write into."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+
+
+def same_values(got: object, wanted: object) -> bool:
+    """Whether two results are of equal shapes and dtypes, and nearly equal values."""
+    found, right = ([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)] for x in (got, wanted))
+    if [(x.shape, x.dtype) for x in found] != [(x.shape, x.dtype) for x in right]:
+        return False
+    return all(
+        relative_error(a, b) <= _ROUNDING for a, b in zip(found, right, strict=True) if not a.is_sparse
+    )
 
 
 def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) -> dict[str, float]:

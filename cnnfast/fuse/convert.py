@@ -35,10 +35,15 @@ class Unit:
 
 
 class Converter:
-    """Fuses a tree of shells in place; collects a row for each layer."""
+    """Fuses a tree of shells in place; collects a row for each layer.
 
-    def __init__(self, root: nn.Module, chosen: Callable[[str, nn.Module], bool]):
-        self.root, self.chosen = root, chosen
+    refused: by path, why a forward has to stay that could be traced.
+    """
+
+    def __init__(
+        self, root: nn.Module, chosen: Callable[[str, nn.Module], bool], refused: dict[str, str] | None = None
+    ):
+        self.root, self.chosen, self.refused = root, chosen, refused or {}
         self.rows: dict[str, Row] = {}
         self.units: list[Unit] = []
         self.notes: list[str] = []
@@ -60,6 +65,9 @@ class Converter:
             reason = "a layer alone is not fused: put it into a network, nn.Sequential(layer)"
             ours = is_ours(module)
             self.rows[path] = _row(path, module, ALREADY if ours else EAGER, reason="" if ours else reason)
+            return
+        if path in self.refused:
+            self.keep_forward(module, path, self.refused[path])
             return
         try:
             traced = trace(module, is_layer, live_training=True)

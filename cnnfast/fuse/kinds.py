@@ -194,6 +194,16 @@ def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
     )
 
 
+def is_written(value: fx.Node, root: nn.Module) -> bool:
+    """Whether something writes in place into a value, or into what may be a view of it."""
+    for user in value.users:
+        if user.args[:1] != (value,) or user.op not in ("call_function", "call_method", "call_module"):
+            continue
+        if writes_in_place(user, root) or (user.op != "call_module" and is_written(user, root)):
+            return True
+    return False
+
+
 def pads_first(conv: nn.Conv2d) -> bool:
     """Whether a convolution's padding is more than equal numbers of zeros on opposite sides."""
     return pads_to_same(conv) or bool(split_padding(conv)[0])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cnnfast.fuse import runtime
-from cnnfast.fuse.kinds import activation_of, module_of, why_not_plain, writes_in_place
+from cnnfast.fuse.kinds import activation_of, is_written, module_of, why_not_plain
 from cnnfast.fuse.tracing import is_layer, is_number, is_ours
 
 _AS_RESHAPE = {"view": "reshape", "view_as": "reshape_as"}
@@ -39,7 +39,7 @@ def views_as_reshapes(graph: fx.Graph, root: nn.Module, fused: set[fx.Node]) -> 
         if node.op not in ("call_method", "call_function") or not node.all_input_nodes:
             continue
         source = node.all_input_nodes[0]
-        written = node.target in _VIEWS_OF_ROWS and _is_written(node, root)
+        written = node.target in _VIEWS_OF_ROWS and is_written(node, root)
         if source in images and (written or node.target in _LOOK_AT_MEMORY):
             with graph.inserting_after(source):
                 rows = graph.call_function(runtime.in_rows, (source,))
@@ -47,16 +47,6 @@ def views_as_reshapes(graph: fx.Graph, root: nn.Module, fused: set[fx.Node]) -> 
             images.remove(source)
         elif node.op == "call_method" and node.target in _AS_RESHAPE and _has_sizes(node) and not written:
             node.target = _AS_RESHAPE[node.target]
-
-
-def _is_written(view: fx.Node, root: nn.Module) -> bool:
-    """Whether something writes in place into a view, or into what may be a view of it."""
-    for user in view.users:
-        if user.args[:1] != (view,) or user.op not in ("call_function", "call_method", "call_module"):
-            continue
-        if writes_in_place(user, root) or (user.op != "call_module" and _is_written(user, root)):
-            return True
-    return False
 
 
 def _has_sizes(node: fx.Node) -> bool:

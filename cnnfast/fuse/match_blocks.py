@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from cnnfast.fuse.foreign import is_standardised
 from cnnfast.fuse.groups import Group, writes_between
-from cnnfast.fuse.kinds import PLAIN_ACTIVATIONS, concatenated, module_of, pads_first
+from cnnfast.fuse.kinds import PLAIN_ACTIVATIONS, concatenated, is_written, module_of, pads_first
 from cnnfast.fuse.pool_arguments import is_plain_pool
 
 
@@ -37,7 +37,13 @@ class _Joiner:
 
     def join(self, concat: fx.Node, tensors: list[fx.Node]) -> None:
         block = self.dense_block(concat, tensors) or self.inception(concat, tensors)
-        if block is None or writes_between(self.nodes, block.first, concat, self.root, block.nodes):
+        # A block's gradient reads its output.
+        written = block is not None and is_written(concat, self.root)
+        if (
+            block is None
+            or written
+            or writes_between(self.nodes, block.first, concat, self.root, block.nodes)
+        ):
             return
         for node in block.nodes:
             self.by_value.pop(node, None)

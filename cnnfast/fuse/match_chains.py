@@ -7,7 +7,7 @@ A chain is one operator while training in bfloat16 on a CPU, and else runs group
 from torch import fx, nn
 
 from cnnfast.fuse.groups import Group, writes_between
-from cnnfast.fuse.kinds import module_of
+from cnnfast.fuse.kinds import is_written, module_of
 from cnnfast.fuse.match_blocks import is_stage
 
 
@@ -21,7 +21,8 @@ def join_chains(graph: fx.Graph, root: nn.Module, groups: list[Group]) -> list[G
             continue
         chain = _chain_from(group, by_first, root)
         own = [node for part in chain for node in part.nodes]
-        if len(chain) > 1 and not writes_between(nodes, own[0], own[-1], root, own):
+        written = is_written(own[-1], root) or writes_between(nodes, own[0], own[-1], root, own)
+        if len(chain) > 1 and not written:
             inside.update(part.first for part in chain)
             group = Group("chain", own, branches=[chain])
         joined.append(group)

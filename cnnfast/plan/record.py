@@ -10,13 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
-from cnnfast.fuse.check import relative_error
+from cnnfast.fuse.check import same_values
 from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.kinds import writes_in_place
 from cnnfast.fuse.side_effects import left_alone, write_count
 from cnnfast.fuse.tracing import NotTraceable, first_line
-
-_ROUNDING = 1e-3  # a graph calls the very operators of its forward: where it is right there is hardly any
 
 Place = tuple[tuple[int, ...], tuple[int, ...], int]  # of a tensor in its memory: sizes, strides, offset
 
@@ -57,7 +55,7 @@ def record(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx
         raise NotTraceable(first_line(error)) from error  # fx tells below which node it was
     except Exception as error:
         raise NotTraceable(f"its graph does not run ({type(error).__name__}: {first_line(error)})") from error
-    if not (_same(made.result, wanted) or _same(_run(graph, network, inputs), wanted)):
+    if not (same_values(made.result, wanted) or same_values(_run(graph, network, inputs), wanted)):
         raise NotTraceable("its graph gives other values than its forward")
     return made
 
@@ -66,14 +64,6 @@ def _run(graph: fx.Graph, network: nn.Module, inputs: tuple) -> object:
     """The graph without the counting of operations, under which a few of torch's round otherwise."""
     with torch.no_grad(), left_alone(network):
         return Interpreter(network, graph=graph).run(*(copied(value) for value in inputs))
-
-
-def _same(got: object, wanted: object) -> bool:
-    """Whether two results are of equal shapes and dtypes, and nearly equal values."""
-    pairs = [tensors_in(value) for value in (got, wanted)]
-    if [(x.shape, x.dtype) for x in pairs[0]] != [(x.shape, x.dtype) for x in pairs[1]]:
-        return False
-    return all(relative_error(a, b) <= _ROUNDING for a, b in zip(*pairs, strict=True) if not a.is_sparse)
 
 
 def _recorded(graph: fx.Graph, network: nn.Module, inputs: tuple, kept: Iterable[fx.Node]) -> Record:

@@ -10,7 +10,7 @@ from torch import nn
 import cnnfast
 
 from .networks import liven
-from .support import IMAGE, Net, check, operators
+from .support import IMAGE, Net, check, compare_steps, operators
 from .test_fuse_values import assert_close
 
 
@@ -248,3 +248,33 @@ def test_fuse_script_of_blocks_that_changed():
     fused.layers[0][0].momentum = None
     wanted = copy.deepcopy(fused)
     assert_close(torch.jit.script(fused)(IMAGE), wanted(IMAGE), 1e-5)
+
+
+class WrittenAfter(nn.Module):
+    """What a block gave is written in place; eager PyTorch's concatenation keeps nothing for its gradient."""
+
+    def __init__(self, write):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.write = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 5, 3, padding=1), write
+        self.pool, self.last = nn.MaxPool2d(2), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = torch.cat([torch.relu(self.a(x)), self.b(x)], 1)
+        return self.last(self.pool(self.write(y)))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        nn.ELU(inplace=True),
+        nn.ReLU(inplace=True),
+        lambda y: y.mul_(2),
+        lambda y: F.hardswish(y, inplace=True),
+        lambda y: y.view(-1).tanh_().view(y.shape),
+    ],
+    ids=["elu", "relu", "method", "function", "view"],
+)
+def test_fuse_blocks_whose_output_is_written_in_place(write):
+    model = WrittenAfter(write)
+    compare_steps(cnnfast.fuse(model), model, torch.randn(2, 4, 6, 6))

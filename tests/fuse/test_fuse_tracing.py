@@ -614,3 +614,56 @@ def test_fuse_layers_that_a_forward_walks_through(cls):
         assert runs_as == "cnnfast.ops.conv2d_bn_act: body.0 + body.1 + body.2"
     else:
         assert runs_as == "cnnfast.ops.conv2d: body.0" and report["body.1"].status == "eager"
+
+
+class Halves(nn.Module):
+    """Gives two values of which the second may be None."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.conv, self.other = Stack(), Stack() if second else None
+
+    def forward(self, x):
+        if x.sum() > 1e9:  # keeps this forward
+            return x, x
+        return self.conv(x), self.other(x) if self.other is not None else None
+
+
+class AsksForNone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both, self.one, self.last = Halves(True), Halves(False), Stack()
+
+    def forward(self, x):
+        a, b = self.both(x)
+        c, d = self.one(x)
+        a = a + b if b is not None else a
+        return self.last(a + c + d if d is not None else a + c)
+
+
+def test_fuse_with_an_example_finds_what_a_graph_does_not_tell():
+    """`d is not None` holds for whatever stands for d while tracing."""
+    model = AsksForNone().eval()
+    fused = cnnfast.fuse(model, IMAGE)
+    torch.testing.assert_close(fused(IMAGE), model(IMAGE))
+    report = fused.report()
+    assert "keeps its own forward: its graph does not run (TypeError" in report.notes[0]
+    assert report["last.conv"].runs_as == "cnnfast.ops.conv2d_bn_act: last.conv + last.bn + relu"
+
+
+class DropsWhereSmall(nn.Module):
+    """Runs either way; the graph has the wrong one."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.stack = Halves(False), Stack()
+
+    def forward(self, x):
+        return self.stack(x) * (2 if self.part(x)[1] is not None else 1)
+
+
+def test_fuse_with_an_example_compares_values():
+    model = nn.Sequential(DropsWhereSmall(), nn.Conv2d(3, 2, 1)).eval()
+    fused = cnnfast.fuse(model, IMAGE)
+    torch.testing.assert_close(fused(IMAGE), model(IMAGE))
+    assert any("other values than its forward" in note for note in fused.report().notes)
