@@ -63,7 +63,7 @@ def test_unknown_command_is_an_error(capsys):
 
 
 def test_import_is_light():
-    heavy = {"matplotlib", "rich", "tqdm", "triton", "torchvision", "pytest"}
+    heavy = {"matplotlib", "rich", "tqdm", "triton", "torchvision", "pytest", "sympy", "torch._dynamo"}
     code = (
         f"import sys, torch; old = {{*sys.modules}}; import cnnfast; print({heavy} & {{*sys.modules}} - old)"
     )

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._pytree import tree_map
 
+from cnnfast.fuse.conditions import Condition, NotExpressible, sizes_of
 from cnnfast.fuse.interpret import Interpreter
-from cnnfast.fuse.sizes import Condition, NotExpressible, Sizes, sizes_of
+from cnnfast.fuse.sizes import Sizes
 
 # Added to sizes by dimension: what is equal for the example may be so by chance. Where layers ask for one
 # size, mostly, nothing is: at which place, by the number of dimensions.

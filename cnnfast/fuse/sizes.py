@@ -4,27 +4,13 @@ A program is a list of instructions of three numbers (operation, a, b). Each giv
 name by its place, but REQUIRE and RANK, which hold or do not.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import sympy
 from torch import Tensor
 
 CONSTANT, SIZE, ADD, MULTIPLY, FLOOR_DIVIDE, REMAINDER, LARGER, SMALLER, EQUAL, LESS, REQUIRE, RANK = range(
     12
 )
-
-
-class NotExpressible(Exception):
-    """A size is no whole-number expression of the arguments' sizes that a program can hold."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A relation between sizes, and whether it has to hold."""
-
-    relation: sympy.Basic
-    holds: bool
 
 
 @dataclass(frozen=True)
@@ -84,107 +70,3 @@ def refuse_other_sizes(tensors: list[Tensor], program: list[int], words: str) ->
             f"the forward that was frozen decides by sizes, and takes another path for inputs of {shapes}: "
             f"it was frozen for those with {words}. Freeze it again with an example of this size"
         )
-
-
-def sizes_of(
-    conditions: Sequence[Condition], symbols: dict[sympy.Symbol, tuple[int, int]], ranks: Sequence[int]
-) -> Sizes:
-    """The program for conditions on symbols, which stand for (tensor, dimension).
-
-    Raises NotExpressible.
-    """
-    made = _Program(symbols)
-    for tensor, rank in enumerate(ranks):
-        made.add(RANK, tensor, rank)
-    for condition in conditions:
-        made.add(REQUIRE, made.value(condition.relation), int(condition.holds))
-    several = len(ranks) > 1
-    names = {
-        symbol: sympy.Symbol(f"{f'input {t} ' if several else ''}size({d})")
-        for symbol, (t, d) in symbols.items()
-    }
-    words = [_in_words(condition.relation.xreplace(names), condition.holds) for condition in conditions]
-    return Sizes(tuple(made.instructions), " and ".join(dict.fromkeys(words)))
-
-
-def _in_words(relation: sympy.Basic, holds: bool) -> str:
-    text = _written(relation if holds else sympy.Not(relation))
-    return text if len(text) < 200 else f"{text[:200]}..."
-
-
-_SIGNS = {
-    **{"Add": " + ", "Mul": " * ", "FloorDiv": " // ", "CleanDiv": " // ", "Mod": " % ", "PythonMod": " % "},
-    **{"Equality": " == ", "Unequality": " != ", "StrictLessThan": " < ", "LessThan": " <= "},
-    **{"StrictGreaterThan": " > ", "GreaterThan": " >= ", "And": " and ", "Or": " or "},
-}
-
-
-def _written(expression: sympy.Basic) -> str:
-    """As Python would have it."""
-    sign = _SIGNS.get(type(expression).__name__)
-    if sign is None:
-        return str(expression)
-    parts = [_written(part) for part in expression.args]
-    return sign.join(
-        f"({text})" if part.args else text for part, text in zip(expression.args, parts, strict=True)
-    )
-
-
-@dataclass
-class _Program:
-    symbols: dict[sympy.Symbol, tuple[int, int]]
-    instructions: list[int] = field(default_factory=list)
-    _places: dict[tuple[int, int, int], int] = field(default_factory=dict)
-
-    def add(self, operation: int, a: int, b: int) -> int:
-        key = operation, a, b
-        if key not in self._places:
-            self._places[key] = len(self.instructions) // 3
-            self.instructions += key
-        return self._places[key]
-
-    def value(self, expression: sympy.Basic) -> int:
-        """The place of an expression's value; 1 and 0 for true and false."""
-        if expression in self.symbols:
-            return self.add(SIZE, *self.symbols[expression])
-        if expression in (sympy.true, sympy.false):
-            return self.add(CONSTANT, int(bool(expression)), 0)
-        if isinstance(expression, sympy.Integer):
-            return self.add(CONSTANT, int(expression), 0)
-        kind = type(expression).__name__
-        if kind in _NEGATED:
-            return self.add(EQUAL, self.value(_NEGATED[kind](expression)), self.add(CONSTANT, 0, 0))
-        if kind not in _OPERATIONS:
-            raise NotExpressible(f"{kind} in {expression}")
-        operation, swapped = _OPERATIONS[kind]
-        first, *others = expression.args
-        place = self.value(first)
-        for other in others:
-            pair = (self.value(other), place) if swapped else (place, self.value(other))
-            place = self.add(operation, *pair)
-        return place
-
-
-# sympy's and torch's classes by name: the operation, and whether its operands are exchanged.
-_OPERATIONS = {
-    "Add": (ADD, False),
-    "Mul": (MULTIPLY, False),
-    "FloorDiv": (FLOOR_DIVIDE, False),
-    "CleanDiv": (FLOOR_DIVIDE, False),
-    "Mod": (REMAINDER, False),
-    "PythonMod": (REMAINDER, False),
-    "Max": (LARGER, False),
-    "Min": (SMALLER, False),
-    "And": (SMALLER, False),
-    "Or": (LARGER, False),
-    "Equality": (EQUAL, False),
-    "StrictLessThan": (LESS, False),
-    "StrictGreaterThan": (LESS, True),
-}
-# What holds where another relation does not.
-_NEGATED = {
-    "Not": lambda relation: relation.args[0],
-    "Unequality": lambda relation: sympy.Eq(*relation.args, evaluate=False),
-    "LessThan": lambda relation: sympy.Gt(*relation.args, evaluate=False),
-    "GreaterThan": lambda relation: sympy.Lt(*relation.args, evaluate=False),
-}

@@ -10,17 +10,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.pieces import number_of_pieces, of_number
-from cnnfast.fuse.shadows import NotDecided, Shadows
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
 from cnnfast.fuse.side_effects import Watched, left_alone
 from cnnfast.fuse.sizes import Sizes
 from cnnfast.fuse.surroundings import RandomNumbers, differs_by_call, random_states
+
+if TYPE_CHECKING:
+    from cnnfast.fuse.shadows import Shadows
 
 try:
     from torch.fx._symbolic_trace import _maybe_revert_all_patches as without_hooks
@@ -243,10 +246,12 @@ class _Tracer(fx.Tracer):
         raise NotTraceable(_DECIDES)
 
     @contextmanager
-    def _looking_ahead(self) -> Iterator[Shadows]:
+    def _looking_ahead(self) -> Iterator["Shadows"]:
         """What the graph so far gives, run without the hooks of tracing. Raises NotTraceable."""
         if without_hooks is None:
             raise NotTraceable(_DECIDES)
+        from cnnfast.fuse.shadows import NotDecided, Shadows  # imports sympy
+
         self._aside = True
         try:
             with without_hooks(), left_alone(self.root):
@@ -262,6 +267,8 @@ class _Tracer(fx.Tracer):
         """Of the arguments for which the graph holds."""
         if self._shadows is None:
             return None
+        from cnnfast.fuse.shadows import NotDecided
+
         try:
             return self._shadows.sizes()
         except NotDecided as error:
