@@ -103,14 +103,14 @@ def wrong_units(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) 
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
     wrong = {}
     for unit in units:
-        if unit.path not in calls:
+        if unit.path not in calls or unit.traced is None:
             continue
         module, args = eager.get_submodule(unit.path), calls[unit.path]
         with torch.no_grad(), left_alone(eager):
             wanted = module(*copies(args))
         try:
             with torch.no_grad(), left_alone(eager):
-                got = Interpreter(module, graph=unit.eager).run(*copies(args))
+                got = Interpreter(module, graph=unit.traced).run(*copies(args))
         except Exception as error:  # whatever a graph raises that took a wrong path
             wrong[unit.path] = f"its graph does not run ({type(error).__name__}: {first_line(error)})"
             continue

@@ -26,12 +26,16 @@ _NO_WORK = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
 
 @dataclass(frozen=True)
 class Unit:
-    """A module that got a generated forward, with its graphs before and after."""
+    """A module that got a generated forward, with its graphs before and after.
+
+    traced: the forward as it was written down, where `eager` is that with layers taken apart or left out.
+    """
 
     path: str
     eager: fx.Graph
     fused: fx.Graph
     values: dict[str, tuple[str, str]]  # by layer: the node that has its value before, and after
+    traced: fx.Graph | None = None
 
 
 class Converter:
@@ -74,6 +78,8 @@ class Converter:
         except NotTraceable as error:
             self.keep_forward(module, path, str(error))
             return
+        written_down = fx.Graph()
+        written_down.output(written_down.graph_copy(traced.graph, {}))
         chosen = lambda name, layer: self.chosen(_join(path, name), layer)  # noqa: E731
         mark_functions(traced.graph, module)
         passed = without_identities(traced.graph, module, chosen)
@@ -91,6 +97,7 @@ class Converter:
                 self.convert(module.get_submodule(name), _join(path, name))
         if match.groups:
             self.generate(module, path, traced.graph, groups, opened, passed)
+            self.units[-1] = replace(self.units[-1], traced=written_down)
             mark_read(module, traced.read)
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:

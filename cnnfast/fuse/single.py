@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from cnnfast.fuse import builders, runtime
+from cnnfast.fuse.foreign import pads_to_same
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import why_not_live
 from cnnfast.fuse.shells import Generated, become, source_of
@@ -25,6 +26,8 @@ def why_not_single(layer: nn.Module) -> str | None:
     """Why a layer cannot run by itself; an empty reason for kinds that nothing would be won with."""
     if not isinstance(layer, nn.Conv2d) or is_ours(layer):
         return ""
+    if pads_to_same(layer):
+        return "its padding follows from the size of the image: a forward that stays calls it as it is"
     return why_not_live(layer)
 
 
