@@ -25,7 +25,10 @@ class Sizes:
 
 
 def sizes_fit(tensors: list[Tensor], program: list[int]) -> bool:
-    """Whether the sizes of the tensors fulfil a program."""
+    """Whether the sizes of the tensors fulfil a program.
+
+    Operations are numbers of the list above: TorchScript, which compiles this, knows no globals.
+    """
     values: list[int] = []
     for at in range(0, len(program), 3):
         operation, a, b = program[at], program[at + 1], program[at + 2]
