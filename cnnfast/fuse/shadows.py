@@ -125,6 +125,8 @@ class Shadows:
             relation = condition.relation.subs(pinned)
             if relation not in (sympy.true, sympy.false):
                 conditions.append(Condition(relation, condition.holds))
+            elif bool(relation) != condition.holds:
+                raise NotDecided("the sizes that layers ask for contradict those of the example")
         try:
             return sizes_of(conditions, self._symbolic.symbols, self._symbolic.ranks)
         except NotExpressible as error:

@@ -317,7 +317,7 @@ class _Tracer(fx.Tracer):
                 with self._looking_ahead() as shadows:
                     value = shadows.value(node)
                 return Tensor if isinstance(value, Tensor) else type(value)
-            except NotTraceable:
+            except NotTraceable:  # a guess below; the example run of the graph finds a wrong one
                 pass
         if is_number(node):
             return bool if is_training_flag(node) else int
