@@ -65,19 +65,27 @@ def _in_words(relation: sympy.Basic, holds: bool) -> str:
 
 _SIGNS = {
     **{"Add": " + ", "Mul": " * ", "FloorDiv": " // ", "CleanDiv": " // ", "Mod": " % ", "PythonMod": " % "},
+    **{"FloatTrueDiv": " / ", "IntTrueDiv": " / "},
     **{"Equality": " == ", "Unequality": " != ", "StrictLessThan": " < ", "LessThan": " <= "},
     **{"StrictGreaterThan": " > ", "GreaterThan": " >= ", "And": " and ", "Or": " or "},
 }
 
 
+_CALLS = {"Max": "max", "Min": "min", "CeilToInt": "ceil", "FloorToInt": "floor"}
+
+
 def _written(expression: sympy.Basic) -> str:
     """As Python would have it."""
-    sign = _SIGNS.get(type(expression).__name__)
-    if sign is None:
+    expression = _whole(expression)
+    kind = type(expression).__name__
+    sign = _SIGNS.get(kind)
+    if sign is None and kind not in _CALLS:
         return str(expression)
     parts = [_written(part) for part in expression.args]
+    if kind in _CALLS:
+        return f"{_CALLS[kind]}({', '.join(parts)})"
     return sign.join(
-        f"({text})" if part.args else text for part, text in zip(expression.args, parts, strict=True)
+        f"({text})" if _whole(part).args else text for part, text in zip(expression.args, parts, strict=True)
     )
 
 
@@ -96,6 +104,7 @@ class _Program:
 
     def value(self, expression: sympy.Basic) -> int:
         """The place of an expression's value; 1 and 0 for true and false."""
+        expression = _whole(expression)
         if expression in self.symbols:
             return self.add(SIZE, *self.symbols[expression])
         if expression in (sympy.true, sympy.false):
@@ -103,6 +112,8 @@ class _Program:
         if isinstance(expression, sympy.Integer):
             return self.add(CONSTANT, int(expression), 0)
         kind = type(expression).__name__
+        if kind in _WHOLE:
+            return self._rounded(expression.args[0], up=kind == "CeilToInt")
         if kind in _NEGATED:
             return self.add(EQUAL, self.value(_NEGATED[kind](expression)), self.add(CONSTANT, 0, 0))
         if kind not in _OPERATIONS:
@@ -115,7 +126,26 @@ class _Program:
             place = self.add(operation, *pair)
         return place
 
+    def _rounded(self, quotient: sympy.Basic, up: bool) -> int:
+        """The place of a quotient of whole numbers, rounded to one."""
+        if type(quotient).__name__ not in _QUOTIENTS:
+            raise NotExpressible(f"{quotient}, rounded")
+        above, below = map(self.value, quotient.args)
+        minus = self.add(CONSTANT, -1, 0)
+        if not up:
+            return self.add(FLOOR_DIVIDE, above, below)
+        return self.add(MULTIPLY, minus, self.add(FLOOR_DIVIDE, self.add(MULTIPLY, minus, above), below))
 
+
+def _whole(number: sympy.Basic) -> sympy.Basic:
+    """The whole number that a float was made of."""
+    if type(number).__name__ == "ToFloat":
+        return number.args[0]
+    return sympy.Integer(int(number)) if number.is_Float and float(number).is_integer() else number
+
+
+_WHOLE = ("CeilToInt", "FloorToInt")
+_QUOTIENTS = ("FloatTrueDiv", "IntTrueDiv")
 # sympy's and torch's classes by name: the operation, and whether its operands are exchanged.
 _OPERATIONS = {
     "Add": (ADD, False),

@@ -9,8 +9,9 @@ from torch import fx, nn
 
 from cnnfast.fuse.foreign import has_known_forward, is_frozen_norm, is_norm_act, pads_to_same
 from cnnfast.fuse.functions import stand_in
+from cnnfast.fuse.number_nodes import is_number, is_size
 from cnnfast.fuse.shells import has_hooks
-from cnnfast.fuse.tracing import is_number, torch_ancestor
+from cnnfast.fuse.tracing import torch_ancestor
 from cnnfast.nn._holders import split_padding
 
 _ACTIVATION_FUNCTIONS = {
@@ -157,14 +158,6 @@ def image_mean(node: fx.Node) -> tuple[list[int], bool] | None:
 
 def _mean_arguments(input=None, dim=None, keepdim=False, **others) -> tuple[object, object]:
     return (None if others else dim), keepdim
-
-
-def is_size(value: object) -> bool:
-    """Whether a node is x.size() or x.shape."""
-    if not isinstance(value, fx.Node):
-        return False
-    by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
-    return by_method or (value.target is getattr and value.args[1] == "shape")
 
 
 def is_image_size(value: object, x: fx.Node) -> bool:

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from cnnfast.fuse import runtime
 from cnnfast.fuse.kinds import activation_of, is_written, module_of, why_not_plain
-from cnnfast.fuse.tracing import is_layer, is_number, is_ours
+from cnnfast.fuse.number_nodes import is_number
+from cnnfast.fuse.tracing import is_layer, is_ours
 
 _AS_RESHAPE = {"view": "reshape", "view_as": "reshape_as"}
 _VIEWS_OF_ROWS = (

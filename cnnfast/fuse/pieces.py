@@ -13,6 +13,11 @@ _CUTS = {
 _CHANNELS = (1, -3)
 
 
+def is_cut(node: fx.Node) -> bool:
+    """Whether a node gives pieces of a tensor."""
+    return node.target in _CUTS
+
+
 def number_of_pieces(node: fx.Node) -> int | None:
     """How many pieces a call of chunk or split gives, where that does not depend on the tensor's size.
 
@@ -33,6 +38,6 @@ def of_number(pieces: list[Tensor], number: int) -> list[Tensor]:
     if len(pieces) != number:
         raise RuntimeError(
             f"a fused forward loops over {number} pieces of a tensor, as it was told to cut, and has "
-            f"{len(pieces)}: there are too few channels. Leave the module around it out, by filter_fn"
+            f"{len(pieces)}: there are fewer or more channels. Leave the module around it out, by filter_fn"
         )
     return pieces

@@ -4,7 +4,7 @@ from torch import fx, nn
 
 from cnnfast.fuse import builders, builders_blocks
 from cnnfast.fuse.groups import Group
-from cnnfast.fuse.tracing import is_number
+from cnnfast.fuse.number_nodes import is_number
 
 _BUILDERS = {
     "conv": builders.conv,

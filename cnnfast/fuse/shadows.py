@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_map
 
 from cnnfast.fuse.conditions import Condition, NotExpressible, sizes_of
 from cnnfast.fuse.interpret import Interpreter
+from cnnfast.fuse.number_nodes import is_arithmetic
+from cnnfast.fuse.side_effects import left_alone
 from cnnfast.fuse.sizes import Sizes
 
 # Added to sizes by dimension: what is equal for the example may be so by chance. Where layers ask for one
@@ -28,6 +30,10 @@ _NUMBERS = ("shape", "ndim")
 _METHODS = ("size", "dim", "numel", "nelement", "ndimension")
 _KINDS = ("dtype", "device", "is_cuda", "is_mps", "is_sparse", "is_quantized", "layout")
 _KIND_METHODS = ("is_floating_point", "is_complex")
+
+
+# Python's own would settle on the numbers of the example.
+_OF_SYMBOLS = {int: torch.sym_int, float: torch.sym_float, max: torch.sym_max, min: torch.sym_min}
 
 
 class NotDecided(Exception):
@@ -109,9 +115,8 @@ class Shadows:
             return node.args[1] in _NUMBERS or (self._kinds and node.args[1] in _KINDS)
         if node.op == "call_method":
             return node.target in _METHODS or (self._kinds and node.target in _KIND_METHODS)
-        plain = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
         given = [self.value(source) for source in node.all_input_nodes]
-        if not plain or any(isinstance(value, Tensor) for value in given):
+        if not is_arithmetic(node) or any(isinstance(value, Tensor) for value in given):
             return False
         return all(self._is_by_sizes(source, seen) for source in node.all_input_nodes)
 
@@ -156,15 +161,22 @@ class _Run(Interpreter):
                 raise
         return self.env[node]
 
+    def get_attr(self, target: str, args: tuple, kwargs: dict) -> object:
+        """A tensor without memory, which may be written to."""
+        value = super().get_attr(target, args, kwargs)
+        return self._mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
+
     def _run_up_to(self, last: fx.Node) -> None:
+        nodes = list(self.graph.nodes)
+        waiting = [node for node in nodes[: nodes.index(last) + 1] if node not in self.env]
         with ExitStack() as stack:
+            for node in waiting:
+                if node.op == "call_module":
+                    stack.enter_context(left_alone(self.module.get_submodule(node.target)))
             for context in (torch.no_grad(), enable_python_dispatcher(), self._mode):
                 stack.enter_context(context)
-            for node in self.graph.nodes:
-                if node not in self.env:
-                    self.env[node] = next(self._given) if node.op == "placeholder" else self.run_node(node)
-                if node is last:
-                    return
+            for node in waiting:
+                self.env[node] = next(self._given) if node.op == "placeholder" else self.run_node(node)
 
 
 class _Tuples:
@@ -214,6 +226,7 @@ class _Symbolic(_Run):
     def call_function(self, target: object, args: tuple, kwargs: dict) -> object:
         if target in (operator.eq, operator.ne) and all(isinstance(arg, (tuple, list)) for arg in args):
             return _Tuples(target is operator.eq, *map(tuple, args))
+        target = _OF_SYMBOLS.get(target, target)
         return super().call_function(target, args, kwargs)
 
     def settled(self) -> tuple[dict[sympy.Symbol, sympy.Integer], list[Condition]]:

@@ -1,24 +1,24 @@
 """torch.fx tracing of a network down to the layers that cnnfast knows by name."""
 
-import builtins
 import dis
 import inspect
-import operator
-import os
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
-from cnnfast.fuse.pieces import number_of_pieces, of_number
+from cnnfast.fuse.number_nodes import is_number, is_training_flag
+from cnnfast.fuse.opened import functions_opened
+from cnnfast.fuse.pieces import is_cut, number_of_pieces, of_number
+from cnnfast.fuse.proxies import DECIDES, Converted, Names, NotTraceable, Value, proxies_as_values
+from cnnfast.fuse.settled import settle
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
-from cnnfast.fuse.side_effects import Watched, left_alone
+from cnnfast.fuse.side_effects import Watched
 from cnnfast.fuse.sizes import Sizes
 from cnnfast.fuse.surroundings import RandomNumbers, differs_by_call, random_states
 
@@ -31,12 +31,6 @@ except ImportError:  # a torch of other insides: no forward is run while another
     without_hooks = None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NUMBER_ATTRIBUTES = ("shape", "ndim", "training")
-_NUMBER_METHODS = ("size", "dim", "numel", "nelement", "stride")
-
-
-class NotTraceable(Exception):
-    """Why a forward cannot be written down as a graph."""
 
 
 @dataclass
@@ -100,18 +94,22 @@ def trace(
     if live_training:
         _check_graphs(root)
     closed: dict[str, str] = {}
+    names = Names()
     while True:
         probe = shell_copy(root)
         if args is not None:
             _take(probe, args)
-        tracer = _Tracer(probe, is_leaf, closed, live_training, args)
+        tracer = _Tracer(probe, is_leaf, closed, live_training, args, names)
         watched, numbers = Watched(probe), RandomNumbers()
         try:
-            with tracer.noting_reads(), _proxies_as_values():
-                graph = tracer.trace(probe)
+            with tracer.noting_reads(), proxies_as_values(), names.replaced():
+                with functions_opened(without_gradients=not live_training):
+                    graph = tracer.trace(probe)
             tracer.refuse_draws()
-            tracer.settle_differences()
+            tracer.settle()
             sizes = tracer.sizes()
+        except Converted:
+            continue
         except Exception as error:
             if tracer.resisting in ("", None):
                 raise NotTraceable(first_line(error)) from error
@@ -139,7 +137,7 @@ def trace(
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, root, is_leaf, closed, live_training, args):
+    def __init__(self, root, is_leaf, closed, live_training, args, names):
         super().__init__()
         self.paths = {module: path for path, module in root.named_modules()}
         self._is_leaf = is_leaf
@@ -151,6 +149,7 @@ class _Tracer(fx.Tracer):
         self.read: dict[str, set[str]] = {}
         self._random = random_states()
         self._args, self._shadows, self._aside = args, None, False
+        self.names = names
 
     @contextmanager
     def noting_reads(self) -> Iterator[None]:
@@ -217,7 +216,7 @@ class _Tracer(fx.Tracer):
             raise NotTraceable("its forward draws random numbers that are no tensor made from its input")
 
     def proxy(self, node):
-        return _Value(node, self)
+        return Value(node, self)
 
     def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
         if kind.startswith("call_") and self._modes != (modes := self._present_modes()):
@@ -231,36 +230,52 @@ class _Tracer(fx.Tracer):
         return autocast, self._live_training and torch.is_grad_enabled()
 
     def create_arg(self, a):
-        """An OrderedDict stays one; fx alone would write down a dict."""
+        """An OrderedDict stays one, and so do results with named fields; fx alone would write down a dict."""
         if type(a) is OrderedDict:
             pairs = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (pairs,), {})
+        if isinstance(a, dict) and is_dataclass(a):  # what networks of transformers and diffusers return
+            return self._fields(a)
+        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+            raise NotTraceable(f"it gives a {type(a).__name__}, a dict of a kind of its own")
         return super().create_arg(a)
+
+    def _fields(self, result: object) -> fx.Node:
+        named = [field for field in fields(result) if field.init]
+        if len(named) < len(fields(result)):
+            raise NotTraceable(f"it gives a {type(result).__name__} whose fields are not all arguments")
+        given = {field.name: self.create_arg(getattr(result, field.name)) for field in named}
+        return self.create_node("call_function", type(result), (), given)
 
     def to_bool(self, obj):
         if is_training_flag(obj.node):
             raise NotTraceable("its forward takes another path in training than in evaluation")
-        if self._args is not None:
-            with self._looking_ahead() as shadows:
-                return bool(shadows.decide(obj.node))
-        raise NotTraceable(_DECIDES)
+        return bool(self.decided(obj.node))
+
+    def decided(self, node: fx.Node) -> object:
+        """What a node gives for the sizes of the example, which become a condition."""
+        if self._args is None:
+            raise NotTraceable(DECIDES)
+        with self._looking_ahead() as shadows:
+            return shadows.decide(node)
 
     @contextmanager
     def _looking_ahead(self) -> Iterator["Shadows"]:
         """What the graph so far gives, run without the hooks of tracing. Raises NotTraceable."""
         if without_hooks is None:
-            raise NotTraceable(_DECIDES)
+            raise NotTraceable(DECIDES)
         from cnnfast.fuse.shadows import NotDecided, Shadows  # imports sympy
 
-        self._aside = True
+        self._aside, numbers = True, RandomNumbers()
         try:
-            with without_hooks(), left_alone(self.root):
+            with without_hooks():
                 if self._shadows is None:
                     self._shadows = Shadows(self.root, self.graph, self._args, kinds=not self._live_training)
                 yield self._shadows
         except NotDecided as error:
-            raise NotTraceable(_DECIDES) from error
+            raise NotTraceable(DECIDES) from error
         finally:
+            numbers.take_back()
             self._aside = False
 
     def sizes(self) -> Sizes | None:
@@ -272,27 +287,17 @@ class _Tracer(fx.Tracer):
         try:
             return self._shadows.sizes()
         except NotDecided as error:
-            raise NotTraceable(f"{_DECIDES}, and {error}") from error
+            raise NotTraceable(f"{DECIDES}, and {error}") from error
 
-    def settle_differences(self) -> None:
-        """Write differences of sizes as numbers where they are the same for all: those of two crops, say."""
-        if self._args is None:
-            return
-        for node in list(self.graph.nodes):
-            if not node.users or not is_number(node) or node.op != "call_function":
-                continue
-            try:
-                if node.target in (operator.sub, operator.neg):
-                    _write_number(node, self.constant(node))
-                elif node.target is not getattr and not node.all_input_nodes:  # those of settled ones
-                    _write_number(node, node.target(*node.args))
-            except NotTraceable:
-                continue
+    def settle(self) -> None:
+        """Write numbers into the graph where its arguments are known."""
+        if self._args is not None:
+            settle(self.graph, self.root, self.constant, self.decided)
 
     def constant(self, node: fx.Node) -> int:
         """A size that is the same for all inputs, such as the channels."""
         if self._args is None:
-            raise NotTraceable(_DECIDES)
+            raise NotTraceable(DECIDES)
         with self._looking_ahead() as shadows:
             return shadows.constant(node)
 
@@ -325,6 +330,8 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj):
         number = number_of_pieces(obj.node)
+        if number is None and is_cut(obj.node) and self._args is not None:
+            number = self.length(obj.node)
         if number is not None:
             pieces = self.create_proxy("call_function", of_number, (obj, number), {})
             return iter([pieces[i] for i in range(number)])
@@ -336,129 +343,6 @@ class _Tracer(fx.Tracer):
         raise NotTraceable(
             "its forward makes a tensor that is no parameter or buffer: register it as a buffer"
         )
-
-
-def _write_number(node: fx.Node, number: object) -> None:
-    """Put a number in the place of a node."""
-
-    def put(source: fx.Node) -> object:
-        return number if source is node else source
-
-    for user in list(node.users):
-        user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
-
-
-class _Value(fx.Proxy):
-    """A proxy that writes down `x += y` on tensors as what it is; fx alone would record `x = x + y`.
-
-    What else is done to a tensor's attributes, such as `x.data = y`, has no place in a graph.
-    """
-
-    def __getattr__(self, name):
-        rank = self.tracer.rank(self.node) if name == "ndim" else None
-        return _Attribute(self, name) if rank is None else rank
-
-    def __setattr__(self, name, value):
-        _refuse_to_set(self, name)
-        super().__setattr__(name, value)
-
-    def __len__(self):
-        number = number_of_pieces(self.node)
-        return self.tracer.length(self.node) if number is None else number
-
-    def __index__(self):
-        return self.tracer.constant(self.node)
-
-
-class _Attribute(fx.proxy.Attribute):
-    """The same for an attribute of a proxy."""
-
-    def __call__(self, *args, **kwargs):
-        rank = self.tracer.rank(self.root.node) if self.attr in _RANKS and not args else None
-        return super().__call__(*args, **kwargs) if rank is None else rank
-
-    def __setattr__(self, name, value):
-        _refuse_to_set(self, name)
-        super().__setattr__(name, value)
-
-    def __len__(self):
-        return self.tracer.length(self.node)
-
-    def __index__(self):
-        return self.tracer.constant(self.node)
-
-
-_RANKS = ("dim", "ndimension")
-_OF_PROXIES = ("tracer", "node", "_node", "root", "attr")
-
-
-_DECIDES = "its forward decides by the values or sizes of tensors"
-# Code that asks whether a value is a proxy, and code that asks whether a tensor is a parameter.
-_INSIDE = (
-    os.path.dirname(fx.__file__) + os.sep,
-    os.path.dirname(os.path.dirname(__file__)) + os.sep,
-    nn.parameter.__file__,
-)
-
-
-@contextmanager
-def _proxies_as_values() -> Iterator[None]:
-    """isinstance(x, Tensor) is asked about the value that a proxy stands for; torch.as_tensor takes one."""
-    original, as_tensor = builtins.isinstance, torch.as_tensor
-
-    def isinstance(value, kinds):
-        if type(value) not in (_Value, _Attribute) or original(value, kinds):
-            return original(value, kinds)
-        if sys._getframe(1).f_code.co_filename.startswith(_INSIDE):
-            return False
-        return issubclass(value.tracer.class_of(value.node), kinds)
-
-    def tensor_of(data, dtype=None, device=None):
-        if type(data) not in (_Value, _Attribute):
-            return as_tensor(data, dtype=dtype, device=device)
-        kinds = {"dtype": dtype, "device": device}
-        wanted = {name: kind for name, kind in kinds.items() if kind is not None}
-        return data.to(**wanted) if wanted else data
-
-    builtins.isinstance, torch.as_tensor = isinstance, tensor_of
-    try:
-        yield
-    finally:
-        builtins.isinstance, torch.as_tensor = original, as_tensor
-
-
-def _refuse_to_set(proxy: fx.Proxy, name: str) -> None:
-    if name not in _OF_PROXIES:
-        raise NotTraceable(f"its forward sets an attribute of a tensor ('{name}')")
-
-
-def _in_place(name: str) -> Callable:
-    def method(self, other):
-        target = getattr(operator, name[1:] if is_number(self.node) else name)
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
-    for _class in (_Value, _Attribute):
-        setattr(_class, f"__{_name}__", _in_place(_name))
-
-
-def is_number(node: fx.Node) -> bool:
-    """Whether a node stands for a size or another plain number, not for a tensor."""
-    if node.op == "call_method":
-        return node.target in _NUMBER_METHODS
-    if node.op == "get_attr":
-        return is_training_flag(node)
-    if node.target is getattr:
-        return node.args[1] in _NUMBER_ATTRIBUTES
-    arithmetic = getattr(node.target, "__module__", None) == "_operator"
-    return arithmetic and all(is_number(arg) for arg in node.args if isinstance(arg, fx.Node))
-
-
-def is_training_flag(node: fx.Node) -> bool:
-    return node.op == "get_attr" and str(node.target).split(".")[-1] == "training"
 
 
 _INTERNAL = frozenset((*nn.Module().__dict__, "__dict__", "__class__"))

@@ -1,6 +1,7 @@
 """What the nodes of a traced graph give for example inputs: shapes, memory, multiply-adds."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -92,6 +93,25 @@ def record_batch(graph: fx.Graph, network: nn.Module, inputs: tuple, made: Recor
         made.follows[node] = len(shape) > 0 and list(other) == [2 * shape[0], *shape[1:]]
 
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def by_position(module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    """A call's arguments in the order of the forward's parameters, with the defaults between them.
+
+    None where an argument has no position.
+    """
+    if not kwargs:
+        return args
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    parameters = list(bound.signature.parameters.values())
+    last = max(i for i, parameter in enumerate(parameters) if parameter.name in bound.arguments)
+    if any(parameter.kind not in _POSITIONAL for parameter in parameters[: last + 1]):
+        return None
+    bound.apply_defaults()
+    return tuple(bound.arguments[parameter.name] for parameter in parameters[: last + 1])
+
+
 def copied(value: object) -> object:
     """The value with copies of its tensors, which a call may write into without changing the originals."""
     return with_tensors(Tensor.clone, value)
@@ -134,8 +154,10 @@ class _Recorder(Interpreter):
 
     def _given(self, node: fx.Node) -> list[Tensor]:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if node in self.kept and not kwargs:
-            self.made.arguments[node] = tuple(copied(value) for value in args)
+        if node in self.kept:
+            given = by_position(self.module.get_submodule(node.target), args, kwargs)
+            if given is not None:
+                self.made.arguments[node] = tuple(copied(value) for value in given)
         return tensors_in((args, kwargs))
 
     def _note(self, node: fx.Node, result: Tensor) -> None:

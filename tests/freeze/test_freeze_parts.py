@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -113,6 +114,42 @@ Pair = namedtuple("Pair", "first second")
 def test_results_as_a_named_tuple():
     frozen = check(Net(lambda s, x: Pair(s.a(x), F.softplus(s.a(x))), a=conv(3, 4)))
     assert isinstance(frozen(IMAGE), Pair)
+
+
+@dataclass
+class Output(OrderedDict):
+    """As networks of transformers and diffusers give: a dict whose items are fields too."""
+
+    logits: torch.Tensor | None = None
+    states: tuple | None = None
+
+    def __post_init__(self):
+        named = {"logits": self.logits, "states": self.states}
+        self.update((name, value) for name, value in named.items() if value is not None)
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_results_with_named_fields(states):
+    def function(s, x):
+        a = s.a(x)
+        return Output(F.softplus(s.b(a)), (a, x) if states else None)
+
+    frozen = check(Net(function, a=conv(3, 4), b=conv(4, 4)))
+    result = frozen(IMAGE)
+    assert type(result) is Output and list(result) == ["logits", "states"][: 1 + states]
+    assert torch.equal(result.logits, result["logits"]) and (result.states is None) is not states
+
+
+class Named(dict):
+    pass
+
+
+def test_results_in_a_dict_of_their_own_kind():
+    """The forward that makes one stays."""
+    block = Net(lambda s, x: s.b(F.relu(s.a(x))), a=conv(3, 4), b=conv(4, 4))
+    frozen = check(Net(lambda s, x: Named(out=s.block(x)), block=block), kind=EagerNet)
+    assert any("a dict of a kind of its own" in note for note in frozen.report().notes)
+    assert frozen.report()["block.a"].status == "fused"
 
 
 def test_several_inputs():

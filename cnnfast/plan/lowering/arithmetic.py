@@ -6,8 +6,7 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from cnnfast.fuse.kinds import is_size
-from cnnfast.fuse.tracing import is_number
+from cnnfast.fuse.number_nodes import is_number, is_size
 from cnnfast.plan.lowering.context import (
     Lowering,
     Respelled,

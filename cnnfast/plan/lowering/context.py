@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from cnnfast.fuse.kinds import activation_of, is_size, module_of, why_not_plain, writes_in_place
-from cnnfast.fuse.tracing import is_number, torch_ancestor
+from cnnfast.fuse.kinds import activation_of, module_of, why_not_plain, writes_in_place
+from cnnfast.fuse.number_nodes import dimension_of, is_number
+from cnnfast.fuse.tracing import torch_ancestor
 from cnnfast.plan.nodes import ANY, Act, Op
 from cnnfast.plan.owners import owner_of
 from cnnfast.plan.record import Record
@@ -46,7 +47,8 @@ class Respelled:
     and channels exchanged), "plane" (N, H, W of one channel), "vector" (the channels of an image of one pixel
     in their order, in any other shape), "pixels" (N, C, H * W or N, 1, C, H * W), "attention" (the softmax of
     the step's value over pixels, (N, 1, H * W) or (N, 1, H * W, 1)), "blocks" (N, C, H / b, b, W / b, b),
-    "depth" (its blocks in front, N, b, b, C, H / b, W / b) or "expanded" (N, C, H, W with one value
+    "depth" (its blocks in front, N, b, b, C, H / b, W / b), "padded" (with zeros around it, as many as the
+    forward computes) or "expanded" (N, C, H, W with one value
     per channel; the step has H = W = 1).
     """
 
@@ -381,28 +383,6 @@ def _draws(node: fx.Node) -> bool:
 def is_kind(node: fx.Node) -> bool:
     """Whether a node is the dtype or device of a tensor: those of all values in a plan are the same."""
     return node.target is getattr and node.args[1] in _KINDS
-
-
-def dimension_of(value: object) -> tuple[fx.Node, int] | None:
-    """The tensor, and the dimension, whose size a number is: x.size(1), x.shape[-1], x.shape[2:][0]."""
-    if not isinstance(value, fx.Node):
-        return None
-    if value.op == "call_method" and value.target == "size" and len(value.args) == 2:
-        return value.args[0], value.args[1]
-    if value.target is not operator.getitem or not isinstance(value.args[1], int):
-        return None
-    source, index = value.args
-    if is_size(source):
-        return source.args[0], index
-    cut = source.args[1] if isinstance(source, fx.Node) and source.target is operator.getitem else None
-    if not isinstance(cut, slice) or cut.step is not None or not is_size(source.args[0]):
-        return None
-    if index < 0:
-        return (source.args[0].args[0], index) if cut.stop is None else None
-    begin = cut.start or 0
-    if not isinstance(begin, int) or (begin < 0 <= begin + index):
-        return None
-    return source.args[0].args[0], begin + index
 
 
 def side_of(value: object, dims: tuple[int, int]) -> fx.Node | None:

@@ -21,7 +21,7 @@ from cnnfast.plan.lowering.context import (
     pair_settings,
 )
 from cnnfast.plan.lowering.norms import affine_step, finish
-from cnnfast.plan.lowering.padding import mirrored_step
+from cnnfast.plan.lowering.padding import mirrored_step, same_source
 from cnnfast.plan.nodes import SAME, Op
 from cnnfast.plan.steps import Step
 
@@ -62,10 +62,21 @@ def padded(
 @lowers(modules=[nn.Conv2d])
 def _conv_module(low: Lowering, conv: nn.Conv2d, x: fx.Node) -> Step:
     pad_first, padding = split_padding(conv)
+    weight, window = conv_weight(conv), (conv.stride, conv.dilation)
+    source = _same_source(low, x, weight, padding if not pad_first else 1, *window)
+    if source is not None:
+        return conv_step(low, source, weight, conv.bias, (SAME,) * 4, *window, conv.groups)
     source, pads = padded(low, low.image(x), pad_first, pad_mode(conv), padding)
     pads = (SAME,) * 4 if pads_to_same(conv) else pads
-    weight = conv_weight(conv)
-    return conv_step(low, source, weight, conv.bias, pads, conv.stride, conv.dilation, conv.groups)
+    return conv_step(low, source, weight, conv.bias, pads, *window, conv.groups)
+
+
+def _same_source(low: Lowering, x: fx.Node, weight, padding, stride, dilation) -> Step | None:
+    """See same_source; padding: the convolution's own."""
+    if numbers(padding, "padding") != (0, 0):
+        return None
+    window = (numbers(setting, name) for setting, name in ((stride, "stride"), (dilation, "dilation")))
+    return same_source(low, x, tuple(low.tensor(weight).shape[2:]), *window)
 
 
 @lowers(torch.conv2d, F.conv2d)
@@ -74,8 +85,11 @@ def _conv_function(
 ) -> Step:
     if isinstance(padding, str):
         raise Unsupported("its padding is a word: use nn.Conv2d, or write the padding as numbers")
-    source, pads = padded(low, low.image(input), [], "constant", padding)
     groups = low.channel_number(groups)  # of a depthwise convolution, say: x.shape[1]
+    source = _same_source(low, input, weight, padding, stride, dilation)
+    if source is not None:
+        return conv_step(low, source, weight, bias, (SAME,) * 4, stride, dilation, groups)
+    source, pads = padded(low, low.image(input), [], "constant", padding)
     return conv_step(low, source, weight, bias, pads, stride, dilation, groups)
 
 

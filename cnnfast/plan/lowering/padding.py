@@ -5,10 +5,18 @@ import operator
 import torch.nn.functional as F
 from torch import fx, nn
 
-from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers, side_of
+from cnnfast.fuse.same_padding import Window, pads_as_same
+from cnnfast.plan.lowering.context import (
+    Lowering,
+    Respelled,
+    Unsupported,
+    lowers,
+    side_of,
+)
 from cnnfast.plan.nodes import Mirror, Op, fraction_word
 from cnnfast.plan.steps import Step, crop_step
 
+_COMPUTED = "its padding is computed in the forward: write it as numbers"
 _MIRRORS = {"reflect": Mirror.REFLECT, "replicate": Mirror.REPLICATE, "circular": Mirror.CIRCULAR}
 
 
@@ -38,14 +46,16 @@ def _circular_pad_module(low: Lowering, layer: nn.CircularPad2d, x: fx.Node) -> 
 
 
 @lowers(F.pad)
-def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step:
+def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step | Respelled:
     pads = list(pad) if isinstance(pad, (tuple, list)) else [pad]
     value = 0.0 if value is None else value
     like = _padded_like(pads, input) if mode == "constant" else None
     if like is not None:
         return _pad_like(low, input, like, value)
     if not all(isinstance(p, int) for p in pads) or not isinstance(value, (int, float)):
-        raise Unsupported("its padding is computed in the forward: write it as numbers")
+        if mode == "constant" and value == 0 and len(pads) == 4:
+            return Respelled("padded", low.image(input))
+        raise Unsupported(_COMPUTED)
     if mode != "constant":
         return mirrored_step(low.image(input), pads, mode)
     left, right, top, bottom, *others = [*pads, 0, 0, 0, 0][: max(4, len(pads))]
@@ -60,6 +70,19 @@ def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step:
         low.place(source)
     more = {side: max(0, size) for side, size in settings.items()}
     return Step(Op.PAD, [source], more | {"value": fraction_word(float(value))})
+
+
+def same_source(low: Lowering, x: fx.Node, kernel: Window, stride: Window, dilation: Window) -> Step | None:
+    """What a convolution reads whose image a forward pads by as much as SAME does.
+
+    None where x is no image padded by numbers of the forward's. Raises Unsupported for other amounts.
+    """
+    found = low.value(x)
+    if not isinstance(found, Respelled) or found.kind != "padded":
+        return None
+    if not pads_as_same(x, kernel, stride, dilation, low.root):
+        raise Unsupported(_COMPUTED)
+    return found.step
 
 
 def mirrored_step(source: Step, pads: list[int], mode: str) -> Step:

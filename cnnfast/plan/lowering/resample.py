@@ -5,7 +5,7 @@ import operator
 import torch.nn.functional as F
 from torch import fx, nn
 
-from cnnfast.fuse.kinds import is_size
+from cnnfast.fuse.number_nodes import is_size
 from cnnfast.plan.lowering.context import Lowering, Unsupported, lowers, side_of
 from cnnfast.plan.nodes import Interpolation, Op, fraction_word
 from cnnfast.plan.steps import Step

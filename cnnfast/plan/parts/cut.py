@@ -1,11 +1,10 @@
 """Which nodes of a graph run as plans: those that lower, in parts that are worth a call."""
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
 
-from cnnfast.fuse.tracing import is_number
+from cnnfast.fuse.number_nodes import is_number
 from cnnfast.plan.fold import fold
 from cnnfast.plan.lowering.context import is_constant, is_kind, steps_of
 from cnnfast.plan.nodes import ANY_TILE, DIRECT, Op, Plan
@@ -76,8 +75,8 @@ def cut(
 
 def _is_candidate(node: fx.Node, root: nn.Module) -> bool:
     called = node.op in ("call_module", "call_function", "call_method") and not is_number(node)
-    called = called and not is_kind(node) and node.target is not OrderedDict  # results are collected eagerly
-    return called and not is_constant(node, root)
+    collects = isinstance(node.target, type)  # OrderedDict, a named tuple: results are collected eagerly
+    return called and not is_kind(node) and not collects and not is_constant(node, root)
 
 
 def _live(graph: fx.Graph, planned: set[fx.Node], constants: set[fx.Node]) -> set[fx.Node]:

@@ -15,10 +15,11 @@ from cnnfast.plan.parts.cut import cut
 from cnnfast.plan.parts.joined import InRows, in_channels_last, join
 from cnnfast.plan.parts.rows import eager_rows, join_paths, rows_of
 from cnnfast.plan.parts.versions import read_latest
-from cnnfast.plan.record import Record, copied, record, record_batch, tensors_in, with_tensors
+from cnnfast.plan.record import Record, by_position, copied, record, record_batch, tensors_in, with_tensors
 from cnnfast.report import EAGER, Row
 
 _LARGEST_ERROR = 1e-3  # where a forward that stays calls frozen children; a wrong one is far beyond
+_NUMBERS = (int, float)
 _NUDGE = 1e-5  # of a value's size: what Winograd's rounding errors add up to in deep networks
 
 
@@ -45,11 +46,13 @@ class Freezer:
         except NotTraceable as error:
             return self._keep_forward(module, path, args, str(error))
         inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-        fixed = {node: value for node, value in zip(inputs, args, strict=True) if is_fixed(value)}
-        return self._join(module, path, traced, made, runs_before, fixed)
+        plain = {
+            node: v for node, v in zip(inputs, args, strict=True) if is_fixed(v) or isinstance(v, _NUMBERS)
+        }
+        return self._join(module, path, traced, made, runs_before, plain)
 
     def _join(
-        self, module, path: str, traced: Trace, made: Record, runs_before: dict, fixed: dict
+        self, module, path: str, traced: Trace, made: Record, runs_before: dict, plain: dict
     ) -> nn.Module | None:
         graph = traced.graph
         result = cut(graph, module, made, traced.closed, runs_before, self.winograd)
@@ -71,7 +74,7 @@ class Freezer:
         if traced.sizes is not None and traced.sizes.words:
             here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
             self.notes.append(f"{here} decides by sizes, and is frozen for those with {traced.sizes.words}.")
-        return join(graph, module, made, result, replaced, traced.sizes, fixed)
+        return join(graph, module, made, result, replaced, traced.sizes, plain)
 
     def _leave(self, module: nn.Module, path: str, args: tuple, reason: str) -> None:
         self.rows += eager_rows(module, path, reason, multiply_adds(module, tuple(map(copied, args))))
@@ -101,6 +104,8 @@ class Freezer:
             if frozen is not None:
                 replaced[name] = frozen
         if not replaced:
+            if not is_layer(module) and not calls.children:
+                self.rows.append(Row(path, type(module).__name__, EAGER, reason=reason, macs=macs.get("", 0)))
             return None
         snapshot = _with_children(in_channels_last(own_copy(plain)), replaced)
         problem = _problem(snapshot, module, list(replaced), args, wanted)
@@ -161,9 +166,10 @@ class _Calls:
 
     def _watch(self, name: str):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if kwargs or not args or not tensors_in(args):
+            given = by_position(module, args, kwargs)
+            if given is None or not tensors_in(given):
                 self._odd.add(name)
-            self.arguments[name] = tuple(map(copied, args))
+            self.arguments[name] = tuple(map(copied, given or ()))
 
         return hook
 

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx, nn
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
 from cnnfast.fuse.shells import Generated, become, own_copy, source_of
 from cnnfast.fuse.sizes import Sizes, refuse_other_sizes
+from cnnfast.fuse.tracing import is_fixed
 from cnnfast.plan.codec import encode
 from cnnfast.plan.network import JoinedNet, PlanCall, refuse_gradients
 from cnnfast.plan.parts.cut import Cut
@@ -25,21 +27,22 @@ def join(
     cut: Cut,
     replaced: dict[str, nn.Module],
     sizes: Sizes | None = None,
-    fixed: dict[fx.Node, object] | None = None,
+    plain: dict[fx.Node, object] | None = None,
 ) -> JoinedNet:
     """The network of a graph that was cut; replaced: modules to call in the place of others, by path.
 
-    Eager layers are deep copies. sizes: of the inputs for which the graph holds; fixed: values of other
-    inputs. Others are an error.
+    Eager layers are deep copies. sizes: of the inputs for which the graph holds, others are an error; plain:
+    None, flags, words and numbers among the inputs, of which all but numbers have to be the same again.
     """
     net = JoinedNet()
     made, env, calls = fx.Graph(), {}, set()
-    _copy_inputs(graph, record, made, env)
+    _copy_inputs(graph, record, made, env, plain or {})
     if sizes is not None:
         tensors = [env[node] for node in graph.nodes if node.op == "placeholder" and node in record.shapes]
         made.call_function(refuse_other_sizes, (tensors, list(sizes.program), sizes.words))
-    for node, value in (fixed or {}).items():
-        made.call_function(refuse_other_value, (env[node], str(value), str(node.target)))
+    for node, value in (plain or {}).items():
+        if is_fixed(value):
+            made.call_function(refuse_other_value, (env[node], str(value), str(node.target)))
     position = {node: i for i, node in enumerate(graph.nodes)}
     units = [(node, cut.level[node]) for node in graph.nodes if _is_eager(node, cut)]
     units += [(part, part.part.level) for part in cut.parts]
@@ -79,9 +82,13 @@ def refuse_other_value(value: Any, wanted: str, name: str) -> None:
         )
 
 
-def _copy_inputs(graph: fx.Graph, record: Record, made: fx.Graph, env: dict[fx.Node, fx.Node]) -> None:
+def _copy_inputs(
+    graph: fx.Graph, record: Record, made: fx.Graph, env: dict[fx.Node, fx.Node], plain: dict[fx.Node, object]
+) -> None:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     env |= {node: made.node_copy(node) for node in inputs}
+    for node in takewhile(plain.__contains__, reversed(inputs)):  # a call may leave them out
+        env[node].args = (plain[node],)
     for node in inputs:
         if node in record.shapes:
             made.call_function(refuse_gradients, (env[node],))
@@ -123,8 +130,8 @@ class InRows(nn.Module):
         self.network = network
         self.training = False
 
-    def forward(self, *inputs: object) -> object:
-        return with_tensors(torch.Tensor.contiguous, self.network(*inputs))
+    def forward(self, *inputs: object, **named: object) -> object:
+        return with_tensors(torch.Tensor.contiguous, self.network(*inputs, **named))
 
 
 def in_channels_last(module: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 import torch
 from torch import fx, nn
 
-from cnnfast.fuse.tracing import is_number
+from cnnfast.fuse.number_nodes import is_number
 from cnnfast.plan.lowering import Lowering
 from cnnfast.plan.lowering.context import Unsupported, Value, is_constant, is_kind
 from cnnfast.plan.nodes import ANY, Op

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import fx
 
-from cnnfast.fuse.tracing import is_number
+from cnnfast.fuse.number_nodes import is_number
 
 
 @dataclass(frozen=True, eq=False)
