@@ -93,11 +93,23 @@ def _convert(self):
     try:
         return self.tracer.constant(self.node)
     except NotTraceable:
-        names = sys._getframe(1).f_globals
+        names = _names_of_caller()
         if is_number(self.node) and self.tracer.names.can_replace(names):
             self.tracer.names.replace(names)
             raise Converted(DECIDES) from None
         raise
+
+
+def _names_of_caller() -> dict:
+    """Of the module that asks for a conversion."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame.f_globals
+
+
+def _to_float(self):
+    return float(_convert(self))
 
 
 def _rounded(function: Callable) -> Callable:
@@ -111,7 +123,7 @@ for _class in (Value, Attribute):
     for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
         setattr(_class, f"__{_name}__", _in_place(_name))
     _class.__index__ = _index
-    _class.__int__ = _class.__float__ = _convert
+    _class.__int__, _class.__float__ = _convert, _to_float
     _class.__ceil__, _class.__floor__ = _rounded(math.ceil), _rounded(math.floor)
 
 

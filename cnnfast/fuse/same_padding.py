@@ -16,6 +16,8 @@ def pads_as_same(pad: fx.Node, kernel: Window, stride: Window, dilation: Window,
 
     Just enough for them, the odd one behind, whatever the size of the image, from which alone they follow.
     """
+    if not pad.args:
+        return False
     image, amounts = pad.args[0], pad.args[1] if len(pad.args) > 1 else pad.kwargs.get("pad")
     if not isinstance(amounts, (tuple, list)) or len(amounts) != 4:
         return False
@@ -28,7 +30,7 @@ def pads_as_same(pad: fx.Node, kernel: Window, stride: Window, dilation: Window,
             ]
             for size in _TRIED
         )
-    except _NotOfSizes:
+    except (_NotOfSizes, ArithmeticError, TypeError, ValueError, IndexError):  # whatever sizes do not fit
         return False
 
 

@@ -103,7 +103,10 @@ def by_position(module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
     """
     if not kwargs:
         return args
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # a forward without a signature
+        return None
     parameters = list(bound.signature.parameters.values())
     last = max(i for i, parameter in enumerate(parameters) if parameter.name in bound.arguments)
     if any(parameter.kind not in _POSITIONAL for parameter in parameters[: last + 1]):

@@ -180,6 +180,35 @@ def test_parameters_shaped_by_channels_are_constants():
         assert_near(frozen(x), model(x).double())
 
 
+class ConvertedChannels(nn.Module):
+    """float() and int() of numbers of channels, and padding with everything by its name."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.out = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 2, 3)
+
+    def forward(self, x):
+        y = self.conv(x) * float(x.size(1)) ** -0.5
+        y = y[:, : int(y.shape[1])] / round(math.sqrt(float(y.shape[1])))
+        height, width = x.shape[2:]
+        sides = (height % (height - 7), int(width) % (width - 7), 0, 1)
+        return self.out(F.pad(input=y, pad=sides))
+
+
+def test_converted_channels_are_numbers():
+    model = ConvertedChannels().eval()
+    frozen = cnnfast.freeze(model, torch.randn(1, 3, 16, 16))
+    assert frozen.report().coverage.multiply_adds == 1.0
+    for size in ((2, 3, 16, 16), (1, 3, 25, 16)):
+        x = torch.randn(size)
+        with torch.no_grad():
+            try:
+                assert_near(frozen(x), model(x).double())
+            except RuntimeError as error:
+                assert size[2] != 16 and "takes another path" in str(error)
+
+
 class Radix(nn.Module):
     """Split by a number of channels, as ResNeSt does: a loop over as many pieces as the example has."""
 
