@@ -239,10 +239,10 @@ class EagerNet(_WithPlans):
         self.training = False
         self._report = report
 
-    def forward(self, *inputs: Any) -> Any:
-        for x in tensors_in(inputs):
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        for x in tensors_in((inputs, named)):
             refuse_gradients(x)
-        return self.network(*inputs)
+        return self.network(*inputs, **named)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Raises TypeError: a file holds one plan, and this network has eager layers."""

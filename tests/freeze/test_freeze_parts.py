@@ -140,6 +140,19 @@ def test_results_with_named_fields(states):
     assert torch.equal(result.logits, result["logits"]) and (result.states is None) is not states
 
 
+def test_results_with_named_fields_are_a_dict_in_torchscript():
+    model = Net(lambda s, x: Output(F.softplus(s.b(s.a(x)))), a=conv(3, 4), b=conv(4, 4)).eval()
+    frozen = cnnfast.freeze(model, IMAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(frozen)
+    result = scripted(IMAGE)
+    assert type(result) is dict and list(result) == ["logits"]
+    assert torch.equal(result["logits"], frozen(IMAGE).logits)
+    again = pickle.loads(pickle.dumps(frozen))
+    assert type(again(IMAGE)) is Output and torch.equal(again(IMAGE).logits, frozen(IMAGE).logits)
+
+
 class Named(dict):
     pass
 

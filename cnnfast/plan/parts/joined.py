@@ -15,6 +15,7 @@ from cnnfast.fuse.tracing import is_fixed
 from cnnfast.plan.codec import encode
 from cnnfast.plan.network import JoinedNet, PlanCall, refuse_gradients
 from cnnfast.plan.parts.cut import Cut
+from cnnfast.plan.parts.named_results import as_dict_when_scripted
 from cnnfast.plan.record import Record, with_tensors
 
 EAGER = "eager"  # the child that holds what stays eager, under its old names
@@ -153,5 +154,5 @@ def _owner(holder: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _generate(net: JoinedNet, graph: fx.Graph) -> None:
-    source, names = source_of(graph)
+    source, names = as_dict_when_scripted(*source_of(graph), graph)
     become(net, (Generated,), source, names, prefix="")
