@@ -38,6 +38,6 @@ def of_number(pieces: list[Tensor], number: int) -> list[Tensor]:
     if len(pieces) != number:
         raise RuntimeError(
             f"a fused forward loops over {number} pieces of a tensor, as it was told to cut, and has "
-            f"{len(pieces)}: there are fewer or more channels. Leave the module around it out, by filter_fn"
+            f"{len(pieces)}: the tensor has another size. Leave the module around it out, by filter_fn"
         )
     return pieces

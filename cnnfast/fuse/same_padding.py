@@ -8,7 +8,8 @@ from cnnfast.fuse.number_nodes import dimension_of, is_arithmetic, is_number
 
 Window = tuple[int, int]  # height, width
 _SIDES = {2: 0, -2: 0, 3: 1, -1: 1}
-_TRIED = range(1, 130)  # sizes for which padding has to be SAME's: it repeats with the stride
+# Sizes for which padding has to be SAME's, which repeats with the stride; large ones for what a forward caps.
+_TRIED = (*range(1, 130), *range(200, 600, 13), 1023, 1024, 2049, 4096)
 
 
 def pads_as_same(pad: fx.Node, kernel: Window, stride: Window, dilation: Window, root: nn.Module) -> bool:

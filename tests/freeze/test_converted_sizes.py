@@ -133,6 +133,16 @@ class ExchangedConv(PaddedConv):
         return nn.Conv2d.forward(self, x)
 
 
+def capped(size: int, kernel: int, stride: int) -> int:
+    """As by_float_and_ceil for images of up to 1000 pixels."""
+    return max((math.ceil(float(size) / stride) - 1) * stride + kernel - size, max(0, size - 1000))
+
+
+def test_padding_that_is_same_for_small_images_only():
+    (note,) = cnnfast.freeze(Net(capped), torch.randn(1, 3, 16, 16)).report().notes
+    assert "decides by sizes" in note and "1000" in note
+
+
 def test_other_padding_is_for_the_sizes_of_the_example():
     model, x = Exchanged().eval(), torch.randn(2, 3, 16, 24)
     frozen = cnnfast.freeze(model, torch.randn(1, 3, 32, 32))
