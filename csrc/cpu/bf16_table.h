@@ -177,6 +177,8 @@ struct Bf16Kernels {
   // Input rows [row_begin, row_end) over all images.
   void (*max_pool_backward)(const MaxPoolBackward16Call&, int64_t row_begin, int64_t row_end);
   void (*max_pool_apart_backward)(const MaxPoolApart16Call&, int64_t row_begin, int64_t row_end);
+  // Rows of the result over all images.
+  void (*box_mean)(const BoxMeanCall<View16>&, int64_t row_begin, int64_t row_end);
   // Before the first and behind the last convolution of a thread: null where there is nothing to do.
   void (*begin_thread)();
   void (*end_thread)();

@@ -196,6 +196,30 @@ struct PoolBackwardCall {
   View grad_input;
 };
 
+// Along one side of an image: position i of a result is the sum of positions (i * scale + first) / distance,
+// rounded up, to (i * scale + last) / distance of what is read, as far as there are such.
+struct BoxAxis {
+  int64_t size, result;  // positions read, and of the result
+  int64_t scale, first, last, distance;
+};
+
+// Sums over boxes of pixels, divided: average pooling and its gradient.
+struct BoxMean {
+  int64_t channels;
+  BoxAxis y, x;
+  float divisor;
+};
+
+// Pixels lie side by side, as their channels do. V: View or View16.
+template <class V>
+struct BoxMeanCall {
+  BoxMean box;
+  V from, to;
+};
+
+// Values that are summed at once: a few pixels of a box fit. Positions along a row at most.
+constexpr int64_t kBoxValues = 4096, kBoxColumns = 1024;
+
 // y = act((x * scale + shift) * factor + residual), rows of `channels` floats; all but x may be null.
 struct AffineCall {
   const float* input;
@@ -355,6 +379,8 @@ struct KernelTable {
   // Input rows [row_begin, row_end) over all images.
   void (*max_pool_backward)(const PoolBackwardCall&, int64_t row_begin, int64_t row_end);
   void (*avg_pool_backward)(const PoolBackwardCall&, int64_t row_begin, int64_t row_end);
+  // Rows of the result over all images.
+  void (*box_mean)(const BoxMeanCall<View>&, int64_t row_begin, int64_t row_end);
   void (*affine)(const AffineCall&, int64_t rows);
   // sum[c] += x[r][c], and with `mean`: sum[c] += (x[r][c] - mean[c])^2, over `rows` rows.
   void (*column_sum)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,

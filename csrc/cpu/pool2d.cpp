@@ -6,6 +6,7 @@
 
 #include "cpu/aligned_floats.h"
 #include "cpu/bf16_table.h"
+#include "cpu/box_mean.h"
 #include "cpu/images16.h"
 #include "cpu/memory_pool.h"
 #include "cpu/narrow_pool.h"
@@ -44,8 +45,6 @@ at::Tensor images_of(const at::Tensor& t) {
   return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-using PoolBackwardKernel = void (*)(const PoolBackwardCall&, int64_t, int64_t);
-
 bool is_narrow(const at::Tensor& t) { return t.scalar_type() == at::kBFloat16; }
 
 template <class Body>
@@ -56,26 +55,23 @@ void for_shares_of(int64_t rows, const at::Tensor& input, Body&& body) {
   });
 }
 
-void pool_into(const at::Tensor& input, const Pool2dParams& p, bool count_include_pad,
-               int64_t divisor_override, PoolKernel kernel, const at::Tensor& output) {
-  if (output.numel() == 0) return;
-  const at::Tensor images = images_of(input);
-  PoolCall call = pool_call(images, p, output.sizes());
+// Rows of the images in `t`.
+template <class Body>
+void for_rows_of(const at::Tensor& t, Body&& body) {
+  for_shares_of(t.size(0) * t.size(2), t, body);
+}
+
+// `sizes`: the output's.
+PoolCall mean_call(const at::Tensor& images, const Pool2dParams& params, bool count_include_pad,
+                   std::optional<int64_t> divisor_override, at::IntArrayRef sizes) {
+  PoolCall call = pool_call(images, params, sizes);
   call.count_include_pad = count_include_pad;
-  call.divisor_override = divisor_override;
-  const int64_t rows = output.size(0) * output.size(2);
-  if (is_narrow(input)) {
-    const NarrowPool pool{call, view16_of(images), view16_of(output)};
-    return for_shares_of(rows, input, [&](int64_t begin, int64_t end) { pool.run(kernel, begin, end); });
-  }
-  call.input = view_of(images);
-  call.output = view_of(output);
-  for_shares_of(rows, input, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+  call.divisor_override = divisor_override.value_or(0);
+  return call;
 }
 
 // bfloat16 values are compared as they are.
 void max_pool16_into(const at::Tensor& input, const Pool2dParams& p, const at::Tensor& output) {
-  if (output.numel() == 0) return;
   const at::Tensor images = images_of(input);
   MaxPool16Call call{pool_call(images, p, output.sizes()), view16_of(images), view16_of(output), nullptr};
   const int64_t bytes = bf16_kernels().max_pool_scratch(call);
@@ -86,21 +82,6 @@ void max_pool16_into(const at::Tensor& input, const Pool2dParams& p, const at::T
   });
 }
 
-// `input`: null where the kernel does not read it.
-void pool_backward_into(const at::Tensor& grad_output, const at::Tensor* input, const PoolCall& call,
-                        PoolBackwardKernel kernel, const at::Tensor& grad_input) {
-  const at::Tensor grad = images_of(grad_output), images = input ? images_of(*input) : at::Tensor();
-  const int64_t rows = grad_input.size(0) * grad_input.size(2);
-  if (is_narrow(grad_input)) {
-    const NarrowPoolBackward pool{call, input ? view16_of(images) : View16{}, view16_of(grad),
-                                  view16_of(grad_input)};
-    return for_shares_of(rows, grad_input, [&](int64_t begin, int64_t end) { pool.run(begin, end); });
-  }
-  PoolBackwardCall plain{call, view_of(grad), view_of(grad_input)};
-  if (input) plain.pool.input = view_of(images);
-  for_shares_of(rows, grad_input, [&](int64_t begin, int64_t end) { kernel(plain, begin, end); });
-}
-
 at::Tensor output_of(const at::Tensor& input, const std::vector<c10::SymInt>& sizes) {
   return output_empty(concrete(sizes), input.options(), at::MemoryFormat::ChannelsLast);
 }
@@ -108,13 +89,29 @@ at::Tensor output_of(const at::Tensor& input, const std::vector<c10::SymInt>& si
 }  // namespace
 
 void max_pool2d_into(const at::Tensor& input, const Pool2dParams& params, const at::Tensor& output) {
+  if (output.numel() == 0) return;
   if (is_narrow(input)) return max_pool16_into(input, params, output);
-  pool_into(input, params, false, 0, kernels().max_pool, output);
+  const at::Tensor images = images_of(input);
+  PoolCall call = pool_call(images, params, output.sizes());
+  call.input = view_of(images);
+  call.output = view_of(output);
+  for_shares_of(output.size(0) * output.size(2), input,
+                [&](int64_t begin, int64_t end) { kernels().max_pool(call, begin, end); });
 }
 
 void avg_pool2d_into(const at::Tensor& input, const Pool2dParams& params, bool count_include_pad,
                      std::optional<int64_t> divisor_override, const at::Tensor& output) {
-  pool_into(input, params, count_include_pad, divisor_override.value_or(0), kernels().avg_pool, output);
+  if (output.numel() == 0) return;
+  const at::Tensor images = images_of(input);
+  PoolCall call = mean_call(images, params, count_include_pad, divisor_override, output.sizes());
+  const int64_t rows = output.size(0) * output.size(2);
+  if (is_narrow(input)) {
+    const NarrowPool pool{call, view16_of(images), view16_of(output)};
+    return for_shares_of(rows, input, [&](int64_t begin, int64_t end) { avg_pool_rows(pool, begin, end); });
+  }
+  call.input = view_of(images);
+  call.output = view_of(output);
+  for_shares_of(rows, input, [&](int64_t begin, int64_t end) { avg_pool_rows(call, begin, end); });
 }
 
 namespace {
@@ -175,8 +172,17 @@ at::Tensor max_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   const auto sizes = gradient_sizes("max_pool2d_backward", grad_output, input, params);
   const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
-  pool_backward_into(grad_output, &input, pool_call(input, params, sizes), kernels().max_pool_backward,
-                     grad_input);
+  const PoolCall call = pool_call(input, params, sizes);
+  const at::Tensor grad = images_of(grad_output), images = images_of(input);
+  if (is_narrow(input)) {
+    const NarrowPoolBackward pool{call, view16_of(images), view16_of(grad), view16_of(grad_input)};
+    for_rows_of(grad_input, [&](int64_t begin, int64_t end) { pool.run(begin, end); });
+  } else {
+    PoolBackwardCall pool{call, view_of(grad), view_of(grad_input)};
+    pool.pool.input = view_of(images);
+    for_rows_of(grad_input,
+                [&](int64_t begin, int64_t end) { kernels().max_pool_backward(pool, begin, end); });
+  }
   return grad_input;
 }
 
@@ -195,10 +201,15 @@ at::Tensor avg_pool2d_backward_cpu(const at::Tensor& grad_output, const at::Tens
   const auto sizes = gradient_sizes("avg_pool2d_backward", grad_output, input, params);
   const at::Tensor grad_input = input_gradient(input);
   if (!channels_adjacent(grad_input)) return composite();
-  PoolCall call = pool_call(grad_input, params, sizes);
-  call.count_include_pad = count_include_pad;
-  call.divisor_override = divisor_override.value_or(0);
-  pool_backward_into(grad_output, nullptr, call, kernels().avg_pool_backward, grad_input);
+  const PoolCall call = mean_call(grad_input, params, count_include_pad, divisor_override, sizes);
+  const at::Tensor grad = images_of(grad_output);
+  if (is_narrow(input)) {
+    const NarrowPoolBackward pool{call, View16{}, view16_of(grad), view16_of(grad_input)};
+    for_rows_of(grad_input, [&](int64_t begin, int64_t end) { avg_pool_backward_rows(pool, begin, end); });
+  } else {
+    const PoolBackwardCall pool{call, view_of(grad), view_of(grad_input)};
+    for_rows_of(grad_input, [&](int64_t begin, int64_t end) { avg_pool_backward_rows(pool, begin, end); });
+  }
   return grad_input;
 }
 

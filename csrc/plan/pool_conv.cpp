@@ -56,7 +56,7 @@ class PoolConv : public Step {
     call.input = reads_[0].view(memory);
     call.input.data += image * call.input.image;
     call.output = {pooled - first * row_, 0, row_, call.channels};
-    (max_ ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, first, last);
+    pool_rows(max_, call, first, last);
     const cpu::View to = writes_.view(memory);
     job_.run_pixels({constants_->weight.data(), none, constants_->shift}, pooled,
                     to.data + image * to.image + first * to.row, 0, (last - first) * writes_.size.width,

@@ -5,6 +5,7 @@
 #include <optional>
 #include <sstream>
 
+#include "cpu/box_mean.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::plan {
@@ -124,7 +125,7 @@ class Pool : public RowStep {
     cpu::PoolCall call = call_;
     call.input = reads_[0].view(memory);
     call.output = writes_.view(memory);
-    (max_ ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, begin, end);
+    pool_rows(max_, call, begin, end);
   }
 
  private:
@@ -213,7 +214,7 @@ class ConvPool : public Step {
     call.input = {rows - strip.row_begin * row, 0, row, geometry_.out_channels};
     call.output = writes_.view(memory);
     call.output.data += image * call.output.image;
-    (max_ ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, strip.pool_begin, strip.pool_end);
+    pool_rows(max_, call, strip.pool_begin, strip.pool_end);
   }
 
   static inline const cpu::AlignedFloats kNoScale{0};
@@ -367,6 +368,10 @@ cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& in, const Valu
   return {in.images,      in.channels,    a[A::kOut],     a[A::kGroups],    a[A::kKernelH],
           a[A::kKernelW], a[A::kStrideH], a[A::kStrideW], a[A::kDilationH], a[A::kDilationW],
           out.height,     out.width,      node.activation};
+}
+
+void pool_rows(bool max, const cpu::PoolCall& call, int64_t begin, int64_t end) {
+  max ? cpu::kernels().max_pool(call, begin, end) : cpu::avg_pool_rows(call, begin, end);
 }
 
 cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,

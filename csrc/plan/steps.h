@@ -183,6 +183,8 @@ cpu::ConvGeometry conv_geometry_of(const Node& node, const Value& input, const V
 cpu::PoolCall pool_call(const WindowPair& window, int64_t dilation_h, int64_t dilation_w,
                         bool count_include_pad, int64_t divisor_override, const cpu::ImageSize& from,
                         const cpu::ImageSize& to);
+// Output rows [begin, end) of a pooling over all images.
+void pool_rows(bool max, const cpu::PoolCall& call, int64_t begin, int64_t end);
 std::unique_ptr<Step> lrn_step(int64_t node, const LrnParams& params, Place from, Place to);
 // act(x * scale + shift + other); scale and shift may be null (they must outlive the step), other absent.
 std::unique_ptr<Step> affine_step(int64_t node, const float* scale, const float* shift, Activation activation,

@@ -299,8 +299,7 @@ class WidenedConv : public Writes16<RowStep> {
         cpu::thread_scratch(cpu::ScratchSlot::kStrip, (strip.pool_end - strip.pool_begin) * pooled_row);
     call.input = {rows - strip.row_begin * row, 0, row, channels};
     call.output = {pooled - strip.pool_begin * pooled_row, 0, pooled_row, channels};
-    (behind_->max ? cpu::kernels().max_pool : cpu::kernels().avg_pool)(call, strip.pool_begin,
-                                                                       strip.pool_end);
+    pool_rows(behind_->max, call, strip.pool_begin, strip.pool_end);
     for_rows(writes_, memory, image, 1, strip.pool_begin, strip.pool_end, pooled, 0,
              [&](auto narrow, auto wide) {
                cpu::bf16_kernels().narrow({wide.data, wide.step}, narrow, writes_.size.width, channels);

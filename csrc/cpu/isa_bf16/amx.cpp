@@ -23,6 +23,7 @@ extern const Bf16Kernels kAmxBf16Kernels = {"amx",
                                             max_pool_scratch,
                                             max_pool16_backward,
                                             max_pool_apart16_backward,
+                                            box_mean<View16>,
                                             Tiles::configure,
                                             Tiles::release,
                                             depthwise16};

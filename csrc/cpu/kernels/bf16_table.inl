@@ -15,6 +15,7 @@ using namespace cnnfast::cpu;
 
 #include "cpu/kernels/activation16.inl"
 #include "cpu/kernels/bf16_rows.inl"
+#include "cpu/kernels/box_mean.inl"
 #include "cpu/kernels/conv16.inl"
 #include "cpu/kernels/max_pool_apart16.inl"
 #include "cpu/kernels/norm16.inl"
@@ -36,6 +37,7 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.max_pool_scratch = max_pool_scratch;
   table.max_pool_backward = max_pool16_backward;
   table.max_pool_apart_backward = max_pool_apart16_backward;
+  table.box_mean = box_mean<View16>;
   table.fixed = fixed;
   return table;
 }

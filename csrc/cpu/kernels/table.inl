@@ -10,6 +10,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/activation.inl"
 #include "cpu/kernels/batch_norm.inl"
 #include "cpu/kernels/bn_act_backward.inl"
+#include "cpu/kernels/box_mean.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
 #include "cpu/kernels/gather.inl"
@@ -48,6 +49,7 @@ using namespace cnnfast::cpu;
    pool<MeanReduce>,                 \
    pool_backward<MaxGradient>,       \
    pool_backward<MeanGradient>,      \
+   box_mean<View>,                   \
    affine,                           \
    column_sum<float>,                \
    activate,                         \
