@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 
 import torch
+from torch._functorch import utils as functorch
 from torch.autograd import Function
 from torch.utils._pytree import tree_leaves
 
@@ -21,21 +23,25 @@ def functions_opened(without_gradients: bool) -> Iterator[None]:
         stack.enter_context(_exchanged(torch.jit.ScriptFunction, "__call__", _call_python))
         if without_gradients:
             stack.enter_context(_exchanged(Function, "apply", classmethod(_run_forward)))
+            # a bound `apply` that a module holds is torch's own: before torch 2.14 it unwraps its arguments
+            if _UNWRAP is not None:
+                stack.enter_context(_exchanged(functorch, "unwrap_dead_wrappers", _unwrap))
         yield
 
 
 @contextmanager
-def _exchanged(cls: type, name: str, other: object) -> Iterator[None]:
-    own = vars(cls)[name]
-    setattr(cls, name, other)
+def _exchanged(owner: type | ModuleType, name: str, other: object) -> Iterator[None]:
+    own = vars(owner)[name]
+    setattr(owner, name, other)
     try:
         yield
     finally:
-        setattr(cls, name, own)
+        setattr(owner, name, own)
 
 
 _CALL = torch.jit.ScriptFunction.__call__
 _APPLY = vars(Function)["apply"]
+_UNWRAP = getattr(functorch, "unwrap_dead_wrappers", None)
 
 
 def _call_python(self, *args: object, **kwargs: object) -> object:
@@ -51,6 +57,10 @@ def _run_forward(cls: type, *args: object, **kwargs: object) -> object:
     if cls.setup_context is not Function.setup_context:
         return cls.forward(*args, **kwargs)
     return cls.forward(_Context(len(args)), *args, **kwargs)
+
+
+def _unwrap(args: tuple) -> tuple:
+    return tuple(arg if is_proxy(arg) else _UNWRAP((arg,))[0] for arg in args)
 
 
 class _Context:
