@@ -1,5 +1,5 @@
 """Joining groups to chains: a convolution, 1x1 convolutions behind it and perhaps a max pool, as Network in
-Network has them.
+Network has them; a first convolution, which reads images of few channels, and the pool behind it.
 
 A chain is one operator while training in bfloat16 on a CPU, and else runs group by group.
 """
@@ -9,6 +9,8 @@ from torch import fx, nn
 from cnnfast.fuse.groups import Group, writes_between
 from cnnfast.fuse.kinds import is_written, module_of
 from cnnfast.fuse.match_blocks import is_stage
+
+_FEW_CHANNELS = 4
 
 
 def join_chains(graph: fx.Graph, root: nn.Module, groups: list[Group]) -> list[Group]:
@@ -30,15 +32,21 @@ def join_chains(graph: fx.Graph, root: nn.Module, groups: list[Group]) -> list[G
 
 
 def _chain_from(group: Group, by_first: dict[fx.Node, Group], root: nn.Module) -> list[Group]:
-    """The group and those behind it, if there is a 1x1 convolution among them."""
+    """The group and those behind it, with a pool where one of them is 1x1 or the first is a first layer."""
     chain = [group]
     if group.kind != "conv" or not is_stage(group, root):
         return chain
     while (behind := _only_reader(chain[-1], by_first)) is not None and _is_pointwise(behind, root):
         chain.append(behind)
-    if len(chain) > 1 and behind is not None and behind.kind == "max_pool" and is_stage(behind, root):
+    pools = ("max_pool",) if len(chain) > 1 else ("max_pool", "avg_pool") if _is_first(group, root) else ()
+    if behind is not None and behind.kind in pools and is_stage(behind, root):
         chain.append(behind)
     return chain
+
+
+def _is_first(group: Group, root: nn.Module) -> bool:
+    """Whether, as a rule, nobody wants the gradient of its input, and the weight's is little work."""
+    return module_of(group.layer, root).in_channels <= _FEW_CHANNELS
 
 
 def _only_reader(group: Group, by_first: dict[fx.Node, Group]) -> Group | None:

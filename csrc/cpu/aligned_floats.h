@@ -31,6 +31,7 @@ enum class ScratchSlot {
   kWidened,
   kGathered,
   kPooled,
+  kSpread,
   kGroup,
   kCount
 };

@@ -14,6 +14,7 @@
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d.h"
+#include "cpu/pooled_backward.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
 
@@ -82,7 +83,8 @@ size_t run_chain(const Branch& branch, size_t begin, const std::vector<at::Tenso
                      branch[s].activation, values[s + 1]});
   std::optional<ChainedPool> pool;
   if (s < branch.size() && is_plain_max_pool(branch[s])) pool = {branch[s].pool_params(), values[s + 1]};
-  return paired_chain_into(chain, pool);
+  // A convolution and its pooling alone are not faster so.
+  return branch.size() == 2 && pool ? 0 : paired_chain_into(chain, pool);
 }
 
 at::Tensor make_output(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
@@ -147,9 +149,7 @@ void check_gradients(const at::Tensor& grad_output, const std::vector<StageValue
 std::vector<ConvGradients> chain_backward(const at::Tensor& grad_output,
                                           const std::vector<StageValues>& values) {
   const StageValues& last = values.back();
-  if (values.size() < 2 || !takes_widened(grad_output, {last.input})) return {};
-  if (last.stage.conv < 0 && !is_plain_max_pool(last.stage)) return {};
-  check_gradients(grad_output, values);
+  if (last.stage.kind == StageKind::kAvgPool) return {};
   const std::vector<PairedStage> chain = paired_stages(values);
   std::optional<Pool2dParams> pool;
   if (last.stage.conv < 0) pool = last.stage.pool_params();
@@ -162,10 +162,32 @@ std::vector<ConvGradients> chain_backward(const at::Tensor& grad_output,
   return gradients;
 }
 
+// Of the last two stages, a convolution and a pooling.
+std::vector<ConvGradients> last_two_backward(const at::Tensor& grad_output,
+                                             const std::vector<StageValues>& values) {
+  const StageValues &conv = values[values.size() - 2], &pool = values.back();
+  if (conv.stage.conv < 0 || pool.stage.conv >= 0) return {};
+  const auto found = pooled_backward(grad_output, conv, pool);
+  if (!found) return {};
+  return {*found, {}};
+}
+
+std::vector<ConvGradients> stages_backward(const at::Tensor& grad_output,
+                                           const std::vector<StageValues>& values) {
+  const StageValues& last = values.back();
+  if (values.size() < 2 || !takes_widened(grad_output, {last.input})) return {};
+  if (last.stage.conv < 0 && last.stage.activation.kind != Activation::kNone) return {};
+  check_gradients(grad_output, values);
+  // A convolution and its pooling alone are not faster by pairs, images at a time.
+  auto found = values.size() > 2 || last.stage.conv >= 0 ? chain_backward(grad_output, values)
+                                                         : std::vector<ConvGradients>();
+  return found.empty() ? last_two_backward(grad_output, values) : found;
+}
+
 InceptionGradients inception_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                           at::TensorList weights, at::TensorList outputs,
                                           at::IntArrayRef branches, const c10::List<bool>& output_mask) {
-  return inception_backward_by(chain_backward, grad_output, input, weights, outputs, branches, output_mask);
+  return inception_backward_by(stages_backward, grad_output, input, weights, outputs, branches, output_mask);
 }
 
 }  // namespace

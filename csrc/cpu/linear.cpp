@@ -80,7 +80,8 @@ LinearGradients linear_backward_cpu(const at::Tensor& grad_output, const at::Ten
                                     const at::Tensor& weight, const at::Tensor& output,
                                     std::string_view activation, std::array<bool, 3> output_mask) {
   const bool plain = is_plain_float(grad_output) && is_plain_float(input) && is_plain_float(output);
-  if (plain && grad_output.numel() > 0 && keeps_linear_gradients(as_rows(input), weight))
+  if (plain && grad_output.numel() > 0 &&
+      (keeps_linear_gradients(as_rows(input), weight) || multiplies_near_weights(as_rows(input), weight)))
     return streamed_backward(grad_output, input, weight, output, activation, output_mask);
   if (multiplies_bfloat16() || !takes_widened(grad_output, {input, weight, output}))
     return linear_backward(grad_output, input, weight, output, activation, output_mask);

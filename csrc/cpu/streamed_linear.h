@@ -9,10 +9,14 @@ namespace cnnfast::cpu {
 // Fewer weights stay in cache.
 constexpr int64_t kManyWeights = 1 << 18;
 
+// The gradients of layers of fewer weights and some hundred rows come from the same kernels.
+constexpr int64_t kSomeRows = 1024;
+
 // Whether that pays for rows x in by out x in, both float32, and whether kept memory does for the gradients,
 // of any number of rows. Depends on sizes and strides alone.
 bool streams_linear(const at::Tensor& rows, const at::Tensor& weight);
 bool keeps_linear_gradients(const at::Tensor& rows, const at::Tensor& weight);
+bool multiplies_near_weights(const at::Tensor& rows, const at::Tensor& weight);
 
 // rows @ weight.T; `rows`: rows x in, contiguous.
 at::Tensor streamed_linear(const at::Tensor& rows, const at::Tensor& weight);

@@ -1,5 +1,7 @@
 #include "cpu/strip_backward.h"
 
+#include <ATen/Functions.h>
+
 #include <algorithm>
 
 #include "cpu/activation_rows.h"
@@ -24,6 +26,8 @@ constexpr int64_t kLeastStripPixels = 64;
 // Channels of a first layer's input: more are better served by Winograd's algorithm where it applies.
 constexpr int64_t kMostFirstChannels = 4;
 
+int64_t pixels_of(const at::Tensor& t) { return t.size(0) * t.size(2) * t.size(3); }
+
 int64_t parts_of(int64_t pixels) {
   int64_t parts = 1;
   while (2 * parts <= std::min(kMostParts, pixels / kLeastPartPixels)) parts *= 2;
@@ -35,28 +39,67 @@ bool is_pointwise(const at::Tensor& weight, const Conv2dParams& p) {
   return weight.size(2) == 1 && weight.size(3) == 1 && all(p.stride, 1) && all(p.padding, 0);
 }
 
+// Pixels side by side that are as good as one of more channels, under a kernel that is wider by their
+// distance and steps over all of them: vectors of few channels are fuller, and there are fewer products.
+int64_t joined_pixels(const ConvGeometry& g) {
+  if (g.stride_w >= g.kernel_w) return 1;
+  int64_t pixels = kernels().vector_width / g.out_channels;
+  while (pixels > 1 && g.out_width % pixels) --pixels;
+  return std::max<int64_t>(1, pixels);
+}
+
+ConvGeometry joined(ConvGeometry g, int64_t pixels) {
+  g.out_channels *= pixels;
+  g.kernel_w += (pixels - 1) * g.stride_w;
+  g.stride_w *= pixels;
+  g.out_width /= pixels;
+  return g;
+}
+
 // A 1x1 convolution over `pixels` pixels in a row.
 ConvGeometry pointwise_geometry(int64_t in, int64_t out, int64_t pixels) {
   return {1, in, out, 1, 1, 1, 1, 1, 1, 1, 1, pixels, {}};
 }
 
+// What gives the gradient of the convolution's output.
+struct StripSource {
+  PixelRows grad, output;  // not given: without an activation `output`, with a pooling `grad`
+  Activation activation;
+  const PooledRows* pooled = nullptr;
+  int64_t unit = 1;    // pixels that are made together
+  int64_t joined = 1;  // joined_pixels
+
+  bool masks() const { return output.given(); }
+  // Whether it is made in memory of the thread.
+  bool makes() const { return pooled || masks() || grad.narrow; }
+};
+
+StripSource source_of(const at::Tensor& grad_output, const at::Tensor& output, Activation activation) {
+  const bool masks = activation.kind != Activation::kNone;
+  return {pixel_rows(grad_output), masks ? pixel_rows(output) : PixelRows{}, activation};
+}
+StripSource source_of(const PooledRows& rows) {
+  return {PixelRows{}, rows.output(), {}, &rows, rows.rows_together() * rows.size().width};
+}
+
 class StripBackward {
  public:
-  StripBackward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                const at::Tensor& output, const Conv2dParams& params, Activation activation,
-                WantedConvGradients wanted)
-      : grad_(pixel_rows(grad_output)),
-        output_(activation.kind != Activation::kNone ? pixel_rows(output) : PixelRows{}),
+  // `like`: of the output's sizes.
+  StripBackward(StripSource source, const at::Tensor& like, const at::Tensor& input, const at::Tensor& weight,
+                const Conv2dParams& params, WantedConvGradients wanted)
+      : source_(std::move(source)),
         weight_(weight),
-        activation_(activation),
         wanted_(wanted),
         in_(weight.size(1)),
-        out_(grad_.channels),
-        parts_(parts_of(grad_.rows)),
-        strip_(std::max(kLeastStripPixels, kStripFloats / std::max(in_, out_))),
-        to_weight_(group_geometry(grad_output, weight, params)),
+        out_(like.size(1)),
+        row_(like.size(3)),
+        units_(pixels_of(like) / source_.unit),
+        parts_(std::min(parts_of(pixels_of(like)), units_)),
+        strip_(std::max<int64_t>(
+            1, std::max(kLeastStripPixels, kStripFloats / std::max(in_, out_)) / source_.unit)),
+        to_weight_(joined(group_geometry(like, weight, params), source_.joined)),
         panels_(Panels::of(to_weight_)),
-        to_input_(pointwise_geometry(out_, in_, strip_)),
+        to_input_(pointwise_geometry(out_, in_, strip_pixels())),
         job_(to_input_, {nullptr, 0, 0, strip_stride()}, {nullptr, 0, 0, in_}, {}) {
     if (is_pointwise(weight, params))
       join_rows(pixel_rows(input));
@@ -79,48 +122,78 @@ class StripBackward {
       found.weight = gradient_empty_like(weight_);
       sums_ = thread_scratch(ScratchSlot::kSums, parts_ * part_floats());
     }
-    std::vector<float> bias(wanted_.bias ? static_cast<size_t>(parts_ * out_) : 0, 0.0f);
+    const at::Tensor sums = found.weight.defined() ? weight_of_sums(found.weight) : at::Tensor();
+    const int64_t out = to_weight_.out_channels;
+    std::vector<float> bias(wanted_.bias ? static_cast<size_t>(parts_ * out) : 0, 0.0f);
     parallel_team(team_size(), [&](int thread, int team, Barrier& barrier) {
       const auto [begin, end] = share(parts_, 1, thread, team);
       for (int64_t part = begin; part < end; ++part)
-        run_part(part, wanted_.bias ? bias.data() + part * out_ : nullptr);
+        run_part(part, wanted_.bias ? bias.data() + part * out : nullptr);
       if (!wanted_.weight) return;
       barrier.wait();
       const auto [first, last] = share(part_floats(), 16, thread, team);
       add_parts(first, last);
       barrier.wait();
       const auto [channel, behind] = share(in_, 16, thread, team);
-      unpack_sums(to_weight_, panels_, sums_, found.weight.data_ptr<float>(), weight_strides(found.weight),
-                  channel, behind);
+      unpack_sums(to_weight_, panels_, sums_, sums.data_ptr<float>(), weight_strides(sums), channel, behind);
     });
+    if (wanted_.weight && source_.joined > 1) add_joined(sums, found.weight);
     if (wanted_.bias) found.bias = sum_of_parts(bias, out_);
     return found;
   }
 
  private:
-  bool masks() const { return activation_.kind != Activation::kNone; }
-  bool copies() const { return masks() || grad_.narrow; }
-  int64_t strip_stride() const { return copies() ? out_ : grad_.stride; }
+  // What the sums are brought into: the weight's gradient, or that of the joined pixels' weight.
+  at::Tensor weight_of_sums(const at::Tensor& weight) const {
+    if (source_.joined == 1) return weight;
+    const ConvGeometry& g = to_weight_;
+    return at::empty({g.out_channels, in_, g.kernel_h, g.kernel_w}, weight.options());
+  }
+  // Every pixel's part of the kernel.
+  void add_joined(const at::Tensor& sums, const at::Tensor& weight) const {
+    const int64_t distance = to_weight_.stride_w / source_.joined;
+    for (int64_t i = 0; i < source_.joined; ++i) {
+      const at::Tensor part = sums.narrow(0, i * out_, out_).narrow(3, i * distance, weight.size(3));
+      i == 0 ? weight.copy_(part) : weight.add_(part);
+    }
+  }
+
+  int64_t strip_pixels() const { return strip_ * source_.unit; }
+  int64_t strip_stride() const { return source_.makes() ? out_ : source_.grad.stride; }
   int64_t part_floats() const { return to_weight_.packed_bytes() / static_cast<int64_t>(sizeof(float)); }
 
   void run_part(int64_t part, float* bias) const {
-    const int64_t begin = grad_.rows * part / parts_, end = grad_.rows * (part + 1) / parts_;
-    const int64_t strips = (end - begin + strip_ - 1) / strip_;
-    float* masked = masks() ? thread_scratch(ScratchSlot::kStrip, strip_ * out_) : nullptr;
-    const bool widens = grad_.narrow || output_.narrow || narrow_input_.narrow;
-    float* wide = widens ? thread_scratch(ScratchSlot::kWidened, 2 * strip_ * (out_ + in_)) : nullptr;
-    float* const wide_input = wide + 2 * strip_ * out_;
+    const int64_t begin = units_ * part / parts_, end = units_ * (part + 1) / parts_;
+    const int64_t strips = (end - begin + strip_ - 1) / strip_, unit = source_.unit;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t first = begin + (end - begin) * s / strips,
-                    pixels = begin + (end - begin) * (s + 1) / strips - first;
-      if (masked) activation_gradient_rows(grad_, output_, first, pixels, activation_, wide, masked);
-      const float* const grad = masked ? masked : float_rows(grad_, first, pixels, wide).data;
-      if (bias) kernels().column_sum(grad, strip_stride(), pixels, out_, nullptr, bias);
-      if (wanted_.weight)
-        add_products(first, first + pixels, grad, input_at(first, pixels, wide_input),
-                     sums_ + part * part_floats(), s > 0);
-      if (wanted_.input) add_input_gradient(first, pixels, grad, wide_input + strip_ * in_);
+                    last = begin + (end - begin) * (s + 1) / strips;
+      run_strip(first * unit, (last - first) * unit, part, s > 0, bias);
     }
+  }
+
+  void run_strip(int64_t first, int64_t pixels, int64_t part, bool adds, float* bias) const {
+    const int64_t most = strip_pixels();
+    float* const made = source_.makes() ? thread_scratch(ScratchSlot::kStrip, most * out_) : nullptr;
+    if (source_.pooled) source_.pooled->run(first / row_, pixels / row_, made);
+    const bool widens = source_.grad.narrow || source_.output.narrow || narrow_input_.narrow;
+    float* wide = widens ? thread_scratch(ScratchSlot::kWidened, 2 * most * (out_ + in_)) : nullptr;
+    float* const wide_input = wide + 2 * most * out_;
+    const float* const grad = source_.pooled ? made : own_gradient(first, pixels, wide, made);
+    if (bias)
+      kernels().column_sum(grad, source_.joined * strip_stride(), pixels / source_.joined,
+                           to_weight_.out_channels, nullptr, bias);
+    if (wanted_.weight)
+      add_products(first, first + pixels, grad, input_at(first, pixels, wide_input),
+                   sums_ + part * part_floats(), adds);
+    if (wanted_.input) add_input_gradient(first, pixels, grad, wide_input + most * in_);
+  }
+
+  // `made`: memory for it where it is made.
+  const float* own_gradient(int64_t first, int64_t pixels, float* wide, float* made) const {
+    if (!source_.masks()) return float_rows(source_.grad, first, pixels, made).data;
+    activation_gradient_rows(source_.grad, source_.output, first, pixels, source_.activation, wide, made);
+    return made;
   }
 
   // The input as if it began at pixel 0, of which at least a strip from `first` on is there.
@@ -157,10 +230,10 @@ class StripBackward {
   void add_products(int64_t first, int64_t end, const float* grad, const View& input, float* sums,
                     bool adds) const {
     const ConvGeometry& g = to_weight_;
-    const int64_t stride = strip_stride();
+    const int64_t stride = source_.joined * strip_stride(), begin = first / source_.joined;
     WeightGradCall call{};
     call.input = input;
-    call.grad = {const_cast<float*>(grad) - first * stride, g.out_height * g.out_width * stride,
+    call.grad = {const_cast<float*>(grad) - begin * stride, g.out_height * g.out_width * stride,
                  g.out_width * stride, stride};
     call.images = g.images;
     call.height = g.out_height;
@@ -169,14 +242,14 @@ class StripBackward {
     call.stride_w = g.stride_w;
     call.offset = offsets_.data();
     call.positions = g.depth();
-    call.channels = out_;
+    call.channels = g.out_channels;
     call.panel_vectors = panels_.vectors;
     call.sums = sums;
     call.adds = adds;
-    call.first = first;
-    call.last = end;
-    fetch_strip(end, std::min(strip_, grad_.rows - end), call.ahead);
-    kernels().weight_gradient(call, 0, kernels().gradient_units(out_, panels_.vectors, g.depth()));
+    call.first = begin;
+    call.last = end / source_.joined;
+    fetch_strip(end, std::min(strip_pixels(), units_ * source_.unit - end), call.ahead);
+    kernels().weight_gradient(call, 0, kernels().gradient_units(g.out_channels, panels_.vectors, g.depth()));
   }
 
   // What run_part needs next.
@@ -195,8 +268,8 @@ class StripBackward {
       rows(narrow_input_.narrow, true, narrow_input_.stride);
     else if (wanted_.input || in_ > kMostFirstChannels)
       rows(input_.data, false, input_.pixel);
-    dense_rows(grad_);
-    dense_rows(output_);
+    dense_rows(source_.grad);
+    dense_rows(source_.output);
     if (wanted_.input) rows(grad_input_, narrow, in_);
   }
 
@@ -208,11 +281,11 @@ class StripBackward {
     }
   }
 
-  PixelRows grad_, output_;
+  StripSource source_;
   const at::Tensor& weight_;
-  Activation activation_;
   WantedConvGradients wanted_;
-  int64_t in_, out_, parts_, strip_;
+  int64_t in_, out_, row_;         // channels; pixels of a row of the output
+  int64_t units_, parts_, strip_;  // of the source; parts of them; units of a strip
   ConvGeometry to_weight_;
   Panels panels_;
   ConvGeometry to_input_;
@@ -226,20 +299,49 @@ class StripBackward {
   float* sums_ = nullptr;
 };
 
+// Where gradients are pixel behind pixel.
+StripSource with_pixels_joined(StripSource source, const at::Tensor& like, const at::Tensor& weight,
+                               const Conv2dParams& params) {
+  if (is_pointwise(weight, params) || !source.makes()) return source;
+  source.joined = joined_pixels(group_geometry(like, weight, params));
+  if (!source.pooled) source.unit = source.joined;
+  return source;
+}
+
+// Whether geometry and sizes are served; `like` has the output's sizes.
+bool serves(const at::Tensor& like, const at::Tensor& input, const at::Tensor& weight,
+            const Conv2dParams& params, WantedConvGradients wanted) {
+  if (params.groups != 1 || parts_of(pixels_of(like)) < kLeastParts || weight.numel() > kMostWeights)
+    return false;
+  const bool first_layer = !wanted.input && weight.size(1) <= kMostFirstChannels;
+  if (!is_pointwise(weight, params) && !first_layer) return false;
+  return !wanted.input || (channels_adjacent(input) && input.is_non_overlapping_and_dense());
+}
+
 }  // namespace
 
 std::optional<StripGradients> strip_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                              const at::Tensor& weight, const at::Tensor& output,
                                              const Conv2dParams& params, Activation activation,
                                              WantedConvGradients wanted) {
-  const int64_t pixels = grad_output.size(0) * grad_output.size(2) * grad_output.size(3);
-  if (params.groups != 1 || parts_of(pixels) < kLeastParts || weight.numel() > kMostWeights)
+  if (!serves(grad_output, input, weight, params, wanted)) return std::nullopt;
+  return StripBackward(
+             with_pixels_joined(source_of(grad_output, output, activation), grad_output, weight, params),
+             grad_output, input, weight, params, wanted)
+      .run(input);
+}
+
+std::optional<StripGradients> strip_backward(const PooledRows& rows, const at::Tensor& output,
+                                             const at::Tensor& input, const at::Tensor& weight,
+                                             const Conv2dParams& params, WantedConvGradients wanted) {
+  const ImageSize& size = rows.size();
+  const bool whole = size.height % rows.rows_together() == 0;
+  if (!whole || size.images * size.height / rows.rows_together() < kLeastParts ||
+      !serves(output, input, weight, params, wanted))
     return std::nullopt;
-  const bool first_layer = !wanted.input && weight.size(1) <= kMostFirstChannels;
-  if (!is_pointwise(weight, params) && !first_layer) return std::nullopt;
-  if (wanted.input && !(channels_adjacent(input) && input.is_non_overlapping_and_dense()))
-    return std::nullopt;
-  return StripBackward(grad_output, input, weight, output, params, activation, wanted).run(input);
+  return StripBackward(with_pixels_joined(source_of(rows), output, weight, params), output, input, weight,
+                       params, wanted)
+      .run(input);
 }
 
 }  // namespace cnnfast::cpu

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/pooled_rows.h"
 #include "cpu/tensor_view.h"
 #include "ops/conv_gradients.h"
 
@@ -23,5 +24,9 @@ std::optional<StripGradients> strip_backward(const at::Tensor& grad_output, cons
                                              const at::Tensor& weight, const at::Tensor& output,
                                              const Conv2dParams& params, Activation activation,
                                              WantedConvGradients wanted);
+// The same with a pooling behind the activation, from the pooling's gradient.
+std::optional<StripGradients> strip_backward(const PooledRows& rows, const at::Tensor& output,
+                                             const at::Tensor& input, const at::Tensor& weight,
+                                             const Conv2dParams& params, WantedConvGradients wanted);
 
 }  // namespace cnnfast::cpu
