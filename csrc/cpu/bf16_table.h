@@ -62,6 +62,7 @@ struct PairGradientCall {
   int64_t pixels;       // a multiple of 32
   int64_t near_pixels;  // of one pass over all taps, a multiple of 32
   int64_t in_tiles, out_tiles;
+  int64_t channels;  // input channels: in a last tile, sums of others may be anything
   const int64_t* tap;
   int64_t taps;
   float* sums;

@@ -105,6 +105,15 @@ Conv2dGradients conv2d_backward_float(const at::Tensor& grad_output, const at::T
           need_bias ? sums_as_tensor(bias) : none(), none(), residual};
 }
 
+Conv2dGradients as_given(const PairedGradients& found, const at::Tensor& input, const at::Tensor& weight,
+                         std::array<bool, 5> output_mask) {
+  const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
+  const auto none = [&] { return no_gradient(input); };
+  return {need_input ? found.input : none(), need_weight ? found.weight : none(),
+          need_bias ? channel_tensor(found.bias, input.options()).to(weight.scalar_type()) : none(), none(),
+          none()};
+}
+
 // Images are bfloat16.
 Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at::Tensor& input,
                                          const at::Tensor& weight, const at::Tensor& output,
@@ -118,9 +127,7 @@ Conv2dGradients conv2d_backward_by_pairs(const at::Tensor& grad_output, const at
   if (!need_residual) {
     const auto found = paired_backward(
         grad_output, {input, weight, output, params, act, {need_input, need_weight, need_bias}});
-    if (found)
-      return {need_input ? found->input : none(), need_weight ? found->weight : none(),
-              need_bias ? rounded(found->bias) : none(), none(), none()};
+    if (found) return as_given(*found, input, weight, output_mask);
   }
   PairedConvBackward conv(input, weight, params, grad_output.sizes(), need_input, need_weight);
   std::vector<double> sums;
@@ -153,6 +160,12 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
     if (pairs_serve(grad_output, input, weight, params, output_mask[1]))
       return conv2d_backward_by_pairs(grad_output, input, weight, output, params, act, output_mask);
+    const auto [need_input, need_weight, need_bias, need_scale, need_residual] = output_mask;
+    if (!need_residual) {
+      const auto found = joined_backward(
+          grad_output, {input, weight, output, params, act, {need_input, need_weight, need_bias}});
+      if (found) return as_given(*found, input, weight, output_mask);
+    }
     return rounded_to(
         {type, parameters, parameters, type, type},
         conv2d_backward_float(grad_output, input, widened_kept(weight), output, params, act, output_mask));

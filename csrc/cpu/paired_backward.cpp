@@ -19,6 +19,9 @@ namespace {
 // own.
 constexpr int64_t kNearSumBytes = 1 << 20, kPartsBytes = 8 << 20, kMostParts = 32;
 
+// Output channels of one vector: with more of them Winograd's algorithm serves as well.
+constexpr int64_t kJoinedOutputs = 16;
+
 // Convolutions one behind the other, and the pooling behind them, from the last to the first, group by group.
 class GroupedBackward {
  public:
@@ -176,6 +179,13 @@ std::optional<PairedGradients> paired_backward(const at::Tensor& grad_output, co
   GroupedBackward backward(grad_output, {stage}, std::nullopt);
   if (!backward.serves()) return std::nullopt;
   return std::move(backward.run().front());
+}
+
+std::optional<PairedGradients> joined_backward(const at::Tensor& grad_output, const PairedStage& stage) {
+  if (!bf16_kernels().multiplies || !stage.wanted.input || stage.weight.size(0) > kJoinedOutputs ||
+      !PairedInputGradient::joins(stage.weight, stage.params, stage.input.size(3)))
+    return std::nullopt;
+  return paired_backward(grad_output, stage);
 }
 
 std::vector<PairedGradients> paired_chain_backward(const at::Tensor& grad_output,

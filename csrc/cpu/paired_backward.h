@@ -30,6 +30,10 @@ struct PairedGradients {
 // number of threads) are better served one gradient at a time: few images, or large weights.
 std::optional<PairedGradients> paired_backward(const at::Tensor& grad_output, const PairedStage& stage);
 
+// The same of one that going forward Winograd's algorithm serves better, but whose input has so few channels
+// that it leaves vectors half empty, where products of pairs join pixels.
+std::optional<PairedGradients> joined_backward(const at::Tensor& grad_output, const PairedStage& stage);
+
 // Of the last convolutions of a chain, as many as are served so, from the gradient of what `pool`, if there
 // is one, makes of the last one's output by max pooling; none where one stage alone would be.
 std::vector<PairedGradients> paired_chain_backward(const at::Tensor& grad_output,

@@ -27,14 +27,57 @@ bool PairedInputGradient::serves(const at::Tensor& weight, const Conv2dParams& p
          (p.groups == 1 || std::min(weight.size(1), weight.size(0) / p.groups) >= kLeastGroup);
 }
 
+namespace {
+
+int64_t joined_pixels(int64_t channels, int64_t columns) {
+  int64_t pixels = kHalfPanel / channels;
+  while (pixels > 1 && columns % pixels) --pixels;
+  return std::max<int64_t>(1, pixels);
+}
+
+}  // namespace
+
+bool PairedInputGradient::joins(const at::Tensor& weight, const Conv2dParams& p, int64_t columns) {
+  return !multiplies_by_tiles() && p.groups == 1 && p.stride[0] == 1 && p.stride[1] == 1 &&
+         p.dilation[1] == 1 && joined_pixels(weight.size(1), columns) > 1;
+}
+
 PairedInputGradient::PairedInputGradient(const at::Tensor& input, const at::Tensor& weight,
                                          const Conv2dParams& params, at::IntArrayRef output_sizes)
     : input_(input),
       weight_(params.groups == 1 ? widened(weight) : swapped_groups(widened(weight), params.groups)),
       params_(params),
-      parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/false) {}
+      parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/false) {
+  if (joins(weight, params, input.size(3))) join_pixels();
+}
+
+void PairedInputGradient::join_pixels() {
+  ConvGeometry& g = parts_.parts.front().geometry;
+  joined_ = joined_pixels(g.out_channels, g.out_width);
+  g.out_channels *= joined_;
+  g.kernel_w += joined_ - 1;
+  g.stride_w = joined_;
+  g.out_width /= joined_;
+}
+
+// Inputs of every joined pixel x outputs x height x width of the wider kernel, turned.
+at::Tensor PairedInputGradient::joined_weight() const {
+  const ConvGeometry& g = parts_.parts.front().geometry;
+  const at::Tensor turned = weight_.transpose(0, 1).flip({2, 3});
+  const int64_t channels = turned.size(0);
+  at::Tensor wide = at::zeros({g.out_channels, g.in_channels, g.kernel_h, g.kernel_w}, turned.options());
+  for (int64_t i = 0; i < joined_; ++i)
+    wide.narrow(0, i * channels, channels).narrow(3, i, turned.size(3)).copy_(turned);
+  return wide;
+}
 
 void PairedInputGradient::pack() {
+  if (joined_ > 1) {
+    const at::Tensor wide = joined_weight();
+    packed_.push_back(
+        pack_pairs(parts_.parts.front().geometry, wide.const_data_ptr<float>(), weight_strides(wide)));
+    return;
+  }
   const WeightStrides s = weight_strides(weight_);
   const bool swapped = params_.groups == 1;  // read with the channels in each other's place
   const WeightStrides turned{swapped ? s.in : s.out, swapped ? s.out : s.in, -params_.stride[0] * s.row,
@@ -53,7 +96,7 @@ void PairedInputGradient::run_images(const Images16& grad, int64_t images, const
     View16 target = to;
     target.data += part.rows.first * to.row + part.columns.first * to.pixel;
     target.row *= params_.stride[0];
-    target.pixel *= params_.stride[1];
+    target.pixel *= params_.stride[1] * joined_;
     const uint16_t* from = grad.view.data + (parts_.border.top + part.rows.lowest) * grad.view.row +
                            (parts_.border.left + part.columns.lowest) * grad.view.pixel;
     ConvGeometry g = part.geometry;

@@ -14,6 +14,8 @@ class PairedInputGradient {
   // Where pairs pay (cpu/paired_conv.h): groups of few channels, and strides with dilations, are left to
   // others.
   static bool serves(const at::Tensor& weight, const Conv2dParams& params);
+  // Whether pixels of an input of so many columns are joined: several fill a vector.
+  static bool joins(const at::Tensor& weight, const Conv2dParams& params, int64_t columns);
 
   // Zeros that must lie around the output's gradient.
   const Border& border() const { return parts_.border; }
@@ -30,10 +32,15 @@ class PairedInputGradient {
   at::Tensor in_layout(const at::Tensor& result) const;
 
  private:
+  void join_pixels();
+  at::Tensor joined_weight() const;
+
   const at::Tensor& input_;
   at::Tensor weight_;  // in float32
   Conv2dParams params_;
   InputGradientParts parts_;
+  // Pixels side by side whose channels fill a vector together, as one of more channels under a wider kernel.
+  int64_t joined_ = 1;
   std::vector<AlignedFloats> packed_;
 };
 

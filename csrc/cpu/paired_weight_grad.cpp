@@ -14,8 +14,9 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Fewer input channels leave most rows of a register block, or of a tile, empty.
-constexpr int64_t kFewInputs = 8;
+// Fewer input channels leave most rows of a register block, or of a tile, empty; fewer than kFewInputs are
+// folded where there are strides.
+constexpr int64_t kLeastInputs = 5, kFewInputs = 8;
 // Strips of pixels, both operands: in the second-level cache; or longer, where each strip reads and writes
 // sums that are not.
 constexpr int64_t kStripBytes = 1 << 20, kLongStripBytes = 6 << 20;
@@ -194,17 +195,21 @@ void PairedWeightGradient::run_strip(const Strip& strip) const {
   for (size_t t = 0; t < tap_phase_.size(); ++t)
     tap.push_back(tap_phase_[t] * in_rows * row_step + tap_shift_[t]);
   bf16_kernels().pair_gradient({row, row_step, paired_, pairs, strip.blocks * kPairBlock, kNearPixels,
-                                strip.in_end - strip.in_begin, out_tiles_, tap.data(),
+                                strip.in_end - strip.in_begin, out_tiles_, channels_of(strip), tap.data(),
                                 static_cast<int64_t>(tap.size()), strip.sums + strip.in_begin * tile_sums(),
                                 in_tiles_ * tile_sums(), strip.first});
+}
+
+int64_t PairedWeightGradient::channels_of(const Strip& strip) const {
+  if (folded_) return static_cast<int64_t>(phases_.size()) * g_.in_channels;
+  return std::min(strip.in_end * kGradientTile, g_.in_channels) - strip.in_begin * kGradientTile;
 }
 
 void PairedWeightGradient::fill_rows(const Strip& strip, size_t phase, int64_t blocks, uint16_t* row,
                                      int64_t row_step) const {
   View16 view = strip.input;
   view.data += strip.in_begin * kGradientTile;
-  const int64_t channels =
-      std::min(strip.in_end * kGradientTile, g_.in_channels) - strip.in_begin * kGradientTile;
+  const int64_t channels = folded_ ? g_.in_channels : channels_of(strip);
   FlatWalk walk(view, strip.images, y_, x_, phases_[phase][0], phases_[phase][1], strip.block * kPairBlock);
   const uint16_t* pixels[kPairBlock];
   for (int64_t b = 0; b < blocks; ++b) {
@@ -216,10 +221,8 @@ void PairedWeightGradient::fill_rows(const Strip& strip, size_t phase, int64_t b
 void PairedWeightGradient::fill_row_pairs(const Strip& strip, uint16_t* pairs) const {
   View16 view = strip.input;
   view.data += strip.in_begin * kGradientTile;
-  const int64_t channels =
-      std::min(strip.in_end * kGradientTile, g_.in_channels) - strip.in_begin * kGradientTile;
   FlatWalk walk(view, strip.images, y_, x_, phases_[0][0], phases_[0][1], strip.block * kPairBlock);
-  interleave(walk, zeros_.data(), channels, strip.blocks, pairs);
+  interleave(walk, zeros_.data(), channels_of(strip), strip.blocks, pairs);
 }
 
 void PairedWeightGradient::fill_pairs(const Strip& strip, uint16_t* pairs) const {
@@ -268,7 +271,7 @@ void PairedWeightGradient::scatter_folded(const float* sums, int64_t in_tile, in
 }
 
 bool pairs_serve_weight_gradient(const at::Tensor& weight) {
-  return bf16_kernels().pair_gradient && (multiplies_by_tiles() || weight.size(1) >= kFewInputs);
+  return bf16_kernels().pair_gradient && (multiplies_by_tiles() || weight.size(1) >= kLeastInputs);
 }
 
 at::Tensor paired_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,

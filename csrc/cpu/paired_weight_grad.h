@@ -49,6 +49,7 @@ class PairedWeightGradient {
   int64_t blocks_of(int64_t images) const;
   void run_part(Strip part) const;
   void run_strip(const Strip& strip) const;
+  int64_t channels_of(const Strip& strip) const;
   void fill_rows(const Strip& strip, size_t phase, int64_t blocks, uint16_t* row, int64_t row_step) const;
   void fill_row_pairs(const Strip& strip, uint16_t* pairs) const;
   void fill_pairs(const Strip& strip, uint16_t* pairs) const;
