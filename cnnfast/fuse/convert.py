@@ -52,6 +52,7 @@ class Converter:
         self.units: list[Unit] = []
         self.notes: list[str] = []
         self.functions_fused: dict[str, bool] = {}  # of modules whose forward calls convolutions as functions
+        self.joins_chains = True  # values between the groups of a chain are not in its graph
         self._seen: set[nn.Module] = set()
 
     def run(self) -> list[Row]:
@@ -87,7 +88,7 @@ class Converter:
         relu_before_max_pool(traced.graph, module, chosen)
         match = find_groups(traced.graph, module, chosen)
         norms.close({node for group in match.groups for node in group.nodes})
-        groups = join_chains(traced.graph, module, match.groups)
+        groups = join_chains(traced.graph, module, match.groups) if self.joins_chains else match.groups
         self.add_rows(module, path, traced.graph, match, passed)
         self.tell_chains(path, groups)
         opened = _opened(module, traced.graph)
@@ -137,12 +138,13 @@ class Converter:
         eager = fx.Graph()
         eager.output(eager.graph_copy(graph, copies := {}))
         values = {layer_name(node): node for node in graph.nodes if node.op == "call_module"}
-        values |= {layer_name(group.first): group.last for group in groups}
+        starts = [(part.first, group) for group in groups for part in _parts(group)]
+        values |= {layer_name(node): group.last for node, group in starts}
         before = {name: copies[node].name for name, node in values.items()}
         swallowed = {module_of(node, module) for group in groups for node in group.nodes} - {None}
-        for group in groups:
-            for node in group.nodes[1:]:
-                values.pop(layer_name(node), None)
+        swallowing = {node for group in groups for node in group.nodes} - {node for node, _ in starts}
+        for node in swallowing:
+            values.pop(layer_name(node), None)
         made = replace_groups(graph, module, groups)
         calls = set(made.values())
         views_as_reshapes(graph, module, calls)
@@ -184,10 +186,15 @@ class Converter:
     def tell_chains(self, path: str, groups: list[Group]) -> None:
         """Say of each group of a chain, which has a row of its own, what it is a part of."""
         for chain in (group for group in groups if group.kind == "chain"):
-            names = [_join(path, layer_name(part.first)) for part in chain.branches[0]]
+            names = [_join(path, layer_name(part.first)) for part in _parts(chain)]
             together = f"; while training in bfloat16 one cnnfast.ops.inception: {' + '.join(names)}"
             for name in names:
                 self.rows[name] = replace(self.rows[name], runs_as=self.rows[name].runs_as + together)
+
+
+def _parts(group: Group) -> list[Group]:
+    """Groups with rows of their own: those of a chain, of which the last value is all that there is."""
+    return group.branches[0] if group.kind == "chain" else [group]
 
 
 def _row_of_rest(name: str, layer: nn.Module, called: bool, reason: str) -> Row:

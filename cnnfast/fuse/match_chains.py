@@ -9,8 +9,7 @@ from torch import fx, nn
 from cnnfast.fuse.groups import Group, writes_between
 from cnnfast.fuse.kinds import is_written, module_of
 from cnnfast.fuse.match_blocks import is_stage
-
-_FEW_CHANNELS = 4
+from cnnfast.nn._as_one import FIRST_CHANNELS
 
 
 def join_chains(graph: fx.Graph, root: nn.Module, groups: list[Group]) -> list[Group]:
@@ -46,7 +45,7 @@ def _chain_from(group: Group, by_first: dict[fx.Node, Group], root: nn.Module) -
 
 def _is_first(group: Group, root: nn.Module) -> bool:
     """Whether, as a rule, nobody wants the gradient of its input, and the weight's is little work."""
-    return module_of(group.layer, root).in_channels <= _FEW_CHANNELS
+    return module_of(group.layer, root).in_channels <= FIRST_CHANNELS
 
 
 def _only_reader(group: Group, by_first: dict[fx.Node, Group]) -> Group | None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from cnnfast.models.registry import register_model
 from cnnfast.nn import ConvReLU2d, LinearAct, LinearReLU, LocalResponseNorm, MaxPool2d
+from cnnfast.nn._as_one import InOrder
 
 
 @register_model
@@ -19,7 +20,7 @@ def alexnet(in_channels: int = 1, num_classes: int = 10, hidden_layers: int = 1)
     Source: Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional neural
     networks", as in the course notes: without groups and local response normalisation.
     """
-    return nn.Sequential(
+    return InOrder(
         OrderedDict(
             conv1=ConvReLU2d(in_channels, 96, 11, 4),
             pool1=MaxPool2d(3, 2),

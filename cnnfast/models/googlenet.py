@@ -6,6 +6,7 @@ from torch import nn
 
 from cnnfast.models.registry import register_model
 from cnnfast.nn import ConvAct2d, ConvReLU2d, GlobalAvgPool2d, Inception, LinearAct, MaxPool2d
+from cnnfast.nn._as_one import InOrder
 
 
 @register_model
@@ -17,7 +18,7 @@ def googlenet(in_channels: int = 1, num_classes: int = 10) -> nn.Sequential:
     Source: Szegedy et al. 2014, "Going deeper with convolutions", arXiv:1409.4842, as in the course notes:
     without auxiliary classifiers.
     """
-    return nn.Sequential(
+    return InOrder(
         OrderedDict(
             conv1=ConvReLU2d(in_channels, 64, 7, 2, 3),
             pool1=MaxPool2d(3, 2, 1),

@@ -1,9 +1,11 @@
 """The small Inception network."""
 
+import torch
 from torch import Tensor, nn
 
 from cnnfast.models.registry import register_model
 from cnnfast.nn import ConvReLU2d, InceptionA, LinearAct, MaxPool2d
+from cnnfast.nn._as_one import run_in_order
 
 
 class InceptionNet(nn.Module):
@@ -29,7 +31,11 @@ class InceptionNet(nn.Module):
         self.fc = LinearAct(1408, num_classes, activation="none")
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self.incep1(self.pool1(self.conv1(input)))
+        if torch.jit.is_scripting():
+            x = self.pool1(self.conv1(input))
+        else:
+            x = run_in_order([self.conv1, self.pool1], input)
+        x = self.incep1(x)
         x = self.incep2(self.pool2(self.conv2(x)))
         return self.fc(self.flatten(x))
 

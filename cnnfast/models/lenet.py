@@ -6,6 +6,7 @@ from torch import nn
 
 from cnnfast.models.registry import register_model
 from cnnfast.nn import AvgPool2d, ConvAct2d, LinearAct, ReshapeImage
+from cnnfast.nn._as_one import InOrder
 
 
 @register_model
@@ -15,7 +16,7 @@ def lenet(in_channels: int = 1, num_classes: int = 10) -> nn.Sequential:
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", as in the course
     notes.
     """
-    return nn.Sequential(
+    return InOrder(
         OrderedDict(
             reshape=ReshapeImage(in_channels, 28, 28),
             conv1=ConvAct2d(in_channels, 6, 5, padding=2, activation="sigmoid"),

@@ -1,9 +1,11 @@
 """The small residual net."""
 
+import torch
 from torch import Tensor, nn
 
 from cnnfast.models.registry import register_model
 from cnnfast.nn import ConvReLU2d, LinearAct, MaxPool2d, ResidualBlock
+from cnnfast.nn._as_one import run_in_order
 
 
 class ResidualNet(nn.Module):
@@ -32,7 +34,11 @@ class ResidualNet(nn.Module):
         self.fc = LinearAct(512, num_classes, activation="none")
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self.rblock1(self.pool1(self.conv1(input)))
+        if torch.jit.is_scripting():
+            x = self.pool1(self.conv1(input))
+        else:
+            x = run_in_order([self.conv1, self.pool1], input)
+        x = self.rblock1(x)
         x = self.rblock2(self.pool2(self.conv2(x)))
         return self.fc(self.flatten(x))
 

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from cnnfast.nn._as_one import run_layers
+from cnnfast.nn._as_one import InOrder, run_layers
 from cnnfast.nn._checks import check_counts
 from cnnfast.nn.conv import ConvReLU2d
 from cnnfast.nn.pool import MaxPool2d
 
 
-class VGGBlock(nn.Sequential):
+class VGGBlock(InOrder):
     """num_convs × (3×3 convolution with padding 1, ReLU), max pool 2/2.
 
     (N, in_channels, H, W) to (N, out_channels, H/2, W/2).

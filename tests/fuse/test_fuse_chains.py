@@ -143,3 +143,17 @@ def test_script_and_unfuse():
         torch.testing.assert_close(scripted(INPUT), fused(INPUT), rtol=2**-6, atol=2**-6)
     restored = fused.unfuse()
     assert torch.equal(restored(INPUT), net(INPUT))
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1)], ids=["max", "avg"])
+def test_first_layer_and_its_pool(pool, one_by_one):
+    """A pool behind layers of more channels stays a call of its own."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2)]
+    fused = cnnfast.fuse(nn.Sequential(*layers)).train()
+    assert {"cnnfast::inception", "cnnfast::max_pool2d"} <= operators(lambda: step(fused))
+    rows = fused.report()
+    assert "one cnnfast.ops.inception: 0 + 2" in rows["0"].runs_as
+    assert "inception" not in rows["3"].runs_as
+    for at_once, apart in zip(step(fused), one_by_one(fused), strict=True):
+        torch.testing.assert_close(at_once, apart, rtol=1e-2, atol=1e-2)

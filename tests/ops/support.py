@@ -104,3 +104,14 @@ def allocations():
         else:
             record.operators.append(event.name())
     record.sizes = [size for size in record.sizes if size > 0]  # the others were freed
+
+
+def on_threads(*numbers):
+    """Each of them after torch.set_num_threads; as before when they are through."""
+    before = torch.get_num_threads()
+    try:
+        for number in numbers:
+            torch.set_num_threads(number)
+            yield number
+    finally:
+        torch.set_num_threads(before)

@@ -24,14 +24,14 @@ CHAINS = {
     "groups of images": (26, 12, (30, 30), [(48, 1, 1, 0), (40, 1, 1, 0)], None),
     "an image each": (9, 16, (42, 41), [(64, 3, 1, 1), (96, 1, 1, 0)], (3, 2)),
     "borders inside": (9, 16, (40, 38), [(24, 3, 1, 1), (48, 3, 1, 1), (16, 5, 1, 2)], (2, 2)),
-    "one convolution": (26, 16, (36, 34), [(32, 1, 1, 0)], (2, 1)),
+    "one convolution, apart": (26, 16, (36, 34), [(32, 1, 1, 0)], (2, 1)),
     "strides": (41, 16, (65, 65), [(24, 3, 2, 1), (24, 2, 2, 0)], None),
     "gaps between the pixels read": (41, 16, (65, 65), [(24, 1, 2, 0), (24, 1, 1, 0)], (2, 2)),
     "few images": (3, 16, (20, 18), [(32, 1, 1, 0), (32, 1, 1, 0)], (2, 2)),
     "large weights": (40, 64, (8, 8), [(512, 1, 1, 0), (640, 1, 1, 0), (512, 1, 1, 0)], None),
 }
 # Those that are one on every CPU that multiplies pairs: backward at least.
-JOINED = ("first layer", "groups of images", "one convolution")
+JOINED = ("first layer", "groups of images")
 
 
 class Chain:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cnnfast import ops
 
-from .support import LAYOUTS, assert_near, in_layout, needs_extension, poison
+from .support import LAYOUTS, assert_near, in_layout, needs_extension, on_threads, poison
 
 pytestmark = needs_extension
 
@@ -90,6 +90,9 @@ FIRST_LAYERS = {
     "one_channel": (1, 96, 11, 4, 0, 1, 131, 140, 4),
     "colours": (3, 35, 7, 2, 3, 1, 67, 93, 2),
     "five": (1, 6, 5, 1, 2, 1, 28, 28, 5),
+    "two pixels joined": (1, 8, 3, 1, 1, 1, 40, 42, 4),
+    "three pixels joined": (2, 5, 5, 1, 2, 1, 31, 33, 4),
+    "joined over strides": (3, 7, 5, 2, 2, 1, 47, 63, 3),
     "dilated": (2, 17, 3, 1, 2, 2, 48, 47, 1),
     "oblong": (3, 20, (3, 5), (2, 1), (0, 2), 1, 61, 70, 1),
 }
@@ -111,15 +114,11 @@ def test_first_layer_gradients(name, activation):
     true = _activate(F.conv2d(x.double(), *doubles, stride, padding, dilation), activation)
     cotangent = torch.randn(true.shape)
     wanted = torch.autograd.grad(true, doubles, cotangent.double())
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            output = ops.conv2d(x, *leaves, None, None, stride, padding, dilation, 1, activation)
-            poison(weight.shape, output.shape)
-            results.append(torch.autograd.grad(output, leaves, cotangent))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for _ in on_threads(1, 2, 3):
+        output = ops.conv2d(x, *leaves, None, None, stride, padding, dilation, 1, activation)
+        poison(weight.shape, output.shape)
+        results.append(torch.autograd.grad(output, leaves, cotangent))
     for own, exact in zip(results[0], wanted, strict=True):
         assert_near(own, exact, 2e-5)
     for result in results[1:]:
@@ -129,13 +128,9 @@ def test_first_layer_gradients(name, activation):
 def test_pointwise_gradients_do_not_depend_on_threads():
     leaves = [t.requires_grad_() for t in _tensors("many")]
     cotangent = torch.randn(F.conv2d(*leaves).shape)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            results.append(_gradients(leaves, "relu", cotangent))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for _ in on_threads(1, 2, 3, 5):
+        results.append(_gradients(leaves, "relu", cotangent))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
 

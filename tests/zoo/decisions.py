@@ -37,6 +37,7 @@ class Decided(nn.Module):
 def _fused(model: nn.Module) -> tuple[Unit, nn.Module]:
     network = unfused(model)
     converter = Converter(network, lambda name, module: True)
+    converter.joins_chains = False
     converter.run()
     (unit,) = converter.units
     assert unit.path == ""
