@@ -172,3 +172,44 @@ def test_whether_layers_run_as_one():
         assert not runs_as_one(half)
     assert not runs_as_one(half.to("meta"))
     assert cnnfast.nn.NiNBlock(1, 2, 1)(image).shape == (1, 2, 2, 2)
+
+
+FIRST_LAYERS = {
+    "lenet": 28,
+    "residual_net": 28,
+    "inception_net": 28,
+    "alexnet": 224,
+    "googlenet": 96,
+    "vgg11_small": 224,
+}
+
+
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_first_layer_and_its_pool(name, monkeypatch):
+    torch.manual_seed(0)
+    net = getattr(models, name)().eval()  # dropout would draw twice
+    images = torch.rand(2, 1, FIRST_LAYERS[name], FIRST_LAYERS[name])
+    first = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = net(images).float().square().sum()
+        return torch.autograd.grad(loss, [first.weight, first.bias])
+
+    assert "cnnfast::inception_backward" in operators(run)
+    at_once = run()
+    monkeypatch.setattr("cnnfast.nn._as_one.runs_as_one", lambda input: False)
+    if name not in ("inception_net", "googlenet"):
+        assert "cnnfast::inception_backward" not in operators(run)
+    for own, apart in zip(at_once, run(), strict=True):
+        torch.testing.assert_close(own, apart, rtol=2**-6, atol=2**-7 * float(apart.abs().max()))
+    torch.testing.assert_close(torch.jit.script(net)(images), net(images), rtol=1e-4, atol=1e-4)
+
+
+def test_hook_between_a_first_layer_and_its_pool():
+    net = models.lenet()
+    seen = []
+    net.conv1.register_forward_hook(lambda *args: seen.append(args))
+    with torch.autocast("cpu", torch.bfloat16):
+        names = operators(lambda: net(torch.rand(2, 1, 28, 28)))
+    assert seen and "cnnfast::inception" not in names
