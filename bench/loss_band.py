@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cnnfast.data import batches, fashion_mnist
 from cnnfast.train import build
-from cnnfast.training.settings import Settings, settings_for
+from cnnfast.training.settings import DTYPES, Settings, settings_for
 
 
 def losses(settings: Settings, steps: int, data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -34,7 +34,8 @@ def losses(settings: Settings, steps: int, data: tuple[torch.Tensor, torch.Tenso
     for images, labels in itertools.islice(
         batches(*data, settings.batch_size, shuffle=True, generator=generator, resize=settings.resize), steps
     ):
-        loss = F.cross_entropy(model(images), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+            loss = F.cross_entropy(model(images).float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -57,11 +58,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=30)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: under autocast")
     parser.add_argument("--resize", type=int, help="default: the network's own")
     options = parser.parse_args()
     data = fashion_mnist("train")
     for name in options.models:
-        changed = {"batch_size": options.batch_size} | ({"resize": options.resize} if options.resize else {})
+        changed = {"batch_size": options.batch_size, "dtype": options.dtype} | (
+            {"resize": options.resize} if options.resize else {}
+        )
         settings = settings_for(name, **changed)
         arguments = (options.steps, options.window, data)
         eager = windows(settings, False, range(options.runs), *arguments)

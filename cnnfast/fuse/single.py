@@ -8,6 +8,7 @@ from cnnfast.fuse import builders, runtime
 from cnnfast.fuse.foreign import pads_to_same
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import why_not_live
+from cnnfast.fuse.own_thread import OwnThreadTracer
 from cnnfast.fuse.shells import Generated, become, source_of
 from cnnfast.fuse.tracing import is_ours
 
@@ -33,7 +34,7 @@ def why_not_single(layer: nn.Module) -> str | None:
 
 def fuse_single(conv: nn.Conv2d) -> Single:
     """Give a convolution a forward that calls its operator; its class stays in the ancestry."""
-    eager = fx.Tracer().trace(conv)
+    eager = OwnThreadTracer().trace(conv)
     graph = fx.Graph()
     x = graph.placeholder("input")
     node = graph.call_module("", (x,))  # the root itself

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
 from cnnfast.fuse.number_nodes import is_number, is_training_flag
 from cnnfast.fuse.opened import functions_opened
+from cnnfast.fuse.own_thread import ONE_AT_A_TIME, OwnThreadTracer
 from cnnfast.fuse.pieces import is_cut, number_of_pieces, of_number
 from cnnfast.fuse.proxies import DECIDES, Converted, Names, NotTraceable, Value, proxies_as_values
 from cnnfast.fuse.settled import settle
@@ -93,6 +94,13 @@ def trace(
     _check_signature(root, given)
     if live_training:
         _check_graphs(root)
+    with ONE_AT_A_TIME:
+        return _traced(root, is_leaf, live_training, args)
+
+
+def _traced(
+    root: nn.Module, is_leaf: Callable[[nn.Module], bool], live_training: bool, args: tuple | None
+) -> Trace:
     closed: dict[str, str] = {}
     names = Names()
     while True:
@@ -134,7 +142,7 @@ def trace(
         closed[path] = reason
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OwnThreadTracer):
     proxy_buffer_attributes = True
 
     def __init__(self, root, is_leaf, closed, live_training, args, names):
@@ -157,6 +165,8 @@ class _Tracer(fx.Tracer):
 
         def __getattribute__(module, name):
             value = object.__getattribute__(module, name)
+            if self.is_elsewhere():
+                return value
             if not self._aside and name not in _INTERNAL and module in self.paths and name in module.__dict__:
                 if differs_by_call(value):
                     raise NotTraceable(f"its forward reads '{name}', which differs from call to call")
@@ -197,6 +207,8 @@ class _Tracer(fx.Tracer):
         return path
 
     def call_module(self, module, forward, args, kwargs):
+        if self.is_elsewhere():
+            return forward(*args, **kwargs)
         path = self.path_of_module(module)
         self._depth.append(path)
         try:
