@@ -30,9 +30,19 @@ class GradientCheck {
   // Twice over the same pixels: the second run adds.
   int64_t run(void (*kernel)(const PairGradientCall&), int64_t near_pixels) const {
     std::vector<float> sums(static_cast<size_t>(c_.in_tiles() * c_.out_tiles() * c_.taps * kSumTile), 1e30f);
-    PairGradientCall call{rows_.data(), row_step_,   c_.paired,     pairs_.data(),
-                          c_.pixels,    near_pixels, c_.in_tiles(), c_.out_tiles(),
-                          taps_.data(), c_.taps,     sums.data(),   c_.in_tiles() * c_.taps * kSumTile,
+    PairGradientCall call{rows_.data(),
+                          row_step_,
+                          c_.paired,
+                          pairs_.data(),
+                          c_.pixels,
+                          near_pixels,
+                          c_.in_tiles(),
+                          c_.out_tiles(),
+                          c_.in,
+                          taps_.data(),
+                          c_.taps,
+                          sums.data(),
+                          c_.in_tiles() * c_.taps * kSumTile,
                           true};
     kernel(call);
     call.first = false;
@@ -90,7 +100,7 @@ int64_t check_gradients(int64_t cases) {
   for (int64_t i = 0; i < cases; ++i) {
     Random random(static_cast<uint64_t>(i) + 7000);
     const GradientCase c{1 + random.below(70), 1 + random.below(70), kPairBlock * (1 + random.below(9)),
-                         1 + random.below(4), false};
+                         1 + random.below(6), false};
     const GradientCheck check(c, random);
     wrong += check.run(amx_pair_gradient, kPairBlock * (1 + random.below(4)));
     wrong += check.run(vector_pair_gradient<EmulatedDot>, kPairBlock);

@@ -14,9 +14,12 @@ inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound;
 
 // What position i is the sum of; ends do not lie before the beginning.
 inline Interval interval_of(const BoxAxis& a, int64_t i) {
-  const int64_t low = i * a.scale + a.first, high = i * a.scale + a.last;
-  const int64_t begin = at_most(low <= 0 ? 0 : (low + a.distance - 1) / a.distance, a.size);
-  const int64_t end = at_most(high < 0 ? 0 : high / a.distance + 1, a.size);
+  int64_t low = i * a.scale + a.first, high = i * a.scale + a.last;
+  if (a.distance > 1) {  // a division takes longer than a window
+    low = low > 0 ? (low + a.distance - 1) / a.distance : low;
+    high = high < 0 ? -1 : high / a.distance;
+  }
+  const int64_t begin = at_most(low < 0 ? 0 : low, a.size), end = at_most(high < 0 ? 0 : high + 1, a.size);
   return {begin, end < begin ? begin : end};
 }
 
