@@ -13,6 +13,7 @@ PROGRAM = """
 import os, sys
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: see cnnfast/training/processes.py
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -38,9 +39,7 @@ def work(rank, folder):
     if rank == 0:
         torch.save([p.grad for p in net.parameters()], f"{folder}/gradients.pt")
     dist.barrier()
-    del net
     dist.destroy_process_group()
-    os._exit(0)  # one exit in twenty of such a process ends in std::terminate, without cnnfast as well
 
 
 if __name__ == "__main__":
