@@ -7,6 +7,7 @@
 #include "cpu/activation_rows.h"
 #include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
+#include "cpu/joined_pixels.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
@@ -37,23 +38,6 @@ int64_t parts_of(int64_t pixels) {
 bool is_pointwise(const at::Tensor& weight, const Conv2dParams& p) {
   const auto all = [](at::IntArrayRef values, int64_t n) { return values[0] == n && values[1] == n; };
   return weight.size(2) == 1 && weight.size(3) == 1 && all(p.stride, 1) && all(p.padding, 0);
-}
-
-// Pixels side by side that are as good as one of more channels, under a kernel that is wider by their
-// distance and steps over all of them: vectors of few channels are fuller, and there are fewer products.
-int64_t joined_pixels(const ConvGeometry& g) {
-  if (g.stride_w >= g.kernel_w) return 1;
-  int64_t pixels = kernels().vector_width / g.out_channels;
-  while (pixels > 1 && g.out_width % pixels) --pixels;
-  return std::max<int64_t>(1, pixels);
-}
-
-ConvGeometry joined(ConvGeometry g, int64_t pixels) {
-  g.out_channels *= pixels;
-  g.kernel_w += (pixels - 1) * g.stride_w;
-  g.stride_w *= pixels;
-  g.out_width /= pixels;
-  return g;
 }
 
 // A 1x1 convolution over `pixels` pixels in a row.
@@ -303,7 +287,7 @@ class StripBackward {
 StripSource with_pixels_joined(StripSource source, const at::Tensor& like, const at::Tensor& weight,
                                const Conv2dParams& params) {
   if (is_pointwise(weight, params) || !source.makes()) return source;
-  source.joined = joined_pixels(group_geometry(like, weight, params));
+  source.joined = joined_pixels(group_geometry(like, weight, params), kernels().vector_width);
   if (!source.pooled) source.unit = source.joined;
   return source;
 }

@@ -92,6 +92,7 @@ FIRST_LAYERS = {
     "five": (1, 6, 5, 1, 2, 1, 28, 28, 5),
     "two pixels joined": (1, 8, 3, 1, 1, 1, 40, 42, 4),
     "three pixels joined": (2, 5, 5, 1, 2, 1, 31, 33, 4),
+    "dilated, few outputs": (1, 8, 3, 1, 2, 2, 40, 42, 4),
     "joined over strides": (3, 7, 5, 2, 2, 1, 47, 63, 3),
     "dilated": (2, 17, 3, 1, 2, 2, 48, 47, 1),
     "oblong": (3, 20, (3, 5), (2, 1), (0, 2), 1, 61, 70, 1),
