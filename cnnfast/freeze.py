@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cnnfast import _ext
 from cnnfast.fuse.check import TOLERANCE, VerificationError, as_tuple, relative_error
 from cnnfast.fuse.foreign import with_plain_norms
+from cnnfast.fuse.own_thread import one_at_a_time
 from cnnfast.fuse.shells import evaluating, own_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
 from cnnfast.plan import files, tuning
@@ -39,6 +40,7 @@ _NO_PARTS = {
 }
 
 
+@one_at_a_time
 def freeze(
     model: nn.Module,
     example_inputs: Tensor | tuple,

@@ -17,6 +17,7 @@ from cnnfast.fuse.check import (
 )
 from cnnfast.fuse.convert import Converter
 from cnnfast.fuse.module import FusedModule
+from cnnfast.fuse.own_thread import one_at_a_time
 from cnnfast.fuse.shells import unfused
 from cnnfast.report import EAGER, FUSED, Report, Row
 
@@ -27,6 +28,7 @@ class NotFusedError(ValueError):
     """With strict=True: layers that no fused operator serves."""
 
 
+@one_at_a_time
 def fuse(
     model: nn.Module,
     example_inputs: Tensor | tuple | None = None,

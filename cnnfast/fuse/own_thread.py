@@ -2,11 +2,32 @@
 
 import threading
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from torch import fx, nn
 
 # What one trace exchanges another must not take for the original.
 ONE_AT_A_TIME = threading.RLock()
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def one_at_a_time(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Runs calls of different threads after each other.
+
+    Whether a TorchDispatchMode (fake tensors, counted operations) is active torch keeps for the whole
+    process: where two threads leave theirs in another order than they entered, it stays true, and
+    torch.compile takes no function any more.
+    """
+
+    @wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        with ONE_AT_A_TIME:
+            return function(*args, **kwargs)
+
+    return call
 
 
 class OwnThreadTracer(fx.Tracer):

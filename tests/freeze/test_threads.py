@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 import cnnfast
 from cnnfast import _ext
@@ -72,8 +73,10 @@ class Serving:
 
 
 def exchanged_names():
+    """And what torch keeps for the whole process, whichever thread it is about."""
     names = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__getattribute__, builtins.isinstance
-    return *names, torch.as_tensor, torch.autograd.Function.apply, torch.jit.ScriptFunction.__call__
+    of_torch = torch.as_tensor, torch.autograd.Function.apply, torch.jit.ScriptFunction.__call__
+    return *names, *of_torch, is_in_torch_dispatch_mode()
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["another network", "the network itself"])
