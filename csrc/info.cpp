@@ -19,5 +19,6 @@ int openmp_threads() {
 }
 
 bool cpu_multiplies_bfloat16() { return cpu::multiplies_bfloat16(); }
+bool cpu_has_bfloat16_products() { return cpu::has_bfloat16_products(); }
 
 }  // namespace cnnfast

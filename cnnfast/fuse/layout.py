@@ -1,7 +1,7 @@
 """Fused calls give channels_last tensors; code that was written for the usual layout must not notice.
 
 `x.view(n, -1)` fails on them. In a generated forward it becomes x.reshape; where values reach a forward that
-stays as it is, they are copied into the usual layout.
+stays as it is, they are copied into the usual layout, unless separate layers give channels_last as well.
 """
 
 import operator
@@ -58,17 +58,18 @@ def _has_sizes(node: fx.Node) -> bool:
 def rows_for_kept_forwards(
     graph: fx.Graph, root: nn.Module, fused: set[fx.Node], inner: bool, any_layout: tuple[type, ...] = ()
 ) -> None:
-    """Copy images into the usual layout where they enter a module that stays, or leave an inner unit.
+    """Give images the layout of separate layers where they enter a module that stays, or leave an inner unit.
 
     any_layout: modules that read both.
     """
     images = _images(graph, root, fused)
+    passing = images | {node for node in graph.nodes if isinstance(module_of(node, root), any_layout)}
     for node in list(graph.nodes):
         kept = _is_kept(node, root) and not isinstance(module_of(node, root), any_layout)
         if kept or (inner and node.op == "output"):
             for image in images.intersection(node.all_input_nodes):
                 with graph.inserting_before(node):
-                    rows = graph.call_function(runtime.in_rows, (image,))
+                    rows = graph.call_function(runtime.as_separate_layers, (image, _origins(image, passing)))
                 node.replace_input_with(image, rows)
 
 
@@ -87,6 +88,29 @@ def _images(graph: fx.Graph, root: nn.Module, fused: set[fx.Node]) -> set[fx.Nod
         if images.intersection(node.all_input_nodes) and not is_number(node) and _keeps_layout(node, root):
             images.add(node)
     return images
+
+
+def _origins(image: fx.Node, passing: set[fx.Node]) -> list[fx.Node]:
+    """The values outside `passing` that it comes from: separate layers hand on the layout of these."""
+    origins, seen, left = {}, set(), [image]
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in passing:
+            left.extend(reversed(_handed_on(node)))
+        else:
+            origins[node] = None
+    return list(origins)
+
+
+def _handed_on(node: fx.Node) -> list[fx.Node]:
+    """The images that an operation takes, not its weights and numbers."""
+    first = node.args[0] if node.args else None
+    return [
+        part for part in (first if isinstance(first, list | tuple) else [first]) if isinstance(part, fx.Node)
+    ]
 
 
 def _keeps_layout(node: fx.Node, root: nn.Module) -> bool:

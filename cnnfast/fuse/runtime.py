@@ -205,5 +205,17 @@ def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
 
 
 def in_rows(x: Tensor) -> Tensor:
-    """The tensor in the layout that separate layers would have given it, for code that calls x.view."""
+    """The tensor in the usual layout, for code that writes into x.view or asks for strides."""
     return x.contiguous()
+
+
+def as_separate_layers(x: Tensor, origins: list[Tensor]) -> Tensor:
+    """The tensor in the layout of separate layers that start at `origins`, for code that calls x.view."""
+    for origin in origins:
+        if (
+            origin.dim() != 4
+            or origin.is_contiguous()
+            or not origin.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return x.contiguous()
+    return x if len(origins) > 0 else x.contiguous()

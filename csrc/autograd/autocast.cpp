@@ -33,9 +33,11 @@ struct Autocast {
            parameter.scalar_type() == at::kFloat;
   }
   static at::Tensor cast_parameter(const at::Tensor& t) { return stays_float(t) ? t : cast(t); }
-  // So do those of linear layers where products are float32 anyway: copies would take longer than those.
-  static bool multiplies_wide(const at::Tensor& parameter) {
-    return stays_float(parameter) && !cpu_multiplies_bfloat16();
+  // So do those of linear layers of many rows, which are multiplied as those of convolutions are, and of few
+  // rows or where products are float32 anyway: copies would take longer than those.
+  static bool multiplies_wide(const at::Tensor& input, const at::Tensor& parameter) {
+    return stays_float(parameter) &&
+           !(has_few_rows(input) ? cpu_multiplies_bfloat16() : cpu_has_bfloat16_products());
   }
   static OptionalTensor cast_parameter(const OptionalTensor& t) {
     return present(t) ? OptionalTensor(cast_parameter(*t)) : t;
@@ -68,7 +70,9 @@ struct Autocast {
                            std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(linear_composite)>("cnnfast::linear");
-    if (multiplies_wide(weight) && (!present(bias) || multiplies_wide(*bias)))
+    if (has_many_rows(input))
+      return op.call(cast(input), cast_parameter(weight), cast_parameter(bias), activation);
+    if (multiplies_wide(input, weight) && (!present(bias) || stays_float(*bias)))
       return op.call(cast(input).to(at::kFloat), weight, bias, activation).to(at::kBFloat16);
     return op.call(cast(input), cast(weight), cast(bias), activation);
   }

@@ -1,9 +1,12 @@
 // linear on the CPU: a convolution with one tap, where a row of the batch is a pixel; in training, with few
-// rows, from the weights as they lie.
+// rows, from the weights as they lie, and with many by the operators of convolutions.
 #include "ops/linear.h"
 
 #include <ATen/Functions.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include <numeric>
 
 #include "cpu/conv_job.h"
 #include "cpu/pack_cache.h"
@@ -12,6 +15,7 @@
 #include "cpu/streamed_linear.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
+#include "ops/conv2d.h"
 
 namespace cnnfast::cpu {
 namespace {
@@ -25,6 +29,54 @@ constexpr int64_t kFewRows = 256;
 // Rows x features.
 at::Tensor as_rows(const at::Tensor& t) { return t.contiguous().view({-1, t.size(-1)}); }
 
+bool is_float_or_bfloat16(const at::Tensor& t) { return is_plain_float(t) || takes_widened(t); }
+
+int64_t rows_of(const at::Tensor& features) { return features.numel() / features.size(-1); }
+
+bool takes_images(const at::Tensor& input, const at::Tensor& weight) {
+  return has_many_rows(input) && is_float_or_bfloat16(input) && is_float_or_bfloat16(weight);
+}
+
+// Pixels are rows. Images, for threads to share: some, whatever the rows were.
+at::Tensor as_images(const at::Tensor& features) {
+  const int64_t rows = rows_of(features), images = std::gcd(rows, int64_t{64});
+  return features.contiguous().view({images, 1, rows / images, features.size(-1)}).permute({0, 3, 1, 2});
+}
+at::Tensor as_features(const at::Tensor& images, at::IntArrayRef sizes) {
+  return images.permute({0, 2, 3, 1}).contiguous().view(sizes);
+}
+at::Tensor as_kernel(const at::Tensor& weight) {
+  return weight.contiguous().view({weight.size(0), weight.size(1), 1, 1});
+}
+
+template <class Signature>
+auto typed_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+constexpr int64_t kOnce[2] = {1, 1}, kNoBorder[2] = {0, 0};
+
+at::Tensor linear_of_images(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                            std::string_view activation, at::IntArrayRef sizes) {
+  static auto op = typed_operator<decltype(conv2d_composite)>("cnnfast::conv2d");
+  return as_features(
+      op.call(as_images(input), as_kernel(weight), bias, {}, {}, kOnce, kNoBorder, kOnce, 1, activation),
+      sizes);
+}
+
+LinearGradients linear_of_images_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                          const at::Tensor& weight, const at::Tensor& output,
+                                          std::string_view activation, std::array<bool, 3> output_mask) {
+  static auto op = typed_operator<decltype(conv2d_backward)>("cnnfast::conv2d_backward");
+  const auto [need_input, need_weight, need_bias] = output_mask;
+  const at::Tensor grad = as_images(grad_output);
+  const auto found = op.call(grad, as_images(input), as_kernel(weight), {},
+                             output.is_same(grad_output) ? grad : as_images(output), kOnce, kNoBorder, kOnce,
+                             1, activation, {need_input, need_weight, need_bias, false, false});
+  return {need_input ? as_features(std::get<0>(found), input.sizes()) : no_gradient(input),
+          need_weight ? std::get<1>(found).reshape(weight.sizes()) : no_gradient(input), std::get<2>(found)};
+}
+
 // Float32.
 at::Tensor product_of_many_weights(const at::Tensor& input, const at::Tensor& weight,
                                    const OptionalTensor& bias, std::string_view activation) {
@@ -37,11 +89,13 @@ at::Tensor product_of_many_weights(const at::Tensor& input, const at::Tensor& we
 
 at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                       std::string_view activation) {
-  const bool wide = takes_widened(input) && !multiplies_bfloat16();
-  if (!wide && !is_plain_float(input)) return linear_composite(input, weight, bias, activation);
+  const bool narrow = takes_widened(input), many = takes_images(input, weight);
+  if (narrow ? !many && has_bfloat16_products() : !is_plain_float(input))
+    return linear_composite(input, weight, bias, activation);
   const auto symbolic_sizes = check_linear(input, weight, bias, activation);
   std::vector<int64_t> sizes;
   for (const auto& size : symbolic_sizes) sizes.push_back(size.expect_int());
+  if (narrow && many) return linear_of_images(input, weight, bias, activation, sizes);
   const at::Tensor output = at::empty(sizes, input.options().dtype(at::kFloat));
   if (output.numel() == 0) return output;
   const int64_t in = weight.size(1), out = weight.size(0), rows = output.numel() / out;
@@ -79,11 +133,16 @@ LinearGradients streamed_backward(const at::Tensor& grad_output, const at::Tenso
 LinearGradients linear_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                     const at::Tensor& weight, const at::Tensor& output,
                                     std::string_view activation, std::array<bool, 3> output_mask) {
+  const bool alike = grad_output.scalar_type() == input.scalar_type() &&
+                     output.scalar_type() == input.scalar_type() && is_float_or_bfloat16(grad_output) &&
+                     is_float_or_bfloat16(output);
+  if (alike && takes_images(input, weight) && grad_output.numel() > 0)
+    return linear_of_images_backward(grad_output, input, weight, output, activation, output_mask);
   const bool plain = is_plain_float(grad_output) && is_plain_float(input) && is_plain_float(output);
   if (plain && grad_output.numel() > 0 &&
       (keeps_linear_gradients(as_rows(input), weight) || multiplies_near_weights(as_rows(input), weight)))
     return streamed_backward(grad_output, input, weight, output, activation, output_mask);
-  if (multiplies_bfloat16() || !takes_widened(grad_output, {input, weight, output}))
+  if (has_bfloat16_products() || !takes_widened(grad_output, {input, weight, output}))
     return linear_backward(grad_output, input, weight, output, activation, output_mask);
   const at::Tensor grad = widened_kept(grad_output);
   const auto type = input.scalar_type();

@@ -40,6 +40,8 @@ bool multiplies_bfloat16() {
   return everywhere || multiplies_by_tiles();
 }
 
+bool has_bfloat16_products() { return multiplies_bfloat16() || bf16_kernels().multiplies; }
+
 bool multiplies_pairs(const ConvGeometry& g) {
   if (g.groups > 1 && g.group_out() < kLeastGroup) return false;
   if (multiplies_bfloat16()) return true;

@@ -9,6 +9,8 @@ namespace cnnfast::cpu {
 // Whether products of bfloat16 values are faster than those of widened ones in every layer: those of tiles.
 // CNNFAST_BF16_PAIRS: yes, on any CPU, for tests.
 bool multiplies_bfloat16();
+// Whether any product is one of pairs, and torch has instructions for them as well.
+bool has_bfloat16_products();
 
 // Whether they are in this layer and in its gradients. Vectors of pairs (AVX512-BF16) are where Winograd's
 // algorithm saves less than they do: 1x1 kernels, strides. Float32 weights are rounded for them.

@@ -12,8 +12,8 @@ std::vector<c10::SymInt> check_linear(const at::Tensor& input, const at::Tensor&
   TORCH_CHECK(input.dim() >= 1, "cnnfast::linear: input must have at least one dimension, not shape ",
               input.sym_sizes());
   check_rank(op, "weight", weight, 2);
-  check_same_kind(op, input, "weight", weight);
-  check_same_kind(op, input, "bias", bias);
+  check_parameter(op, input, "weight", weight);
+  check_parameter(op, input, "bias", bias);
   TORCH_CHECK(input.sym_size(-1) == weight.sym_size(1), "cnnfast::linear: input ", input.sym_sizes(), " has ",
               input.sym_size(-1), " features, but weight ", weight.sym_sizes(), " needs ",
               weight.sym_size(1));
@@ -26,10 +26,26 @@ std::vector<c10::SymInt> check_linear(const at::Tensor& input, const at::Tensor&
   return sizes;
 }
 
+namespace {
+
+c10::SymInt rows_of(const at::Tensor& input) {
+  c10::SymInt rows = 1;
+  for (int64_t i = 0; i + 1 < input.dim(); ++i) rows = rows * input.sym_size(i);
+  return rows;
+}
+
+}  // namespace
+
+bool has_many_rows(const at::Tensor& input) { return rows_of(input) >= 512; }
+bool has_few_rows(const at::Tensor& input) { return rows_of(input) <= 32; }
+
 at::Tensor linear_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                             std::string_view activation) {
   check_linear(input, weight, bias, activation);
-  return activate(at::linear(input, weight, bias), parse_activation("linear", activation)).contiguous();
+  const auto type = input.scalar_type();
+  return activate(at::linear(input, as_type(weight, type), as_type(bias, type)),
+                  parse_activation("linear", activation))
+      .contiguous();
 }
 
 LinearGradients linear_backward(const at::Tensor& grad_output, const at::Tensor& input,
@@ -40,9 +56,11 @@ LinearGradients linear_backward(const at::Tensor& grad_output, const at::Tensor&
   const at::Tensor grad =
       activation_backward(grad_output, output, parse_activation("linear_backward", activation));
   const at::Tensor rows = grad.reshape_symint({-1, weight.sym_size(0)});
-  return {need_input ? at::matmul(grad, weight) : none(),
-          need_weight ? at::mm(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})) : none(),
-          need_bias ? rows.sum(0) : none()};
+  const auto product = [&] { return at::mm(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})); };
+  const auto parameters = weight.scalar_type();
+  return {need_input ? at::matmul(grad, as_type(weight, grad.scalar_type())) : none(),
+          need_weight ? as_type(product(), parameters) : none(),
+          need_bias ? as_type(rows.sum(0), parameters) : none()};
 }
 
 TORCH_LIBRARY_IMPL(cnnfast, CompositeExplicitAutograd, m) {

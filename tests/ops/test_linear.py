@@ -5,7 +5,7 @@ import torch
 
 from cnnfast import ops, reference
 
-from .support import ACTIVATIONS, assert_near, doubles, gradients, needs_extension, poison
+from .support import ACTIVATIONS, assert_near, doubles, gradients, needs_extension, on_threads, poison
 
 SHAPES = [
     (1, 1, 1),
@@ -178,3 +178,77 @@ def test_linear_second_derivative_is_an_error():
     (first,) = torch.autograd.grad(output.sum(), input, create_graph=True)
     with pytest.raises(RuntimeError, match="cnnfast::linear"):
         torch.autograd.grad(first.sum(), input)
+
+
+# So many rows are pixels of images: values in bfloat16, and gradients, come from kernels of convolutions.
+MANY_ROWS = [((512,), 16, 24), ((521,), 33, 7), ((3, 200), 40, 9), ((2, 17, 19), 12, 65), ((640,), 1, 1)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", MANY_ROWS, ids=str)
+def test_linear_of_many_rows(shape, activation):
+    leading, inputs, outputs = shape
+    bias = torch.randn(outputs, requires_grad=True)
+    check(torch.randn(*leading, inputs, requires_grad=True), weight_of(inputs, outputs), bias, activation)
+    turned = torch.randn(inputs, outputs).t().requires_grad_()
+    check(torch.randn(*leading, inputs, requires_grad=True), turned, None, activation)
+    check(torch.randn(*leading, inputs), weight_of(inputs, outputs), bias, activation)
+
+
+def check_bfloat16(input, weight, bias, activation, relative=3e-2):
+    """Against float64 on the rounded values; a float32 weight may be rounded."""
+    tensors = [input, weight, bias]
+    output = ops.linear(*tensors, activation)
+    exact = doubles(tensors)
+    truth = reference.linear(*exact, activation)
+    assert output.dtype == torch.bfloat16 and output.is_contiguous()
+    assert_near(output, truth, 1e-2)
+    cotangent = torch.randn(truth.shape).bfloat16()
+    found, true = gradients(output, cotangent, tensors), gradients(truth, cotangent.double(), exact)
+    for own, right, tensor in zip(found, true, tensors, strict=True):
+        if own is not None:
+            assert own.dtype == tensor.dtype
+            assert_near(own, right, relative)
+
+
+@needs_extension
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["none", "sigmoid"])
+@pytest.mark.parametrize("shape", [*MANY_ROWS, ((100,), 40, 30), ((5,), 16, 8)], ids=str)
+def test_linear_in_bfloat16(shape, activation, parameters):
+    leading, inputs, outputs = shape
+    input = torch.randn(*leading, inputs).bfloat16().requires_grad_()
+    weight = weight_of(inputs, outputs).detach().to(parameters).requires_grad_()
+    bias = torch.randn(outputs).to(parameters).requires_grad_()
+    check_bfloat16(input, weight, bias, activation)
+    check_bfloat16(input.detach(), weight, None, activation)
+    check_bfloat16(input, weight.detach(), None, activation)
+
+
+@needs_extension
+@pytest.mark.parametrize("rows", [7, 100, 600])
+def test_linear_under_autocast_as_eager(rows):
+    input, weight = torch.randn(rows, 48, requires_grad=True), weight_of(48, 20)
+    bias, cotangent = torch.randn(20, requires_grad=True), torch.randn(rows, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, eager = ops.linear(input, weight, bias), torch.nn.functional.linear(input, weight, bias)
+    assert output.dtype == eager.dtype == torch.bfloat16
+    assert_near(output, eager, 1e-2)
+    tensors = [input, weight, bias]
+    for own, other in zip(
+        gradients(output, cotangent, tensors), gradients(eager, cotangent, tensors), strict=True
+    ):
+        assert own.dtype == torch.float32
+        assert_near(own, other, 2e-2)
+
+
+@needs_extension
+def test_linear_of_many_rows_does_not_depend_on_threads():
+    input, weight = torch.randn(700, 40, requires_grad=True), weight_of(40, 50)
+    cotangent, found = torch.randn(700, 50), []
+    for _ in on_threads(1, 2, 3):
+        for x in (input, input.bfloat16()):
+            output = ops.linear(x, weight)
+            found.append((output, *torch.autograd.grad(output, (x, weight), cotangent.to(x.dtype))))
+    for i, other in enumerate(found[2:]):
+        assert all(torch.equal(a, b) for a, b in zip(found[i % 2], other, strict=True))
