@@ -199,9 +199,7 @@ def image_mean(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
 
 def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
     """A convolution's result in channels_last only where its input is: what reads it may call x.view."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return y
-    return y.contiguous()
+    return as_separate_layers(y, [x])
 
 
 def in_rows(x: Tensor) -> Tensor:
@@ -209,13 +207,9 @@ def in_rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def as_separate_layers(x: Tensor, origins: list[Tensor]) -> Tensor:
-    """The tensor in the layout of separate layers that start at `origins`, for code that calls x.view."""
-    for origin in origins:
-        if (
-            origin.dim() != 4
-            or origin.is_contiguous()
-            or not origin.is_contiguous(memory_format=torch.channels_last)
-        ):
-            return x.contiguous()
-    return x if len(origins) > 0 else x.contiguous()
+def as_separate_layers(y: Tensor, origins: list[Tensor]) -> Tensor:
+    """The result in the layout of separate layers that start at `origins`, for code that calls x.view."""
+    for x in origins:
+        if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return y.contiguous()
+    return y if len(origins) > 0 else y.contiguous()
