@@ -8,6 +8,7 @@
 #include "cpu/conv2d.h"
 #include "cpu/conv_job.h"
 #include "cpu/conv_weight_grad.h"
+#include "cpu/depthwise_weight_grad.h"
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
@@ -180,6 +181,10 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
                                   at::IntArrayRef dilation, int64_t groups) {
   const bool narrow = takes_widened(grad_output, {input});
   const Conv2dParams p{stride, padding, dilation, groups};
+  if (serves_depthwise_gradient(grad_output, input, weight, groups)) {
+    check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
+    return rounded_to(weight.scalar_type(), depthwise_weight_grad(grad_output, input, weight, p));
+  }
   if (narrow) check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);
   if (narrow && multiplies_pairs(conv_geometry(input, weight, p, grad_output.sizes()))) {
     const at::Tensor found = paired_weight_grad(grad_output, input, weight, p);

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include "cpu/conv_weight_grad.h"
+#include "cpu/depthwise_weight_grad.h"
 #include "cpu/memory_pool.h"
 #include "cpu/widened.h"
 
@@ -43,7 +44,9 @@ void ConvBackward::add_weight(const at::Tensor& images, const at::Tensor& grad) 
   const bool ours = serves_weight_gradient(weight_, params_.groups);
   const at::Tensor own =
       ours ? weight_gradient(grad, images, weight_, params_)
-           : conv_gradients(grad, widened_kept(images), weight_, params_, {false, true, false}).weight;
+      : serves_depthwise_gradient(grad, images, weight_, params_.groups)
+          ? depthwise_weight_grad(grad, images, weight_, params_)
+          : conv_gradients(grad, widened_kept(images), weight_, params_, {false, true, false}).weight;
   if (found_.weight.defined())
     found_.weight.add_(own);
   else

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "activation.h"
+#include "cpu/view16.h"
 
 namespace cnnfast::cpu {
 
@@ -324,6 +325,19 @@ struct InterleaveCall {
   int64_t pixel;
 };
 
+// The gradient of a depthwise convolution's weight, one channel of output for each of input.
+struct DepthwiseGradCall {
+  View input, grad;
+  View16 input16, grad16;  // where the others have no data
+  int64_t images, channels;
+  int64_t in_height, in_width, height, width;  // the last two of the output
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  float* to;
+  int64_t to_channel, to_row, to_column;  // strides
+  int64_t strip;                          // rows of the output that are worked on at once
+  float* scratch;                         // depthwise_gradient_scratch floats of the calling thread
+};
+
 // y = x @ weight.T: x is rows x in, weight out x in, y rows x out, all contiguous.
 struct LinearCall {
   const float* x;
@@ -374,6 +388,9 @@ struct KernelTable {
   int64_t (*winograd_gradient_sums)(const WinogradGradCall&, int64_t in_channels);
   // Output rows [row_begin, row_end) over all images.
   void (*depthwise)(const DepthwiseCall&, int64_t row_begin, int64_t row_end);
+  // Vectors of channels [vector_begin, vector_end), all pixels of each.
+  void (*depthwise_gradient)(const DepthwiseGradCall&, int64_t vector_begin, int64_t vector_end);
+  int64_t (*depthwise_gradient_scratch)(const DepthwiseGradCall&);
   void (*max_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
   void (*avg_pool)(const PoolCall&, int64_t row_begin, int64_t row_end);
   // Input rows [row_begin, row_end) over all images.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .geometries import GEOMETRIES
-from .support import LAYOUTS, assert_near, in_layout, needs_extension, poison
+from .support import LAYOUTS, assert_near, in_layout, needs_extension, on_threads, poison
 
 pytestmark = needs_extension
 
@@ -124,3 +124,72 @@ def test_conv2d_weight_grad_passes_non_finite_values_on():
 def test_conv2d_weight_grad_bad_arguments(grad, match):
     with pytest.raises(RuntimeError, match=match):
         torch.ops.cnnfast.conv2d_weight_grad(grad, torch.randn(2, 3, 6, 6), torch.randn(5, 3, 3, 3))
+
+
+# One channel of output for each of input: channels, height, width, kernel, stride, padding, dilation, batch.
+DEPTHWISE = {
+    "3x3": (40, 9, 11, (3, 3), 1, 1, 1, 3),
+    "3x3_stride": (33, 14, 13, (3, 3), 2, 1, 1, 2),
+    "5x5_stride": (16, 15, 12, (5, 5), 2, 2, 1, 2),
+    "7x7": (150, 8, 9, (7, 7), 1, 3, 1, 2),
+    "dilated": (17, 16, 15, (3, 5), 1, (2, 4), 2, 2),
+    "row": (9, 6, 20, (1, 11), 1, (0, 5), 1, 2),
+    "column": (8, 20, 6, (9, 1), 1, (4, 0), 1, 2),
+    "even": (20, 12, 12, (4, 2), 2, 1, 1, 2),
+    "larger_than_the_image": (24, 7, 7, (13, 13), 1, 6, 1, 2),
+    "unpadded": (12, 10, 10, (3, 3), 1, 0, 1, 1),
+    "much_padding": (5, 4, 5, (3, 3), 1, 2, 1, 7),
+    "strips": (3, 130, 150, (3, 3), 1, 1, 1, 1),
+    "long_rows": (2, 3, 1300, (3, 3), 1, 1, 1, 1),
+    "pointwise": (24, 6, 5, (1, 1), 1, 0, 1, 2),
+}
+
+
+def _depthwise(name):
+    channels, height, width, kernel, stride, padding, dilation, batch = DEPTHWISE[name]
+    padding = [padding] * 2 if isinstance(padding, int) else list(padding)
+    torch.manual_seed(3)
+    input, weight = torch.randn(batch, channels, height, width), torch.randn(channels, 1, *kernel)
+    options = {"stride": [stride] * 2, "padding": padding, "dilation": [dilation] * 2, "groups": channels}
+    grad = torch.randn_like(torch.nn.functional.conv2d(input, weight, None, **options))
+    return grad, input, weight, options
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_conv2d_weight_grad_of_depthwise_kernels(name, layout):
+    grad, input, weight, options = _depthwise(name)
+    if layout != "ambiguous":  # its single input channel has any stride: an equal one is not promised
+        weight = in_layout(weight, layout)
+    _check(in_layout(grad, layout), in_layout(input, layout), weight, options, 5e-6)
+
+
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_conv2d_weight_grad_of_depthwise_kernels_in_bfloat16(name, parameters):
+    grad, input, weight, options = _depthwise(name)
+    grad, input, weight = grad.bfloat16(), input.bfloat16(), weight.to(parameters)
+    truth = _true_gradient(grad, input, weight, options)
+    found = torch.ops.cnnfast.conv2d_weight_grad(grad, input, weight, **options)
+    assert found.dtype == parameters
+    assert_near(found, truth, 5e-6 if parameters == torch.float32 else 4e-3)
+
+
+def test_conv2d_weight_grad_of_depthwise_kernels_does_not_depend_on_threads():
+    for name in ("3x3", "7x7", "strips"):
+        grad, input, weight, options = _depthwise(name)
+        found = [
+            torch.ops.cnnfast.conv2d_weight_grad(grad, input, weight, **options) for _ in on_threads(1, 2, 3)
+        ]
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_conv2d_weight_grad_of_depthwise_kernels_reads_its_own_channels():
+    """Not those of other channels, and nothing beside a slice."""
+    grad, input, weight, options = _depthwise("3x3")
+    truth = _true_gradient(grad, input, weight, options)
+    input[:, 7] = float("nan")
+    found = torch.ops.cnnfast.conv2d_weight_grad(grad, input, weight, **options)
+    assert found[7].isnan().all()
+    others = torch.arange(len(weight)) != 7
+    assert_near(found[others], truth[others], 5e-6)

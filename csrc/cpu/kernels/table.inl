@@ -13,6 +13,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/box_mean.inl"
 #include "cpu/kernels/conv.inl"
 #include "cpu/kernels/depthwise.inl"
+#include "cpu/kernels/depthwise_gradient.inl"
 #include "cpu/kernels/gather.inl"
 #include "cpu/kernels/layer_norm.inl"
 #include "cpu/kernels/limits.inl"
@@ -45,6 +46,8 @@ using namespace cnnfast::cpu;
    winograd_gradient_scratch,        \
    winograd_gradient_sums,           \
    depthwise,                        \
+   depthwise_gradient,               \
+   depthwise_gradient_scratch,       \
    pool<MaxReduce>,                  \
    pool<MeanReduce>,                 \
    pool_backward<MaxGradient>,       \
