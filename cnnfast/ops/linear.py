@@ -15,8 +15,8 @@ def linear(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, activat
     """act(input @ weight.T + bias).
 
     Args:
-        input: (..., in), any strides; CPU: float32 and bfloat16 run the kernels (bfloat16 of fewer than 512 rows
-            ATen's where it multiplies bfloat16), other floating dtypes ATen.
+        input: (..., in), any strides; CPU: float32 and bfloat16 run the kernels (fewer than 512 rows of
+            bfloat16 ATen's where it multiplies that), other floating dtypes ATen.
         weight: (out, in), dtype and device of the input; float32 also with bfloat16 on the CPU.
         bias: (out,) or None, as weight.
         activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
