@@ -11,6 +11,7 @@
 #include "cpu/image_groups.h"
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
+#include "cpu/one_pixel_conv.h"
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
@@ -166,6 +167,7 @@ at::Tensor conv2d_cpu(const at::Tensor& input, const at::Tensor& weight, const O
   const Conv2dArgs args{input,     weight, bias, scale, residual, {stride, padding, dilation, groups},
                         activation};
   const auto sizes = check_conv2d("conv2d", args);
+  if (at::Tensor pixel = one_pixel_conv(args, concrete(sizes)); pixel.defined()) return pixel;
   const at::Tensor paired = wide ? paired_conv2d(args, sizes) : at::Tensor();
   return paired.defined() ? paired : conv2d_in(input.scalar_type(), args, sizes);
 }

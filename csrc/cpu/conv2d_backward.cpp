@@ -15,6 +15,7 @@
 #include "cpu/memory_pool.h"
 #include "cpu/normalise.h"
 #include "cpu/normalise_backward.h"
+#include "cpu/one_pixel_conv.h"
 #include "cpu/paired_backward.h"
 #include "cpu/paired_conv.h"
 #include "cpu/paired_input_grad.h"
@@ -156,6 +157,15 @@ Conv2dGradients conv2d_backward_cpu(const at::Tensor& grad_output, const at::Ten
   const Conv2dParams params{stride, padding, dilation, groups};
   const auto type = input.scalar_type(), parameters = weight.scalar_type();
   const bool narrow = takes_widened(grad_output, {input, output});
+  if (!present(scale) && !output_mask[4]) {
+    check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
+    const auto found = one_pixel_backward(grad_output, input, weight, output, params, act,
+                                          {output_mask[0], output_mask[1], output_mask[2]});
+    const auto or_none = [&](const at::Tensor& t) { return t.defined() ? t : no_gradient(input); };
+    if (found)
+      return {or_none(found->input), or_none(found->weight), or_none(found->bias), no_gradient(input),
+              no_gradient(input)};
+  }
   if (narrow && !present(scale)) {
     check_conv2d_gradient("conv2d_backward", grad_output, input, weight, params);
     if (pairs_serve(grad_output, input, weight, params, output_mask[1]))
