@@ -14,8 +14,8 @@
 namespace cnnfast::cpu {
 namespace {
 
-// Floats of a strip's input, for a vector of channels: in the second-level cache, of which the first pass
-// over the next strip finds nothing. Sums in registers are those of so many pixels at most.
+// A strip's input, for a vector of channels, stays in the second-level cache while blocks of taps pass over
+// it. Sums in registers are those of so few pixels that rounding errors stay small.
 constexpr int64_t kStripFloats = 1 << 14;
 constexpr int64_t kStripPixels = 512;
 // Below this much work a second thread costs more than it saves.
@@ -23,10 +23,6 @@ constexpr int64_t kSerialProducts = 1 << 18;
 
 bool is_image(const at::Tensor& t) {
   return t.dim() == 4 && t.numel() > 0 && (is_plain_float(t) || takes_widened(t));
-}
-
-at::Tensor images_of(const at::Tensor& t) {
-  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
 int64_t strip_of(const DepthwiseGradCall& c) {

@@ -41,10 +41,6 @@ namespace {
 constexpr int64_t kNoDilation[2] = {1, 1};
 constexpr int64_t kSerialElements = 1 << 15;
 
-at::Tensor images_of(const at::Tensor& t) {
-  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-}
-
 bool is_narrow(const at::Tensor& t) { return t.scalar_type() == at::kBFloat16; }
 
 template <class Body>

@@ -6,16 +6,9 @@
 #include "cpu/images16.h"
 #include "cpu/narrow_pool.h"
 #include "cpu/pool2d.h"
+#include "cpu/tensor_view.h"
 
 namespace cnnfast::cpu {
-namespace {
-
-at::Tensor images_of(const at::Tensor& t) {
-  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-}  // namespace
-
 PooledRows::PooledRows(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
                        const Stage& pool)
     : max_(pool.kind == StageKind::kMaxPool),

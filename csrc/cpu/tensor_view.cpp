@@ -26,6 +26,10 @@ TensorStrides tensor_strides(const at::Tensor& t) {
 
 bool channels_adjacent(const at::Tensor& t) { return t.size(1) == 1 || t.stride(1) == 1; }
 
+at::Tensor images_of(const at::Tensor& t) {
+  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
 View view_of(const at::Tensor& t) {
   View v;
   v.data = t.data_ptr<float>();

@@ -22,6 +22,8 @@ TensorStrides tensor_strides(const at::Tensor& t);
 // are set.
 View view_of(const at::Tensor& t);
 bool channels_adjacent(const at::Tensor& t);
+// Itself, or a channels_last copy where they are not.
+at::Tensor images_of(const at::Tensor& t);
 
 // Image rows [row_begin, row_end) over all images, of a bfloat16 tensor whose channels are adjacent.
 void widen_rows(const at::Tensor& from, ImageSize size, View to, int64_t row_begin, int64_t row_end);
