@@ -105,18 +105,31 @@ def wrong_units(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) 
     for unit in units:
         if unit.path not in calls or unit.traced is None:
             continue
-        module, args = eager.get_submodule(unit.path), calls[unit.path]
+        module = eager.get_submodule(unit.path)
+        if unit.training:
+            module.train()
+        why = _why_wrong(eager, module, unit.traced, calls[unit.path])
+        evaluating(module)
+        if why is not None:
+            wrong[unit.path] = why
+    return wrong
+
+
+def _why_wrong(eager: nn.Module, module: nn.Module, graph: fx.Graph, args: tuple) -> str | None:
+    """What a module's graph does other than its forward, both in the module's present mode."""
+    try:
         with torch.no_grad(), left_alone(eager):
             wanted = module(*copies(args))
-        try:
-            with torch.no_grad(), left_alone(eager):
-                got = Interpreter(module, graph=unit.traced).run(*copies(args))
-        except Exception as error:  # whatever a graph raises that took a wrong path
-            wrong[unit.path] = f"its graph does not run ({type(error).__name__}: {first_line(error)})"
-            continue
-        if not same_values(got, wanted):
-            wrong[unit.path] = "its graph gives other values than its forward"
-    return wrong
+    except ValueError:
+        if module.training:  # a batch norm of one value a channel: this example tells nothing
+            return None
+        raise
+    try:
+        with torch.no_grad(), left_alone(eager):
+            got = Interpreter(module, graph=graph).run(*copies(args))
+    except Exception as error:  # whatever a graph raises that took a wrong path
+        return f"its graph does not run ({type(error).__name__}: {first_line(error)})"
+    return None if same_values(got, wanted) else "its graph gives other values than its forward"
 
 
 def copies(args: tuple) -> tuple:
@@ -143,8 +156,8 @@ def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple)
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
     errors = {}
     for unit in units:
-        if unit.path not in calls:
-            continue  # a branch that evaluation mode does not take
+        if unit.path not in calls or unit.training:
+            continue  # what evaluation mode does not take
         wanted, got = (
             _Recorder(module.get_submodule(unit.path), graph, {names[i] for names in unit.values.values()})
             for i, (module, graph) in enumerate(((eager, unit.eager), (probe, unit.fused)))

@@ -1,5 +1,6 @@
 """Fusing a network unit by unit: what traces as a whole becomes one generated forward."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,18 @@ from cnnfast.fuse.match_chains import join_chains
 from cnnfast.fuse.module import FusedModule
 from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
-from cnnfast.fuse.shells import Guarded, Inlined, become, mark_read, mark_swallowed, original_class, source_of
+from cnnfast.fuse.shells import (
+    Guarded,
+    Inlined,
+    become,
+    mark_read,
+    mark_swallowed,
+    original_class,
+    source_of,
+    source_of_two,
+)
 from cnnfast.fuse.single import fuse_single, why_not_single
-from cnnfast.fuse.tracing import NotTraceable, is_layer, is_ours, trace
+from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, is_ours, trace_paths
 from cnnfast.fuse.walked import walked
 from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
 
@@ -29,6 +39,7 @@ class Unit:
     """A module that got a generated forward, with its graphs before and after.
 
     traced: the forward as it was written down, where `eager` is that with layers taken apart or left out.
+    training: whether that is the path which the forward takes in training alone.
     """
 
     path: str
@@ -36,6 +47,30 @@ class Unit:
     fused: fx.Graph
     values: dict[str, tuple[str, str]]  # by layer: the node that has its value before, and after
     traced: fx.Graph | None = None
+    training: bool = False
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A graph of a module's forward, and what is to become of it.
+
+    written_down: the graph as it was traced. opened: modules that were stepped into. passed: layers that do
+    nothing.
+    """
+
+    traced: Trace
+    written_down: fx.Graph
+    groups: list[Group]
+    opened: set[nn.Module]
+    passed: set[nn.Module]
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.traced.graph
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "call_module"]
 
 
 class Converter:
@@ -75,10 +110,19 @@ class Converter:
             self.keep_forward(module, path, self.refused[path])
             return
         try:
-            traced = trace(module, is_layer, live_training=True)
+            traces = trace_paths(module, is_layer)
         except NotTraceable as error:
             self.keep_forward(module, path, str(error))
             return
+        forwards = [self.grouped(module, path, traced) for traced in traces]
+        for name in {node.target: None for made in forwards for node in made.calls}:
+            if not is_layer(module.get_submodule(name)):
+                self.convert(module.get_submodule(name), _join(path, name))
+        if any(made.groups for made in forwards):
+            self.generate(module, path, forwards)
+
+    def grouped(self, module: nn.Module, path: str, traced: Trace) -> "_Forward":
+        """A graph with the groups of layers that fused operators serve; a row for each layer."""
         written_down = fx.Graph()
         written_down.output(written_down.graph_copy(traced.graph, {}))
         chosen = lambda name, layer: self.chosen(_join(path, name), layer)  # noqa: E731
@@ -89,17 +133,10 @@ class Converter:
         match = find_groups(traced.graph, module, chosen)
         norms.close({node for group in match.groups for node in group.nodes})
         groups = join_chains(traced.graph, module, match.groups) if self.joins_chains else match.groups
-        self.add_rows(module, path, traced.graph, match, passed)
-        self.tell_chains(path, groups)
-        opened = _opened(module, traced.graph)
-        closed = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-        for name in closed:
-            if not is_layer(module.get_submodule(name)):
-                self.convert(module.get_submodule(name), _join(path, name))
-        if match.groups:
-            self.generate(module, path, traced.graph, groups, opened, passed)
-            self.units[-1] = replace(self.units[-1], traced=written_down)
-            mark_read(module, traced.read)
+        rows = self.rows_of(module, path, traced.graph, match, passed)
+        self.tell_chains(rows, path, groups)
+        self.add_rows(rows)
+        return _Forward(traced, written_down, groups, _opened(module, traced.graph), passed)
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:
         """Fuse the children of a module whose forward stays as it is."""
@@ -125,16 +162,25 @@ class Converter:
         runs_as = f"cnnfast.ops.conv2d: {name}"
         return Row(name, original_class(layer).__name__, FUSED, runs_as)
 
-    def generate(
-        self,
-        module: nn.Module,
-        path: str,
-        graph: fx.Graph,
-        groups: list[Group],
-        opened: set[nn.Module],
-        passed: set[nn.Module],
-    ) -> None:
-        """Give the module a forward that calls the fused operators."""
+    def generate(self, module: nn.Module, path: str, forwards: list["_Forward"]) -> None:
+        """Give the module a forward that calls the fused operators, or one for each mode."""
+        swallowed = {layer for made in forwards for layer in self.rewrite(module, path, made)}
+        opened = set.intersection(*(made.opened for made in forwards))
+        passed = set.intersection(*(made.passed for made in forwards))
+        source, names = _source(module, [made.graph for made in forwards])
+        become(module, (Guarded if path else FusedModule,), source, names)
+        for container in opened:  # one of two graphs does without its forward, torch.jit does not
+            become(container, (Inlined if len(forwards) == 1 else Guarded,))
+        mark_swallowed(module, swallowed | opened | passed)
+        read: dict[str, set[str]] = {}
+        for made in forwards:
+            for name, attributes in made.traced.read.items():
+                read[name] = read.get(name, set()) | attributes
+        mark_read(module, read)
+
+    def rewrite(self, module: nn.Module, path: str, made: "_Forward") -> set[nn.Module]:
+        """Put fused calls into a graph; gives the layers whose work they do."""
+        graph, groups = made.graph, made.groups
         eager = fx.Graph()
         eager.output(eager.graph_copy(graph, copies := {}))
         values = {layer_name(node): node for node in graph.nodes if node.op == "call_module"}
@@ -145,23 +191,26 @@ class Converter:
         swallowing = {node for group in groups for node in group.nodes} - {node for node, _ in starts}
         for node in swallowing:
             values.pop(layer_name(node), None)
-        made = replace_groups(graph, module, groups)
-        calls = set(made.values())
+        calls_of = replace_groups(graph, module, groups)
+        calls = set(calls_of.values())
         views_as_reshapes(graph, module, calls)
         rows_for_kept_forwards(graph, module, calls, inner=bool(path))
-        after = {name: made.get(node, node).name for name, node in values.items()}
-        source, names = source_of(graph)
-        become(module, (Guarded if path else FusedModule,), source, names)
-        for container in opened:
-            become(container, (Inlined,))
-        mark_swallowed(module, swallowed | opened | passed)
-        self.units.append(
-            Unit(path, eager, graph, {_join(path, name): (before[name], after[name]) for name in after})
-        )
+        after = {name: calls_of.get(node, node).name for name, node in values.items()}
+        layers = {_join(path, name): (before[name], after[name]) for name in after}
+        self.units.append(Unit(path, eager, graph, layers, made.written_down, bool(made.traced.training)))
+        return swallowed
 
-    def add_rows(
+    def add_rows(self, rows: dict[str, Row]) -> None:
+        """Of two paths of a forward the row of the one that does less for a layer that it calls."""
+        order = (EAGER, FUSED, ALREADY, DROPPED)
+        for name, row in rows.items():
+            present = self.rows.get(name, row)
+            self.rows[name] = min(row, present, key=lambda row: order.index(row.status))
+
+    def rows_of(
         self, module: nn.Module, path: str, graph: fx.Graph, match: Match, passed: set[nn.Module]
-    ) -> None:
+    ) -> dict[str, Row]:
+        rows: dict[str, Row] = {}
         grouped = {node for group in match.groups for node in group.nodes}
         for node in graph.nodes:
             if stand_in(node) is not None:
@@ -170,26 +219,35 @@ class Converter:
                 self.functions_fused[caller] = node in grouped and self.functions_fused.get(caller, True)
         for group in match.groups:
             for row in _group_rows(module, path, group):
-                self.rows[row.name] = row
+                rows[row.name] = row
         calls = {node.target for node in graph.nodes if node.op == "call_module"}
         for name, layer in module.named_modules():
             full = _join(path, name)
             inside = any(name.startswith(call + ".") for call in calls)  # and gets a row there
-            if is_layer(layer) and full not in self.rows and not inside:
+            if is_layer(layer) and full not in rows and not inside:
                 reason = "it gives what it takes" if layer in passed else match.reasons.get(name, "")
-                self.rows[full] = _row_of_rest(full, layer, name in calls or layer in passed, reason)
+                rows[full] = _row_of_rest(full, layer, name in calls or layer in passed, reason)
         parts = dict(module.named_modules())
         for name, reason in match.reasons.items():
             if name not in parts:
-                self.rows[_join(path, name)] = Row(_join(path, name), "function", EAGER, reason=reason)
+                rows[_join(path, name)] = Row(_join(path, name), "function", EAGER, reason=reason)
+        return rows
 
-    def tell_chains(self, path: str, groups: list[Group]) -> None:
+    def tell_chains(self, rows: dict[str, Row], path: str, groups: list[Group]) -> None:
         """Say of each group of a chain, which has a row of its own, what it is a part of."""
         for chain in (group for group in groups if group.kind == "chain"):
             names = [_join(path, layer_name(part.first)) for part in _parts(chain)]
             together = f"; while training in bfloat16 one cnnfast.ops.inception: {' + '.join(names)}"
             for name in names:
-                self.rows[name] = replace(self.rows[name], runs_as=self.rows[name].runs_as + together)
+                rows[name] = replace(rows[name], runs_as=rows[name].runs_as + together)
+
+
+def _source(module: nn.Module, graphs: list[fx.Graph]) -> tuple[str, dict[str, object]]:
+    sources = [source_of(graph) for graph in graphs]
+    if len(sources) == 1:
+        return sources[0]
+    arguments = list(inspect.signature(original_class(module).forward).parameters)[1:]
+    return source_of_two(*sources, arguments)
 
 
 def _parts(group: Group) -> list[Group]:

@@ -14,7 +14,7 @@ import types
 import warnings
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +28,7 @@ _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 _SWALLOWED = "_cnnfast_swallowed"
 _SHARED = "_cnnfast_shared"
 _READ = "_cnnfast_read"
+_ORIGINAL_FORWARD = "_cnnfast_original_forward"
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -200,6 +201,33 @@ def source_of(graph: fx.Graph) -> tuple[str, dict[str, object]]:
     return source, {name: obj for name, obj in code.globals.items() if re.search(rf"\b{name}\b", source)}
 
 
+def source_of_two(
+    training: tuple[str, dict], evaluation: tuple[str, dict], arguments: Iterable[str]
+) -> tuple[str, dict[str, object]]:
+    """A forward that takes one of two by `self.training`, each given as `source_of` gives it.
+
+    torch.jit, to which both results would have to be of one type, compiles the original's forward.
+    """
+    names: dict[str, object] = {"torch": torch}
+    sources = []
+    for word, (source, its_names) in (("training", training), ("evaluation", evaluation)):
+        for name, obj in its_names.items():
+            while names.setdefault(name, obj) is not obj:  # it means something else in the other one
+                source, name = re.sub(rf"\b{name}\b", f"{name}_", source), f"{name}_"
+        sources.append(source.replace("def forward(", f"def {word}_forward(", 1).strip("\n"))
+    header = next(line for line in training[0].splitlines() if line.startswith("def forward("))
+    given = ", ".join(arguments)
+    lines = (
+        re.sub(r"\) *->.*:$", "):", header),
+        "    if torch.jit.is_scripting():",
+        f"        return self.{_ORIGINAL_FORWARD}({given})",
+        "    else:",
+        "        path = training_forward if self.training else evaluation_forward",
+        f"        return path(self, {given})",
+    )
+    return "\n\n\n".join((*sources, "\n".join(lines))) + "\n", names
+
+
 def become(
     module: nn.Module,
     bases: tuple[type, ...],
@@ -233,10 +261,21 @@ def class_for(recipe: Recipe) -> type:
             body |= {"recompile": _keep_forward, "__deepcopy__": _copy_state}
             if Inlined not in recipe.bases:
                 body["forward"] = _interpret
+        if _ORIGINAL_FORWARD in recipe.source:
+            body[_ORIGINAL_FORWARD] = _renamed(recipe.original.forward, _ORIGINAL_FORWARD)
         if recipe.source:
             body["forward"] = _compile_forward(recipe)
         made = type(f"{recipe.prefix}{recipe.original.__name__}", (*recipe.bases, recipe.original), body)
         _classes[key] = made
+    return made
+
+
+def _renamed(function: types.FunctionType, name: str) -> types.FunctionType:
+    """The same function under another name, by which torch.jit knows a method."""
+    made = types.FunctionType(
+        function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    made.__annotations__ = function.__annotations__
     return made
 
 

@@ -40,12 +40,18 @@ class Trace:
 
     read: by path, attributes whose values stand in the graph as they were.
     sizes: of the arguments for which the graph is right, where it is not for all.
+    training: the root's own flag that the graph is for; None: for both.
     """
 
     graph: fx.Graph
     closed: dict[str, str] = field(default_factory=dict)
     read: dict[str, set[str]] = field(default_factory=dict)
     sizes: Sizes | None = None
+    training: bool | None = None
+
+
+class TakesTwoPaths(NotTraceable):
+    """A forward that decides by its own `training`: a graph for each value may stand for it."""
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -74,17 +80,30 @@ def torch_ancestor(module: nn.Module) -> type:
     )
 
 
+def trace_paths(root: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> list[Trace]:
+    """The graph of root.forward for both modes; where it decides by its `training`, that of training and
+    that of evaluation.
+
+    Raises NotTraceable as `trace` does.
+    """
+    try:
+        return [trace(root, is_leaf, live_training=True)]
+    except TakesTwoPaths:
+        return [trace(root, is_leaf, live_training=True, training=flag) for flag in (True, False)]
+
+
 def trace(
     root: nn.Module,
     is_leaf: Callable[[nn.Module], bool],
     live_training: bool,
     args: tuple | None = None,
+    training: bool | None = None,
 ) -> Trace:
     """The graph of root.forward; modules for which `is_leaf` holds, and those that resist, are single nodes.
 
     live_training: `self.training` in a forward becomes a value read at run time (else it is the present
-        flag, and
-    the graph holds for that mode alone).
+        flag, and the graph holds for that mode alone).
+    training: with live_training, what the root's own flag is taken to be.
     args: an example of the arguments that the graph takes; others keep their defaults. Where the forward
         decides by their sizes the graph has the path of the example, and holds for some sizes. Without
         it the graph takes all arguments, and such forwards resist.
@@ -95,11 +114,15 @@ def trace(
     if live_training:
         _check_graphs(root)
     with ONE_AT_A_TIME:
-        return _traced(root, is_leaf, live_training, args)
+        return _traced(root, is_leaf, live_training, args, training)
 
 
 def _traced(
-    root: nn.Module, is_leaf: Callable[[nn.Module], bool], live_training: bool, args: tuple | None
+    root: nn.Module,
+    is_leaf: Callable[[nn.Module], bool],
+    live_training: bool,
+    args: tuple | None,
+    training: bool | None,
 ) -> Trace:
     closed: dict[str, str] = {}
     names = Names()
@@ -107,7 +130,7 @@ def _traced(
         probe = shell_copy(root)
         if args is not None:
             _take(probe, args)
-        tracer = _Tracer(probe, is_leaf, closed, live_training, args, names)
+        tracer = _Tracer(probe, is_leaf, closed, live_training, args, names, training)
         watched, numbers = Watched(probe), RandomNumbers()
         try:
             with tracer.noting_reads(), proxies_as_values(), names.replaced():
@@ -120,7 +143,8 @@ def _traced(
             continue
         except Exception as error:
             if tracer.resisting in ("", None):
-                raise NotTraceable(first_line(error)) from error
+                kind = TakesTwoPaths if isinstance(error, TakesTwoPaths) else NotTraceable
+                raise kind(first_line(error)) from error
             closed[tracer.resisting] = first_line(error)
             continue
         finally:
@@ -136,7 +160,7 @@ def _traced(
         else:
             _drop_unused_attributes(graph)
             _inputs_by_position(graph, probe)
-            return Trace(graph, closed, tracer.read, sizes)
+            return Trace(graph, closed, tracer.read, sizes, training)
         if path == "":
             raise NotTraceable(reason)
         closed[path] = reason
@@ -145,12 +169,12 @@ def _traced(
 class _Tracer(OwnThreadTracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, root, is_leaf, closed, live_training, args, names):
+    def __init__(self, root, is_leaf, closed, live_training, args, names, training):
         super().__init__()
         self.paths = {module: path for path, module in root.named_modules()}
         self._is_leaf = is_leaf
         self._closed = closed
-        self._live_training = live_training
+        self._live_training, self._training = live_training, training
         self._depth: list[str] = [""]
         self.resisting: str | None = None  # the innermost module whose forward raised
         self._modes = self._present_modes()
@@ -188,7 +212,9 @@ class _Tracer(OwnThreadTracer):
 
     def _proxy_training_flags(self):
         for module, path in self.paths.items():
-            if not self.is_leaf_module(module, path) or path == "":
+            if path == "" and self._training is not None:
+                module.__dict__["training"] = self._training
+            elif not self.is_leaf_module(module, path) or path == "":
                 target = f"{path}.training" if path else "training"
                 module.__dict__["training"] = self.create_proxy("get_attr", target, (), {})
 
@@ -261,7 +287,7 @@ class _Tracer(OwnThreadTracer):
 
     def to_bool(self, obj):
         if is_training_flag(obj.node):
-            raise NotTraceable("its forward takes another path in training than in evaluation")
+            raise TakesTwoPaths("its forward takes another path in training than in evaluation")
         return bool(self.decided(obj.node))
 
     def decided(self, node: fx.Node) -> object:
