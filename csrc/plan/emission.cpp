@@ -125,7 +125,10 @@ void Lowering::emit_binary(int64_t node) {
   const Repeated repeated = x == other                 ? Repeated::kNot
                             : is_per_channel(x, other) ? Repeated::kOverPixels
                                                        : Repeated::kOverChannels;
-  add(binary_step(node, n.op == Op::kMultiply, repeated, n.activation, std::move(reads), place(node)));
+  const bool multiply = n.op == Op::kMultiply;
+  if (graph_.half() && takes_binary16(multiply, repeated, n.activation))
+    return add_step(binary16_step(node, multiply, repeated, n.activation, std::move(reads), place(node)));
+  add(binary_step(node, multiply, repeated, n.activation, std::move(reads), place(node)));
 }
 
 void Lowering::emit_shuffle(int64_t node) {

@@ -188,28 +188,45 @@ class Mean16 : public Writes16<RowStep> {
   int64_t parts() const { return divide_up(call_.channels, lanes()); }  // of an image
 
   void compute_units(const Memory& memory, int64_t begin, int64_t end) const {
-    if (begin >= end) return;
     const View16 in = reads_[0].view16(memory), out = writes_.view16(memory);
-    const int64_t height = call_.in_height, width = call_.in_width;
-    float* pixels = cpu::thread_scratch(cpu::ScratchSlot::kWidened, (height * width + 1) * lanes());
-    float* means = pixels + height * width * lanes();
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / parts(), first = unit % parts() * lanes();
-      cpu::PoolCall call = call_;
-      call.channels = std::min(lanes(), call_.channels - first);
-      if (call.prologue.scale) {
-        call.prologue.scale += first;
-        call.prologue.shift += first;
-      }
-      for (int64_t y = 0; y < height; ++y)
-        cpu::bf16_kernels().widen({in.data + n * in.image + y * in.row + first, in.pixel},
-                                  {pixels + y * width * call.channels, call.channels}, width, call.channels);
-      call.input = {pixels, 0, width * call.channels, call.channels};
-      call.output = {means, 0, 0, call.channels};
-      cpu::kernels().image_mean(call, 0, 0, call.channels);
-      cpu::bf16_kernels().narrow({means, call.channels}, {out.data + n * out.image + first, out.pixel}, 1,
-                                 call.channels);
+      const int64_t channels = std::min(lanes(), call_.channels - first);
+      const View16 image{in.data + n * in.image + first, 0, in.row, in.pixel};
+      const float* means =
+          call_.prologue.scale ? normalised(image, first, channels) : as_it_is(image, channels);
+      cpu::bf16_kernels().narrow({means, channels}, {out.data + n * out.image + first, out.pixel}, 1,
+                                 channels);
     }
+  }
+
+  // Means of some channels of an image.
+  const float* as_it_is(const View16& image, int64_t channels) const {
+    float* means = cpu::thread_scratch(cpu::ScratchSlot::kWidened, lanes());
+    std::fill_n(means, channels, 0.0f);
+    for (int64_t y = 0; y < call_.in_height; ++y)
+      cpu::bf16_kernels().norm->column_sum(image.data + y * image.row, image.pixel, call_.in_width, channels,
+                                           nullptr, means);
+    const float pixels = static_cast<float>(call_.in_height * call_.in_width);
+    for (int64_t c = 0; c < channels; ++c) means[c] /= pixels;
+    return means;
+  }
+  // The same of a widened copy, behind the norm on the way in.
+  const float* normalised(const View16& image, int64_t first, int64_t channels) const {
+    const int64_t height = call_.in_height, width = call_.in_width, row = width * channels;
+    float* pixels = cpu::thread_scratch(cpu::ScratchSlot::kWidened, (height * width + 1) * lanes());
+    float* means = pixels + height * width * lanes();
+    for (int64_t y = 0; y < height; ++y)
+      cpu::bf16_kernels().widen({image.data + y * image.row, image.pixel}, {pixels + y * row, channels},
+                                width, channels);
+    cpu::PoolCall call = call_;
+    call.channels = channels;
+    call.prologue.scale += first;
+    call.prologue.shift += first;
+    call.input = {pixels, 0, row, channels};
+    call.output = {means, 0, 0, channels};
+    cpu::kernels().image_mean(call, 0, 0, channels);
+    return means;
   }
 
   cpu::PoolCall call_;

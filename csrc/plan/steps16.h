@@ -1,6 +1,7 @@
 // Steps of plans whose values are bfloat16: every value lies in the arena rounded once, and is computed in
 // float32.
 #pragma once
+#include "plan/image_steps.h"
 #include "plan/steps.h"
 
 namespace cnnfast::plan {
@@ -72,6 +73,10 @@ void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu:
 // Without a prologue.
 std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to);
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to);
+// binary_step without widened copies, for some of its forms.
+bool takes_binary16(bool multiply, Repeated repeated, const Activation& activation);
+std::unique_ptr<Step> binary16_step(int64_t node, bool multiply, Repeated repeated,
+                                    const Activation& activation, std::vector<Place> reads, Place to);
 // Any step that computes rows: strip by strip, on widened copies of its operands.
 std::unique_ptr<Step> widened_step(std::unique_ptr<RowStep> step);
 
