@@ -272,10 +272,13 @@ def class_for(recipe: Recipe) -> type:
 
 def _renamed(function: types.FunctionType, name: str) -> types.FunctionType:
     """The same function under another name, by which torch.jit knows a method."""
+    if not isinstance(function, types.FunctionType):
+        return function
     made = types.FunctionType(
         function.__code__, function.__globals__, name, function.__defaults__, function.__closure__
     )
-    made.__annotations__ = function.__annotations__
+    made.__annotations__, made.__kwdefaults__ = function.__annotations__, function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
     return made
 
 
