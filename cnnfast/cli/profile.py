@@ -22,7 +22,12 @@ def main(argv: list[str]) -> int:
         description="Time, arithmetic and memory traffic of every layer of a frozen network with random "
         "weights, beside what this machine does at most.",
     )
-    parser.add_argument("--model", choices=cnnfast.models.list_models(), required=True)
+    parser.add_argument(
+        "--model",
+        type=_network,
+        required=True,
+        help=f"one of {', '.join(cnnfast.models.list_models())}, torchvision:NETWORK, timm:NETWORK",
+    )
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--dtype", type=dtype_name, choices=DTYPES, default="float32", help="bf16: bfloat16")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
@@ -39,13 +44,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _profile(model: str, batch: int, dtype: str, repeats: int) -> Profile:
+def _network(name: str) -> ModelSpec:
+    try:
+        return ModelSpec(name).resolved()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _profile(spec: ModelSpec, batch: int, dtype: str, repeats: int) -> Profile:
     """Of the network and images that benchmarks use."""
-    spec = ModelSpec(model).resolved()
     net = spec.module()
     fill_weights(net, spec.gain)
     batch_of_images = images(batch, spec.input_shape, seed=1)
-    frozen = cnnfast.freeze(net.eval(), batch_of_images, dtype=getattr(torch, dtype))
+    try:
+        frozen = cnnfast.freeze(net.eval(), batch_of_images, dtype=getattr(torch, dtype), strict=True)
+    except ValueError as error:  # layers stay eager, of which there is no profile
+        raise CommandError(str(error)) from error
     return frozen.profile(batch_of_images, repeats)
 
 

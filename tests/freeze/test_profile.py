@@ -8,6 +8,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.__main__ import main
+from cnnfast.benchmarking.case import ModelSpec
 from cnnfast.limits import Limits
 from cnnfast.plan.profile import Profile, ProfileRow
 
@@ -184,9 +185,28 @@ def test_profile_command_prints_the_table_and_draws(capsys, tmp_path):
     assert torch.get_num_threads() == before
 
 
+@needs_extension
+def test_profile_command_takes_networks_of_torchvision(capsys):
+    pytest.importorskip("torchvision")
+    assert main(["profile", "--model", "torchvision:squeezenet1_1", "--repeats", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "input 1×3×224×224: " in printed and "conv2d 3→64 3×3, stride 2 + relu" in printed
+
+
+@needs_extension
+def test_profile_command_says_which_layers_stay_eager(capsys, monkeypatch):
+    monkeypatch.setattr(ModelSpec, "module", lambda spec: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus()))
+    assert main(["profile", "--model", "lenet"]) != 0
+    assert "Softplus" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--model", "lenett"], "lenett"), (["--model", "lenet", "--batch", "0"], "below 1")],
+    [
+        (["--model", "lenett"], "no network named 'lenett'; known: lenet,"),
+        (["--model", "torchvision:lenet"], "torchvision has no network named 'lenet'"),
+        (["--model", "lenet", "--batch", "0"], "below 1"),
+    ],
 )
 def test_profile_command_names_wrong_usage(arguments, words, capsys):
     with pytest.raises(SystemExit):
