@@ -115,8 +115,9 @@ def _converted(
         rows = tuple(converter.run())
         if example_inputs is None:
             return network, converter, rows
-        wrong = wrong_units(network, converter.units, as_tuple(example_inputs))
+        wrong, notes = wrong_units(network, converter.units, as_tuple(example_inputs))
         if wrong.keys() <= refused.keys():
+            converter.notes += notes
             return network, converter, rows
         refused |= wrong
 

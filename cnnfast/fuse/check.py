@@ -1,7 +1,7 @@
 """Running a fused network beside the original: multiply-adds of the layers, and the error of each."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,39 +94,50 @@ class _Counts:
         self._seen = total
 
 
-def wrong_units(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple) -> dict[str, str]:
+def wrong_units(
+    fused: nn.Module, units: Iterable[Unit], example_inputs: tuple
+) -> tuple[dict[str, str], list[str]]:
     """By path, why a unit's graph is not that of its forward: it does not run, or gives other values.
 
-    A forward may ask for more than tracing can answer, such as whether a value is None.
+    A forward may ask for more than tracing can answer, such as whether a value is None. Beside it notes about
+    paths of training that refuse the example, such as batch statistics of one value: those are unchecked.
     """
     eager = evaluating(unfused(fused))
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
-    wrong = {}
+    wrong, notes = {}, []
     for unit in units:
         if unit.path not in calls or unit.traced is None:
             continue
-        module = eager.get_submodule(unit.path)
+        module, args = eager.get_submodule(unit.path), calls[unit.path]
         if unit.training:
             module.train()
-        why = _why_wrong(eager, module, unit.traced, calls[unit.path])
+        try:
+            wanted = _run(eager, module, args)
+        except Exception as error:
+            if not unit.training:
+                raise
+            what = f"'{unit.path}'" if unit.path else type(module).__name__
+            why = f"{type(error).__name__}: {first_line(error)}"
+            notes.append(f"{what}: its path of training was not checked, which refuses the example ({why})")
+        else:
+            why = _why_wrong(eager, module, unit.traced, args, wanted)
+            if why is not None:
+                wrong[unit.path] = why
         evaluating(module)
-        if why is not None:
-            wrong[unit.path] = why
-    return wrong
+    return wrong, notes
 
 
-def _why_wrong(eager: nn.Module, module: nn.Module, graph: fx.Graph, args: tuple) -> str | None:
-    """What a module's graph does other than its forward, both in the module's present mode."""
+def _run(eager: nn.Module, runner: Callable, args: tuple) -> object:
+    with torch.no_grad(), left_alone(eager):
+        return runner(*copies(args))
+
+
+def _why_wrong(
+    eager: nn.Module, module: nn.Module, graph: fx.Graph, args: tuple, wanted: object
+) -> str | None:
+    """What a module's graph does other than its forward, which gave `wanted` in the module's present mode."""
     try:
-        with torch.no_grad(), left_alone(eager):
-            wanted = module(*copies(args))
-    except Exception:  # batch norm of one value a channel, a head of training alone that wants larger images
-        if module.training:
-            return None  # this example tells nothing
-        raise
-    try:
-        with torch.no_grad(), left_alone(eager):
-            got = Interpreter(module, graph=graph).run(*copies(args))
+        got = _run(eager, Interpreter(module, graph=graph).run, args)
     except Exception as error:  # whatever a graph raises that took a wrong path
         return f"its graph does not run ({type(error).__name__}: {first_line(error)})"
     return None if same_values(got, wanted) else "its graph gives other values than its forward"

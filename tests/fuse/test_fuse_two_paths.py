@@ -175,7 +175,9 @@ def test_an_example_that_training_refuses_tells_nothing(head, reason):
 
     model, one = Net(), IMAGE[:1, :, :, :8]
     fused = cnnfast.fuse(model, one, verify=True)
-    assert not any("keeps its own forward" in note for note in fused.report().notes)
+    notes = fused.report().notes
+    assert "Net: its path of training was not checked, which refuses the example" in notes[0]
+    assert not any("keeps its own forward" in note for note in notes)
     torch.testing.assert_close(fused.eval()(one), model.eval()(one), rtol=1e-4, atol=1e-5)
     with pytest.raises((RuntimeError, ValueError), match=reason):
         fused.train()(one)
