@@ -17,7 +17,9 @@ from cnnfast.export import ExportError
 from cnnfast.fuse.check import relative_error
 from cnnfast.plan.codec import decode
 
+from .plan_functions import Woven
 from .plan_interpreter import run
+from .plan_operations import CASES, made
 from .support import (
     assert_independent_of_threads,
     needs_extension,
@@ -27,7 +29,6 @@ from .support import (
     truth,
     widens_all,
 )
-from .test_plan_operations import CASES, Woven, made
 
 pytestmark = needs_extension
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from fuse.networks import NETWORKS, images, make
+from torch import nn
 
+import cnnfast
 from cnnfast.plan.build import build
 from cnnfast.plan.codec import Constants, decode, encode
 from cnnfast.plan.nodes import (
@@ -19,6 +21,8 @@ from cnnfast.plan.nodes import (
     Storage,
 )
 from cnnfast.plan.show import lines
+
+from .support import needs_extension
 
 
 def words_of(name):
@@ -106,3 +110,24 @@ def test_plan_in_words():
     assert "stem.0 + stem.1 + stem.2" in text[1] and "conv2d 3→8 3×3, padding 1 + relu" in text[1]
     assert "max_pool2d 3×3, stride 2, padding 1" in text[2]
     assert "+ node 2 + relu" in text[4]
+
+
+@needs_extension
+def test_plan_of_format_3_is_still_read():
+    """Files of the version before: activations without numbers."""
+    x = torch.randn(2, 3, 14, 12)
+    frozen = cnnfast.freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid()), x)
+    words, plan = frozen.plan.tolist(), decode(frozen.plan)
+    at, kept = 7, words[:7]
+    for _ in plan.nodes:
+        kept += words[at : at + 2]
+        at += 4
+        for _ in range(2):
+            kept += words[at : at + 1 + words[at]]
+            at += 1 + words[at]
+    kept += words[at:]
+    kept[1] = 3
+    kept[2] = torch.ops.cnnfast.checksum(torch.tensor(kept[3:]))
+    old = torch.tensor(kept)
+    assert decode(old) == plan
+    assert torch.equal(torch.ops.cnnfast.run_plan([x], frozen.weights, old)[0], frozen(x))

@@ -9,8 +9,8 @@ import cnnfast
 from cnnfast.plan.codec import decode, encode
 from cnnfast.plan.nodes import FLOAT_FORMAT, FORMAT, Op, PlanError
 
+from .plan_operations import CASES, NOT_EMPTY, TRANSPOSED, made
 from .support import assert_near, needs_extension, truth
-from .test_plan_operations import CASES, NOT_EMPTY, TRANSPOSED, made
 
 pytestmark = needs_extension
 NEW = [

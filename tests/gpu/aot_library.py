@@ -40,7 +40,7 @@ class Worker:
         self.process = subprocess.Popen(command, env=environment, **pipes)
 
     def run(self, name: str, *arguments: str, **environment: str) -> str:
-        """What a function of worker.py prints, in a process with these variables. `stderr` is its errors."""
+        """What a request of worker.py prints, in a process with these variables. `stderr` is its errors."""
         request = {"name": name, "arguments": arguments, "environment": environment}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
