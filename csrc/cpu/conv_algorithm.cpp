@@ -20,12 +20,22 @@ constexpr std::array<ConvAlgorithm, 7> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}
 constexpr std::array<ConvAlgorithm, 5> kFixed{
     {{5, 3, true}, {6, 4, true}, {7, 5, true}, {8, 6, true}, {8, 4, true}}};
 
+// For kernels of one row or column.
+constexpr std::array<ConvAlgorithm, 8> kLines{
+    {{6, 4}, {8, 6}, {8, 4}, {9, 5}, {8, 2}, {9, 3}, {10, 4}, {10, 2}}};
+constexpr std::array<ConvAlgorithm, 7> kFixedLines{
+    {{6, 4, true}, {8, 6, true}, {8, 4, true}, {9, 5, true}, {9, 3, true}, {10, 4, true}, {10, 2, true}}};
+// Transforms from one side err less than those from both: so many more points have the same errors.
+constexpr int64_t kMorePoints = 2;
+
 bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
   // Of dilated kernels every dilation-th pixel is in the same tile.
   const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == g.dilation_w;
   const int64_t kernel = a.points - a.tile + 1;
-  return plain && (g.dilation_h == 1 || !a.fixed) && !g.narrow_groups() && g.kernel_h == kernel &&
-         g.kernel_w == kernel;
+  const bool dilates = !a.fixed && !g.line();
+  return plain && (g.dilation_h == 1 || dilates) && !g.narrow_groups() &&
+         std::max(g.kernel_h, g.kernel_w) == kernel &&
+         std::min(g.kernel_h, g.kernel_w) == (g.line() ? 1 : kernel);
 }
 
 // Costs are cycles of one core. Measured on an AMD EPYC (Zen 4) with kernels/winograd.inl alone, see
@@ -51,15 +61,29 @@ constexpr double kShortLoss = 1.67;
 // kernels/winograd_fixed.inl: products, and for every point of a tile's vector of channels the way there,
 // which includes scaling, and back.
 constexpr double kFixedEfficiency = 0.9;
-double fixed_in_cycles(const ConvAlgorithm& a) { return a.points >= 8 ? 20 : 14; }
-double fixed_out_cycles(const ConvAlgorithm& a) { return a.points >= 8 ? 18 : 13; }
+// A line has fewer points than the vectors that scale them have lanes.
+double fixed_in_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
+  return g.line() ? 18 : a.points >= 8 ? 20 : 14;
+}
+double fixed_out_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
+  return g.line() ? 14 : a.points >= 8 ? 18 : 13;
+}
 // Larger tiles have larger errors: they must be worth it.
-double error_factor(const ConvAlgorithm& a) { return a.points >= 8 ? 1.08 : a.points == 7 ? 1.04 : 1.0; }
+double error_factor(const ConvGeometry& g, const ConvAlgorithm& a) {
+  const int64_t points = a.points - (g.line() ? kMorePoints : 0);
+  return points >= 8 ? 1.08 : points == 7 ? 1.04 : 1.0;
+}
 
 // Transforming one vector of channels of one tile, there and back.
-double transform_cycles(const ConvAlgorithm& a) {
-  const double per_point = a.points >= 8 ? 36 : 20;
-  return per_point * static_cast<double>(a.points * a.points);
+double transform_cycles(const ConvGeometry& g) {
+  const double per_point = g.line() ? 12 : g.algorithm.points >= 8 ? 36 : 20;
+  return per_point * static_cast<double>(g.products());
+}
+
+// The same layer by another algorithm.
+ConvGeometry by(ConvGeometry g, const ConvAlgorithm& a) {
+  g.algorithm = a;
+  return g;
 }
 
 // Arithmetic and streaming overlap, though not wholly.
@@ -71,13 +95,13 @@ double fixed_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto in = static_cast<double>(round_up(g.group_in(), 2));
   const auto in_vectors = static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
   const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
-  const auto points = static_cast<double>(g.groups * a.points * a.points);
-  const auto tiles =
-      static_cast<double>(g.images * divide_up(g.out_height, a.tile) * divide_up(g.out_width, a.tile));
+  const ConvGeometry tiled = by(g, a);
+  const auto points = static_cast<double>(g.groups * tiled.products());
+  const auto tiles = static_cast<double>(winograd_tiles(tiled));
   const double product = in / 2 * out_vectors / kFixedEfficiency;
-  const double transforms = fixed_in_cycles(a) * in_vectors + fixed_out_cycles(a) * out_vectors;
+  const double transforms = fixed_in_cycles(g, a) * in_vectors + fixed_out_cycles(g, a) * out_vectors;
   const double weight_bytes = 2 * in * out_vectors * static_cast<double>(kernels().vector_width);
-  return error_factor(a) *
+  return error_factor(g, a) *
          overlapped(tiles * points * (product + transforms), points * weight_bytes * kCyclesPerByte);
 }
 
@@ -97,12 +121,11 @@ double conv_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
     return overlapped(groups * pixels * taps * in * out_vectors / kDirectEfficiency,
                       weights * taps * kCyclesPerByte);
   }
-  const auto points = static_cast<double>(a.points * a.points);
-  ConvGeometry tiled = g;
-  tiled.algorithm = a;
+  const ConvGeometry tiled = by(g, a);
+  const auto points = static_cast<double>(tiled.products());
   const auto tiles = static_cast<double>(winograd_tiles(tiled));
   const double products = groups * tiles * points * in * out_vectors / kProductEfficiency;
-  const double transforms = groups * tiles * transform_cycles(a) * (0.6 * in_vectors + 0.4 * out_vectors);
+  const double transforms = groups * tiles * transform_cycles(tiled) * (0.6 * in_vectors + 0.4 * out_vectors);
   return overlapped(products + transforms, weights * points * kCyclesPerByte);
 }
 
@@ -159,14 +182,19 @@ struct KernelMatrix {
 };
 
 const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
-  static const std::array<KernelMatrix, 8> matrices{{{4, 2, kernel_matrix<4>(3)},
-                                                     {5, 3, kernel_matrix<5>(3)},
-                                                     {6, 4, kernel_matrix<6>(3)},
-                                                     {7, 5, kernel_matrix<7>(3)},
-                                                     {8, 6, kernel_matrix<8>(3)},
-                                                     {9, 7, kernel_matrix<9>(3)},
-                                                     {6, 2, kernel_matrix<6>(5)},
-                                                     {8, 4, kernel_matrix<8>(5)}}};
+  static const std::array<KernelMatrix, 13> matrices{{{4, 2, kernel_matrix<4>(3)},
+                                                      {5, 3, kernel_matrix<5>(3)},
+                                                      {6, 4, kernel_matrix<6>(3)},
+                                                      {7, 5, kernel_matrix<7>(3)},
+                                                      {8, 6, kernel_matrix<8>(3)},
+                                                      {9, 7, kernel_matrix<9>(3)},
+                                                      {6, 2, kernel_matrix<6>(5)},
+                                                      {8, 4, kernel_matrix<8>(5)},
+                                                      {9, 5, kernel_matrix<9>(5)},
+                                                      {8, 2, kernel_matrix<8>(7)},
+                                                      {9, 3, kernel_matrix<9>(7)},
+                                                      {10, 4, kernel_matrix<10>(7)},
+                                                      {10, 2, kernel_matrix<10>(9)}}};
   return std::find_if(matrices.begin(), matrices.end(),
                       [&](const KernelMatrix& m) { return m.points == a.points && m.tile == a.tile; })
       ->rows;
@@ -176,8 +204,12 @@ const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
 
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& g, int64_t largest_tile) {
   std::vector<ConvAlgorithm> possible{ConvAlgorithm{}};
-  for (const ConvAlgorithm& a : kWinograd)
-    if (a.points - 2 <= largest_tile && can_serve(g, a)) possible.push_back(a);
+  if (largest_tile == 0) return possible;
+  const auto add = [&](const auto& algorithms, int64_t most_points) {
+    for (const ConvAlgorithm& a : algorithms)
+      if (a.points <= most_points && can_serve(g, a)) possible.push_back(a);
+  };
+  g.line() ? add(kLines, largest_tile + 2 + kMorePoints) : add(kWinograd, largest_tile + 2);
   return possible;
 }
 
@@ -196,22 +228,25 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
 
 ConvAlgorithm trained_algorithm(const ConvGeometry& g) {
   if (g.flops() < kTrainedWinogradFlops || g.dilation_h > 1) return {};
-  return choose_algorithm(g, g.kernel_h == 5 ? 6 : 4);
+  return choose_algorithm(g, g.line() || g.kernel_h == 5 ? 6 : 4);
 }
 
 std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& g) {
   std::optional<ConvAlgorithm> best;
   if (!has_fixed_winograd()) return best;
-  for (const ConvAlgorithm& a : kFixed)
-    if (can_serve(g, a) && (!best || fixed_cycles(g, a) < fixed_cycles(g, *best))) best = a;
+  const auto choose = [&](const auto& algorithms) {
+    for (const ConvAlgorithm& a : algorithms)
+      if (can_serve(g, a) && (!best || fixed_cycles(g, a) < fixed_cycles(g, *best))) best = a;
+  };
+  g.line() ? choose(kFixedLines) : choose(kFixed);
   return best;
 }
 
 Overreach overreach(const ConvGeometry& g) {
   if (g.algorithm.direct() || g.algorithm.fixed) return {};
-  const int64_t tile = g.algorithm.tile;
-  return {tile_rows(g.out_height, tile, g.dilation_h) * tile - g.out_height,
-          tile_rows(g.out_width, tile, g.dilation_w) * tile - g.out_width};
+  const int64_t height = g.tile_height(), width = g.tile_width();
+  return {tile_rows(g.out_height, height, g.dilation_h) * height - g.out_height,
+          tile_rows(g.out_width, width, g.dilation_w) * width - g.out_width};
 }
 
 const double* kernel_transform(const ConvAlgorithm& a) { return kernel_matrix_of(a).data(); }

@@ -8,7 +8,8 @@ namespace cnnfast::cpu {
 
 struct ConvGeometry;
 
-// tile 0: direct. Else tile x tile output pixels from points x points input pixels. fixed: by products of
+// tile 0: direct. Else tile x tile output pixels from points x points input pixels; for kernels of one row or
+// column (ConvGeometry::line) `tile` of them side by side from `points`. fixed: by products of
 // whole numbers (cpu/fixed_winograd.h), from bfloat16 values.
 struct ConvAlgorithm {
   int64_t points = 0, tile = 0;
@@ -30,8 +31,9 @@ constexpr int64_t largest_tile16(int64_t largest_tile) {
 std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int64_t largest_tile);
 
 // The cheapest for these sizes by a model of arithmetic and of bytes moved. `largest_tile` bounds the tile of
-// a 3x3 convolution, and for larger kernels the number of points that goes with it, on which errors depend;
-// 0: direct. Does not depend on the number of threads, so that results don't either.
+// a 3x3 convolution, and for larger kernels the number of points that goes with it, on which errors depend
+// (kernels of one row or column have two more for the same errors); 0: direct. Does not depend on the number
+// of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
 
 // The cheapest where weights change at every step, with tiles of at most 4x4 pixels for 3x3 and 5x5 kernels:

@@ -17,7 +17,7 @@ double ConvGeometry::flops() const {
 }
 
 int64_t ConvGeometry::packed_bytes() const {
-  const int64_t taps = algorithm.direct() ? kernel_h * kernel_w : algorithm.points * algorithm.points;
+  const int64_t taps = algorithm.direct() ? kernel_h * kernel_w : products();
   const auto value = static_cast<int64_t>(algorithm.fixed ? sizeof(int16_t) : sizeof(float));
   return groups * round_up(group_out(), kernels().vector_width) * group_in() * taps * value;
 }
@@ -45,8 +45,8 @@ int64_t tile_rows(int64_t rows, int64_t tile, int64_t dilation) {
 }
 
 int64_t winograd_tiles(const ConvGeometry& g) {
-  const int64_t tile = g.algorithm.tile;
-  return g.images * tile_rows(g.out_height, tile, g.dilation_h) * tile_rows(g.out_width, tile, g.dilation_w);
+  return g.images * tile_rows(g.out_height, g.tile_height(), g.dilation_h) *
+         tile_rows(g.out_width, g.tile_width(), g.dilation_w);
 }
 
 }  // namespace cnnfast::cpu

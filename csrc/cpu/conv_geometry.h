@@ -21,6 +21,12 @@ struct ConvGeometry {
   // Groups of which a vector of channels holds several, computed side by side (see DepthwiseCall).
   bool narrow_groups() const;
   int64_t depth() const { return kernel_h * kernel_w * group_in(); }
+  // Of Winograd's algorithm: kernels of one row or column, whose tiles are as high or as wide; output pixels
+  // of a tile; products of a tile for one input and one output channel.
+  bool line() const { return kernel_h != kernel_w; }
+  int64_t tile_height() const { return line() && kernel_h == 1 ? 1 : algorithm.tile; }
+  int64_t tile_width() const { return line() && kernel_w == 1 ? 1 : algorithm.tile; }
+  int64_t products() const { return line() ? algorithm.points : algorithm.points * algorithm.points; }
   double flops() const;          // two per multiply-add
   int64_t packed_bytes() const;  // of the weights as the kernels read them
 };

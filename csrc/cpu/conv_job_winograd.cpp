@@ -1,5 +1,6 @@
 // The part of ConvJob that runs Winograd's algorithm.
 #include <algorithm>
+#include <utility>
 
 #include "cpu/conv_job.h"
 #include "cpu/parallel.h"
@@ -17,6 +18,14 @@ constexpr int64_t kSharedWeightBytes = 4 << 20;
 // The pixels of one tile, `step` apart.
 View apart(const View& v, float* data, int64_t step) { return {data, v.image, step * v.row, step * v.pixel}; }
 
+// Rows for columns: kernels of one column are computed as those of one row.
+View with_turned_image(const View& v) { return {v.data, v.image, v.pixel, v.row}; }
+Prologue with_turned_image(Prologue p) {
+  std::swap(p.top, p.left);
+  std::swap(p.height, p.width);
+  return p;
+}
+
 }  // namespace
 
 // Few tiles, or weights that would be read by every thread: each thread takes its own output channels, and
@@ -25,7 +34,7 @@ bool ConvJob::split_tiles_by_channels(int64_t tiles, int team) const {
   const int64_t panels = panels_.count * g_.groups;
   if (team == 1 || panels < team) return false;
   if (tiles < 8 * team) return true;
-  const int64_t weights = g_.algorithm.points * g_.algorithm.points * g_.in_channels * g_.group_out() * 4;
+  const int64_t weights = g_.products() * g_.in_channels * g_.group_out() * 4;
   return weights > kSharedWeightBytes && panels % team == 0;
 }
 
@@ -35,7 +44,7 @@ int64_t ConvJob::winograd_block(bool raw) const {
   const int64_t rows = kernels().winograd_rows(panels_.vectors), width = kernels().vector_width;
   if (g_.packed_bytes() / g_.groups > kNearWeightBytes) return kRowBlocks * rows;
   const int64_t channels = round_up(g_.group_in(), width) + round_up(g_.group_out(), width);
-  const int64_t tile_bytes = g_.algorithm.points * g_.algorithm.points * channels * 4;
+  const int64_t tile_bytes = g_.products() * channels * 4;
   return std::clamp<int64_t>(kTileBytes / tile_bytes, rows, 4 * rows);
 }
 
@@ -60,20 +69,21 @@ ConvJob::TileShare ConvJob::tile_share(bool raw, int thread, int team) const {
 void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* output, const float* residual,
                            int thread, int team) const {
   const int64_t in = g_.group_in(), out = g_.group_out(), width = kernels().vector_width;
-  const int64_t points = g_.algorithm.points * g_.algorithm.points;
+  const bool turned = g_.tile_width() < g_.tile_height();  // kernels of one column
   WinogradCall call;
-  call.height = g_.out_height;
-  call.width = g_.out_width;
+  call.height = turned ? g_.out_width : g_.out_height;
+  call.width = turned ? g_.out_height : g_.out_width;
   call.points = g_.algorithm.points;
   call.tile = g_.algorithm.tile;
+  call.tile_height = turned ? g_.tile_width() : g_.tile_height();
   call.step = g_.dilation_h;
-  call.tile_rows = tile_rows(g_.out_height, call.tile, call.step);
-  call.tile_columns = tile_rows(g_.out_width, call.tile, call.step);
+  call.tile_rows = tile_rows(call.height, call.tile_height, call.step);
+  call.tile_columns = tile_rows(call.width, call.tile, call.step);
   call.in_channels = in;
   call.channels = out;
   call.panel_vectors = panels_.vectors;
   call.activation = g_.activation;
-  call.prologue = prologue_;
+  call.prologue = turned ? with_turned_image(prologue_) : prologue_;
   call.far_input = g_.far_input;
   call.raw = packed.raw ? &*packed.raw : nullptr;
   const auto [tile_begin, tile_end, unit_begin, unit_end] = tile_share(call.raw, thread, team);
@@ -88,11 +98,13 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
     const int64_t last = std::min(unit_end, (group + 1) * panels_.count) - group * panels_.count;
     if (first >= last) continue;
     const int64_t padded = round_up(out, width);
-    call.input = apart(input_, const_cast<float*>(input) + group * in, call.step);
-    call.output = apart(output_, output + group * out, call.step);
-    call.residual =
-        apart(residual_, residual ? const_cast<float*>(residual) + group * out : nullptr, call.step);
-    call.weight = packed.weight + group * (call.raw ? out * call.raw->out : padded * in * points);
+    const auto tiles_of = [&](const View& v, float* data) {
+      return apart(turned ? with_turned_image(v) : v, data, call.step);
+    };
+    call.input = tiles_of(input_, const_cast<float*>(input) + group * in);
+    call.output = tiles_of(output_, output + group * out);
+    call.residual = tiles_of(residual_, residual ? const_cast<float*>(residual) + group * out : nullptr);
+    call.weight = packed.weight + group * (call.raw ? out * call.raw->out : padded * in * g_.products());
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;
     kernels().winograd(call, tile_begin, tile_end, first, last);

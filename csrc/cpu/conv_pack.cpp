@@ -24,11 +24,12 @@ constexpr int64_t kPackBlock = 16;
 void pack_winograd(const ConvGeometry& g, const float* weight, const WeightStrides& strides, int64_t begin,
                    int64_t end, float* to, bool quick) {
   const int64_t in = g.group_in(), out = g.group_out(), width = kernels().vector_width;
-  const int64_t lanes = Panels::of(g).lanes(), points = g.algorithm.points * g.algorithm.points;
+  const int64_t lanes = Panels::of(g).lanes(), points = g.products();
   WinogradWeightsCall call{};
   call.matrix = kernel_transform(g.algorithm);
   call.points = g.algorithm.points;
-  call.size = g.kernel_h;
+  call.size = std::max(g.kernel_h, g.kernel_w);
+  call.line = g.line();
   call.step = in * round_up(out, width);
   call.quick = quick;
   const int64_t taps = g.kernel_h * g.kernel_w;
@@ -83,8 +84,7 @@ void pack_narrow(const ConvGeometry& g, const float* weight, const WeightStrides
 }  // namespace
 
 int64_t raw_block(const ConvGeometry& g) {
-  const int64_t points = g.algorithm.points * g.algorithm.points;
-  return std::max<int64_t>(16, kRawTileFloats / (points * g.group_in()));
+  return std::max<int64_t>(16, kRawTileFloats / (g.products() * g.group_in()));
 }
 
 AlignedFloats pack_weight(const ConvGeometry& g, const float* weight, WeightStrides strides) {
@@ -111,8 +111,8 @@ void pack_weight_into(const ConvGeometry& g, const float* weight, WeightStrides 
 }
 
 bool takes_raw_weights(const ConvGeometry& g) {
-  if (g.algorithm.direct() || g.algorithm.fixed || g.packed_bytes() / g.groups <= kNearWeightBytes)
-    return false;
+  if (g.algorithm.direct() || g.algorithm.fixed || g.line()) return false;
+  if (g.packed_bytes() / g.groups <= kNearWeightBytes) return false;
   return winograd_tiles(g) <= kRawBlocks * raw_block(g);
 }
 

@@ -1,6 +1,7 @@
 #include "cpu/fixed_conv_job.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/fixed_pack.h"
 #include "cpu/parallel.h"
@@ -30,7 +31,7 @@ FixedConvJob::FixedConvJob(const ConvGeometry& geometry, const FixedPadding& pad
       panels_(Panels::of(g_)) {}
 
 int64_t FixedConvJob::tiles_of(int64_t images, int64_t rows) const {
-  return images * divide_up(rows, g_.algorithm.tile) * divide_up(g_.out_width, g_.algorithm.tile);
+  return images * divide_up(rows, g_.tile_height()) * divide_up(g_.out_width, g_.tile_width());
 }
 
 // As ConvJob's for other weights.
@@ -63,6 +64,7 @@ void FixedConvJob::run_part(const float* weight, const AlignedFloats& shift, con
                             const FixedRows& rows, Share tiles, Share units) const {
   if (tiles.begin >= tiles.end || units.begin >= units.end) return;
   const int64_t in = g_.group_in(), out = g_.group_out(), padded = round_up(out, kernels().vector_width);
+  const bool turned = g_.tile_width() < g_.tile_height();  // kernels of one column, as those of one row
   FixedWinogradCall call{};
   call.top = padding_.top - rows.begin;
   call.left = padding_.left;
@@ -72,7 +74,13 @@ void FixedConvJob::run_part(const float* weight, const AlignedFloats& shift, con
   call.width = g_.out_width;
   call.points = g_.algorithm.points;
   call.tile = g_.algorithm.tile;
-  call.tile_rows = divide_up(call.height, call.tile);
+  call.tile_height = turned ? g_.tile_width() : g_.tile_height();
+  if (turned) {
+    std::swap(call.top, call.left);
+    std::swap(call.in_height, call.in_width);
+    std::swap(call.height, call.width);
+  }
+  call.tile_rows = divide_up(call.height, call.tile_height);
   call.tile_columns = divide_up(call.width, call.tile);
   call.in_channels = in;
   call.channels = out;
@@ -81,8 +89,7 @@ void FixedConvJob::run_part(const float* weight, const AlignedFloats& shift, con
   call.activation = g_.activation;
   const int64_t blocks = divide_up(tiles.end - tiles.begin, kBlockTiles);
   call.block_tiles = divide_up(tiles.end - tiles.begin, blocks);  // equal ones
-  const int64_t panel_bytes =
-      g_.algorithm.points * g_.algorithm.points * call.block_tiles * panels_.lanes() * 4;
+  const int64_t panel_bytes = g_.products() * call.block_tiles * panels_.lanes() * 4;
   call.block_panels = std::clamp<int64_t>(kProductBytes / panel_bytes, 1, panels_.count);
   call.scratch = thread_scratch(ScratchSlot::kWinograd, bf16_kernels().fixed->scratch(call));
   for (int64_t group = 0; group < g_.groups; ++group) {
@@ -94,6 +101,8 @@ void FixedConvJob::run_part(const float* weight, const AlignedFloats& shift, con
     call.output = {memory.output + group * out, output_.image, output_.row, output_.pixel};
     call.residual = {memory.residual ? const_cast<uint16_t*>(memory.residual) + group * out : nullptr,
                      residual_.image, residual_.row, residual_.pixel};
+    if (turned)
+      for (View16* v : {&call.input, &call.output, &call.residual}) std::swap(v->row, v->pixel);
     const float* packed = weight + group * fixed_group_floats(g_);
     call.weight = reinterpret_cast<const int16_t*>(packed);
     call.weight_scale = packed + fixed_numbers(g_);

@@ -35,7 +35,7 @@ struct FixedWinogradCall {
   int64_t top, left;               // output pixel (y, x) begins at input pixel (y - top, x - left)
   int64_t in_height, in_width;     // what lies outside is zero, and not read
   int64_t height, width;           // of the output
-  int64_t points, tile, tile_rows, tile_columns;
+  int64_t points, tile, tile_height, tile_rows, tile_columns;  // as in WinogradCall
   int64_t in_channels, channels, panel_vectors;
   const int16_t* weight;
   const float* weight_scale;

@@ -77,7 +77,8 @@ struct KernelScatter {
 
 // The same for square kernels, stride 1, dilation 1, one group, by Winograd's algorithm: tiles of tile x tile
 // output pixels from points x points input pixels, all of which must lie in memory for every tile, also for
-// one that reaches over the output's right or lower end.
+// one that reaches over the output's right or lower end. For kernels of one row, tiles of one row
+// (tile_height).
 struct WinogradCall {
   View input, output, residual;  // residual.data may be null
   int64_t height, width;         // of the output
@@ -85,7 +86,7 @@ struct WinogradCall {
   // begin at every one of the first step x step pixels.
   int64_t step = 1;
   int64_t tile_rows, tile_columns;
-  int64_t points, tile;
+  int64_t points, tile, tile_height;
   int64_t in_channels, channels;
   const float* weight;  // packed: point, panel, input channel, channel in the panel; or as `raw` says
   // Strides of weights that were not packed: they are transformed on their way into the products, once per
@@ -104,7 +105,7 @@ struct WinogradCall {
 // The transform of `lanes` kernels of size x size weights, kernels[(y * size + x) * lanes + lane], of as many
 // input channels as `inputs` says: writes the lanes of each of the points x points places, `step` floats
 // apart, and of the next input channel behind them. In double, rounded once; by float32 arithmetic where
-// `quick`.
+// `quick`. line: kernels of one row, `size` weights, to as many places as there are points.
 struct WinogradWeightsCall {
   const double* matrix;  // points x size
   int64_t points, size, lanes;
@@ -113,6 +114,7 @@ struct WinogradWeightsCall {
   float* output;
   int64_t step;
   bool quick;
+  bool line = false;
 };
 
 // Convolution in groups of as many input as output channels, of which a vector holds several: depthwise ones,

@@ -1,6 +1,7 @@
-// Points of the Winograd (Toom-Cook) algorithms F(m x m, r x r), n = m + r - 1: 0 where n is even, pairs +p
-// and -p, and infinity. The pairs were chosen for the least rounding error (docs/performance.md). Seen by
-// kernels and by the code that packs weights; internal linkage, see kernels/table.inl.
+// Points of the Winograd (Toom-Cook) algorithms F(m x m, r x r) and F(m, r), n = m + r - 1: 0 where n is
+// even, pairs +p and -p, and infinity. The pairs were chosen for the least rounding error
+// (docs/performance.md). Seen by kernels and by the code that packs weights; internal linkage, see
+// kernels/table.inl.
 #pragma once
 #include <stdint.h>
 
@@ -49,6 +50,13 @@ struct WinogradPoints<9> {
   static constexpr int kPairs = 4;
   static constexpr bool kZero = false;
   static constexpr double kPair[] = {0.25, 0.65, 1.3, 2.25};
+};
+
+template <>
+struct WinogradPoints<10> {
+  static constexpr int kPairs = 4;
+  static constexpr bool kZero = true;
+  static constexpr double kPair[] = {0.4, 0.8, 1.25, 2.5};
 };
 
 }  // namespace

@@ -63,7 +63,8 @@ std::string conv_text(const cpu::ConvGeometry& g) {
   if (g.algorithm.direct())
     out << "direct";
   else
-    out << "winograd tiles of " << g.algorithm.tile << (g.algorithm.fixed ? " in 16-bit fixed point" : "");
+    out << "winograd " << (g.line() ? "lines of " : "tiles of ") << g.algorithm.tile
+        << (g.algorithm.fixed ? " in 16-bit fixed point" : "");
   out << ", panel of " << cpu::Panels::of(g).lanes();
   return out.str();
 }

@@ -11,13 +11,12 @@ constexpr int64_t kStripBytes = 192 * 1024;
 constexpr int64_t kUnits = 8;
 
 int64_t rows_computed(const cpu::ConvGeometry& g, int64_t rows) {
-  return g.algorithm.direct() ? rows
-                              : cpu::tile_rows(rows, g.algorithm.tile, g.dilation_h) * g.algorithm.tile;
+  return g.algorithm.direct() ? rows : cpu::tile_rows(rows, g.tile_height(), g.dilation_h) * g.tile_height();
 }
 
 // Pooled rows that need one row of whole tiles: with fewer, most of a tile would be computed for nothing.
 int64_t rows_of_a_tile(const cpu::ConvGeometry& g, const Window& w) {
-  return g.algorithm.direct() ? 1 : std::max<int64_t>(1, (g.algorithm.tile - w.extent) / w.stride + 1);
+  return g.algorithm.direct() ? 1 : std::max<int64_t>(1, (g.tile_height() - w.extent) / w.stride + 1);
 }
 
 // Pooled rows per strip: as many as fit, or somewhat fewer where tiles then fill better.

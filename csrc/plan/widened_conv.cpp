@@ -33,9 +33,10 @@ int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * 
 // What a convolution of `rows` output rows needs of its input, padding included.
 struct StripSize {
   StripSize(const cpu::ConvGeometry& g, int64_t rows) {
-    const int64_t tile = g.algorithm.direct() ? 1 : g.algorithm.tile;
-    height = (round_up(rows, tile) - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
-    width = (round_up(g.out_width, tile) - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
+    const bool direct = g.algorithm.direct();
+    const int64_t tile_height = direct ? 1 : g.tile_height(), tile_width = direct ? 1 : g.tile_width();
+    height = (round_up(rows, tile_height) - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
+    width = (round_up(g.out_width, tile_width) - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
   }
   int64_t height, width;
 };
@@ -157,7 +158,7 @@ class WidenedConv : public Writes16<RowStep> {
   // Strips of some rows of an image, whole tiles of them, or several images at once: so many units or more.
   Cut cut(int64_t units) const {
     const int64_t height = geometry_.out_height, images = std::max<int64_t>(1, geometry_.images);
-    const int64_t tile = geometry_.algorithm.direct() ? 1 : geometry_.algorithm.tile;
+    const int64_t tile = geometry_.algorithm.direct() ? 1 : geometry_.tile_height();
     const bool far = has_far_weights();
     const int64_t wanted = far ? std::min<int64_t>(units, 2) : units;
     const int64_t limit = far ? kFarStripFloats : kStripFloats;

@@ -19,15 +19,23 @@ GEOMETRIES = {
     "five": (48, 64, 5, 2, 1, 19, 23, 2),
     "five_more_padding": (32, 64, 5, 4, 1, 19, 21, 2),
     "grouped": (96, 96, 3, 1, 2, 27, 26, 2),
+    "row": (128, 96, (1, 7), (0, 3), 1, 17, 18, 2),
+    "column": (128, 96, (7, 1), (3, 0), 1, 18, 17, 2),
+    "short_row": (64, 64, (1, 3), (0, 1), 1, 21, 40, 2),
+    "long_column": (64, 67, (5, 1), (2, 0), 1, 30, 19, 2),
+    "row_with_more_padding": (96, 64, (1, 7), (2, 6), 1, 13, 20, 2),
+    "grouped_column": (128, 128, (7, 1), (0, 0), 2, 23, 19, 2),
 }
 CASES = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 
 
 def _tensors(geometry):
     inputs, outputs, kernel, padding, groups, height, width, batch = geometry
+    kernel, padding = ((size, size) if isinstance(size, int) else size for size in (kernel, padding))
     torch.manual_seed(1)
     # Outputs of about 1, so that a sigmoid behind them neither saturates nor magnifies their errors.
-    weight = torch.randn(outputs, inputs // groups, kernel, kernel) / (inputs // groups * kernel**2) ** 0.5
+    weight = torch.randn(outputs, inputs // groups, *kernel)
+    weight /= weight[0].numel() ** 0.5
     return torch.randn(batch, inputs, height, width), weight, torch.randn(outputs), padding, groups
 
 
@@ -46,16 +54,16 @@ def test_conv2d_winograd_values(geometry, layout):
     wanted = F.conv2d(x.double(), weight.double(), bias.double(), 1, padding, 1, groups)
     residual = torch.randn(wanted.shape)
     actual = ops.conv2d(
-        in_layout(x, layout), weight, bias, None, residual, (1, 1), (padding,) * 2, (1, 1), groups, "relu"
+        in_layout(x, layout), weight, bias, None, residual, (1, 1), padding, (1, 1), groups, "relu"
     )
-    _near(actual, torch.relu(wanted + residual), EIGHT_POINTS if weight.shape[-1] == 5 else SIX_POINTS)
+    _near(actual, torch.relu(wanted + residual), EIGHT_POINTS if max(weight.shape[2:]) >= 5 else SIX_POINTS)
 
 
 @CASES
 def test_conv2d_winograd_gradients(geometry):
     x, weight, bias, padding, groups = _tensors(geometry)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    output = ops.conv2d(x, weight, bias, None, None, (1, 1), (padding,) * 2, (1, 1), groups, "sigmoid")
+    output = ops.conv2d(x, weight, bias, None, None, (1, 1), padding, (1, 1), groups, "sigmoid")
     cotangent = torch.randn_like(output)
     actual = torch.autograd.grad(output, leaves, cotangent)
     doubles = [t.detach().double().requires_grad_() for t in leaves]

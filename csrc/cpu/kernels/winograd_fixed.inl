@@ -50,15 +50,16 @@ inline void store_pixel(Vec x, uint16_t* p, int64_t lanes) {
 }
 
 // One vector of channels of a tile, transformed, to to[point * kFixedChunk].
-template <int N, bool kAffine, bool kWhole>
+template <int N, bool kLine, bool kAffine, bool kWhole>
 void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t channel, const Inside& rows,
                      const Inside& columns, float* to) {
   const int64_t lanes = c.in_channels - channel;
   const Vec scale = kAffine ? load_pixel(c.in_scale + channel, lanes) : Vec::zero();
   const Vec shift = kAffine ? load_pixel(c.in_shift + channel, lanes) : Vec::zero();
-  Vec t[N * N];
+  constexpr int kRows = kLine ? 1 : N;
+  Vec t[kRows * N];
 #pragma GCC unroll 16
-  for (int y = 0; y < N; ++y) {
+  for (int y = 0; y < kRows; ++y) {
     Vec d[N];
     const uint16_t* p = from + y * c.input.row + channel;
     const bool inside = kWhole || rows.holds(y);
@@ -73,19 +74,23 @@ void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t c
   }
 #pragma GCC unroll 16
   for (int x = 0; x < N; ++x) {
-    Vec v[N];
-    transform_input<N>(t + x, N, v, 1);
+    if constexpr (kLine) {
+      t[x].store(to + x * kFixedChunk);
+    } else {
+      Vec v[N];
+      transform_input<N>(t + x, N, v, 1);
 #pragma GCC unroll 16
-    for (int y = 0; y < N; ++y) v[y].store(to + (y * N + x) * kFixedChunk);
+      for (int y = 0; y < N; ++y) v[y].store(to + (y * N + x) * kFixedChunk);
+    }
   }
 }
 
 // Scales the transformed values of a chunk, `vectors` at every point.
-template <int N>
+template <int kPoints>
 void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_step, float* scales) {
   alignas(64) float to_fixed[16];
-  for (int first = 0; first < N * N; first += 16) {
-    const int count = N * N - first < 16 ? N * N - first : 16;
+  for (int first = 0; first < kPoints; first += 16) {
+    const int count = kPoints - first < 16 ? kPoints - first : 16;
     __m512i most[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
@@ -112,12 +117,12 @@ void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_ste
   }
 }
 
-template <int N, bool kAffine>
+template <int N, bool kLine, bool kAffine>
 void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at) {
   const FixedChunks chunks(c.in_channels);
   const auto* from = at_place(c.input, at) - c.top * c.input.row - c.left * c.input.pixel;
   const Inside rows(at.y - c.top, c.in_height), columns(at.x - c.left, c.in_width);
-  const bool whole = rows.holds_all(N) && columns.holds_all(N);
+  const bool whole = rows.holds_all(kLine ? 1 : N) && columns.holds_all(N);
   float* stage = c.scratch + s.stage;
   for (int64_t k = 0; k < chunks.count; ++k) {
     const int64_t begin = k * chunks.length;
@@ -126,12 +131,13 @@ void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile
     for (int v = 0; v < vectors; ++v) {
       const int64_t channel = begin + v * Vec::kWidth;
       if (whole)
-        fixed_transform<N, kAffine, true>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
+        fixed_transform<N, kLine, kAffine, true>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
       else
-        fixed_transform<N, kAffine, false>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
+        fixed_transform<N, kLine, kAffine, false>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
     }
-    fixed_round<N>(stage, vectors, reinterpret_cast<int16_t*>(c.scratch) + k * s.chunk + tile * kFixedChunk,
-                   s.point, c.scratch + s.scales + k * s.scale_chunk + tile * s.scale_tile);
+    fixed_round<kLine ? N : N * N>(stage, vectors,
+                                   reinterpret_cast<int16_t*>(c.scratch) + k * s.chunk + tile * kFixedChunk,
+                                   s.point, c.scratch + s.scales + k * s.scale_chunk + tile * s.scale_tile);
   }
 }
 
@@ -208,10 +214,11 @@ void fixed_products(const FixedWinogradCall& c, const FixedScratch& s, int point
     }
 }
 
-template <int N, int M>
+template <int N, int M, bool kLine>
 void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
                   const float* product, int64_t panel_channel) {
-  const int64_t rows = c.height - at.y < M ? c.height - at.y : M;
+  constexpr int kRows = kLine ? 1 : M;
+  const int64_t rows = c.height - at.y < kRows ? c.height - at.y : kRows;
   const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
   const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
   const int64_t padded = (c.channels + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
@@ -221,18 +228,24 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
     const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
     const float* from = product + tile * s.product_row + channel;
     const float* scale = c.weight_scale + panel_channel + channel;
-    Vec t[M * N];
+    const auto product_at = [&](int point) {
+      return Vec::load(from + point * s.product_point) * Vec::load(scale + point * padded);
+    };
+    Vec t[kRows * N];
 #pragma GCC unroll 16
     for (int x = 0; x < N; ++x) {
-      Vec m[N];
+      if constexpr (kLine) {
+        t[x] = product_at(x);
+      } else {
+        Vec m[N];
 #pragma GCC unroll 16
-      for (int y = 0; y < N; ++y)
-        m[y] = Vec::load(from + (y * N + x) * s.product_point) * Vec::load(scale + (y * N + x) * padded);
-      transform_output<N, M>(m, 1, t + x, N);
+        for (int y = 0; y < N; ++y) m[y] = product_at(y * N + x);
+        transform_output<N, M>(m, 1, t + x, N);
+      }
     }
     const Vec shift = c.shift ? Vec::load(c.shift + panel_channel + channel) : Vec::zero();
 #pragma GCC unroll 16
-    for (int y = 0; y < M; ++y) {
+    for (int y = 0; y < kRows; ++y) {
       if (y >= rows) break;
       Vec v[M];
       transform_output<N, M>(t + y * N, 1, v, 1);
@@ -249,34 +262,56 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
   }
 }
 
-template <int N, int M>
+template <int N, int M, bool kLine = false>
 void fixed_tiles(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                  int64_t panel_end) {
-  const FixedScratch s(c, N * N);
-  const bool fetches = (panel_end - panel_begin) * s.product_row * c.in_channels * N * N > kResidentNumbers;
+  constexpr int kPoints = kLine ? N : N * N;
+  const FixedScratch s(c, kPoints);
+  const bool fetches = (panel_end - panel_begin) * s.product_row * c.in_channels * kPoints > kResidentNumbers;
   for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
     const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
     const TilePlace first(c, begin);
     TilePlace at = first;
     for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
       if (c.in_scale)
-        fixed_input<N, true>(c, s, t, at);
+        fixed_input<N, kLine, true>(c, s, t, at);
       else
-        fixed_input<N, false>(c, s, t, at);
+        fixed_input<N, kLine, false>(c, s, t, at);
     for (int64_t from = panel_begin; from < panel_end; from += c.block_panels) {
       const int64_t to = panel_end - from < c.block_panels ? panel_end : from + c.block_panels;
-      fixed_products(c, s, N * N, tiles, from, to, fetches);
+      fixed_products(c, s, kPoints, tiles, from, to, fetches);
       at = first;
       for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
         for (int64_t panel = from; panel < to; ++panel)
-          fixed_output<N, M>(c, s, t, at, c.scratch + s.products + (panel - from) * s.product_panel,
-                             panel * s.product_row);
+          fixed_output<N, M, kLine>(c, s, t, at, c.scratch + s.products + (panel - from) * s.product_panel,
+                                    panel * s.product_row);
     }
+  }
+}
+
+void fixed_lines(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
+                 int64_t panel_end) {
+  switch (c.points * 16 + c.tile) {
+    case 6 * 16 + 4:
+      return fixed_tiles<6, 4, true>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 8 * 16 + 6:
+      return fixed_tiles<8, 6, true>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 8 * 16 + 4:
+      return fixed_tiles<8, 4, true>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 9 * 16 + 5:
+      return fixed_tiles<9, 5, true>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 9 * 16 + 3:
+      return fixed_tiles<9, 3, true>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 10 * 16 + 4:
+      return fixed_tiles<10, 4, true>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 10 * 16 + 2:
+      return fixed_tiles<10, 2, true>(c, tile_begin, tile_end, panel_begin, panel_end);
   }
 }
 
 void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                     int64_t panel_end) {
+  if (is_line(c)) return fixed_lines(c, tile_begin, tile_end, panel_begin, panel_end);
   switch (c.points * 16 + c.tile) {
     case 5 * 16 + 3:
       return fixed_tiles<5, 3>(c, tile_begin, tile_end, panel_begin, panel_end);
@@ -292,7 +327,7 @@ void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile
 }
 
 int64_t fixed_scratch(const FixedWinogradCall& c) {
-  return FixedScratch(c, static_cast<int>(c.points * c.points)).floats;
+  return FixedScratch(c, static_cast<int>(is_line(c) ? c.points : c.points * c.points)).floats;
 }
 
 // A vector of channels of FixedWeightsCall.

@@ -126,7 +126,7 @@ void winograd_gradient_of(const WinogradGradCall& c, int64_t in_begin, int64_t i
   tiles_of.input = c.input;
   tiles_of.input.data += in_begin;
   tiles_of.in_channels = in_end - in_begin;
-  tiles_of.tile = T;
+  tiles_of.tile = tiles_of.tile_height = T;
   tiles_of.tile_rows = (c.height + T - 1) / T;
   tiles_of.tile_columns = (c.width + T - 1) / T;
   const int64_t tiles = c.images * tiles_of.tile_rows * tiles_of.tile_columns;
@@ -137,7 +137,7 @@ void winograd_gradient_of(const WinogradGradCall& c, int64_t in_begin, int64_t i
     const int64_t count = tiles - begin < c.strip_tiles ? tiles - begin : c.strip_tiles;
     for (int64_t t = 0; t < count; ++t) {
       const TilePlace next = at.next(tiles_of);
-      winograd_input<N, T, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
+      winograd_input<N, T, false, false>(tiles_of, s.input, t, at, far_input ? &next : nullptr, input);
       transform_gradient_tile<N, T>(c, s, t, at, far_grad ? &next : nullptr, grad);
       at = next;
     }

@@ -13,6 +13,12 @@ inline int64_t step_of(const Call&) {
   return 1;
 }
 
+// Whether kernels, and tiles, have one row.
+template <class Call>
+inline bool is_line(const Call& c) {
+  return c.tile_height < c.tile;
+}
+
 struct TilePlace {
   int64_t image, y, x;  // output pixel at the top left
   int64_t step;
@@ -23,7 +29,7 @@ struct TilePlace {
     row_ = line % c.tile_rows;
     image = line / c.tile_rows;
     x = first_pixel(column_, c.tile_columns, c.tile);
-    y = first_pixel(row_, c.tile_rows, c.tile);
+    y = first_pixel(row_, c.tile_rows, c.tile_height);
   }
 
   template <class Call>
@@ -35,7 +41,7 @@ struct TilePlace {
         place.row_ = 0;
         ++place.image;
       }
-      place.y = first_pixel(place.row_, c.tile_rows, c.tile);
+      place.y = first_pixel(place.row_, c.tile_rows, c.tile_height);
     }
     place.x = first_pixel(place.column_, c.tile_columns, c.tile);
     return place;

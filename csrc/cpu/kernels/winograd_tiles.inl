@@ -60,9 +60,11 @@ inline void fetch_pixels(const float* p, const View& v, int rows, int column_beg
 
 // `next`: the tile, (its first columns lie in this one, mostly) whose input is fetched meanwhile, where it is
 // far away (else null).
-template <int N, int M, bool kPrologue>
+// kLine: kernels and tiles of one row.
+template <int N, int M, bool kLine, bool kPrologue>
 void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, const TilePlace& at,
                     const TilePlace* next, float* to) {
+  constexpr int kRows = kLine ? 1 : N;
   const float* from = at_place(c.input, at);
   const float* ahead = next ? at_place(c.input, *next) : nullptr;
   const Inside rows(at.y - c.prologue.top, c.prologue.height),
@@ -72,12 +74,12 @@ void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, cons
     auto load = [&](const float* p) {
       return lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
     };
-    if (ahead) fetch_pixels<0>(ahead + channel, c.input, N, N - M, N);
+    if (ahead) fetch_pixels<0>(ahead + channel, c.input, kRows, N - M, N);
     const Vec scale = kPrologue ? load(c.prologue.scale + channel) : Vec::zero();
     const Vec shift = kPrologue ? load(c.prologue.shift + channel) : Vec::zero();
-    Vec t[N * N];
+    Vec t[kRows * N];
 #pragma GCC unroll 16
-    for (int y = 0; y < N; ++y) {
+    for (int y = 0; y < kRows; ++y) {
       Vec d[N];
       const float* p = from + y * c.input.row + channel;
 #pragma GCC unroll 16
@@ -93,20 +95,25 @@ void winograd_input(const WinogradCall& c, const TileRows& s, int64_t tile, cons
     float* out = to + s.offset(tile, channel);
 #pragma GCC unroll 16
     for (int x = 0; x < N; ++x) {
-      Vec v[N];
-      transform_input<N>(t + x, N, v, 1);
+      if constexpr (kLine) {
+        t[x].store(out + x * s.point);
+      } else {
+        Vec v[N];
+        transform_input<N>(t + x, N, v, 1);
 #pragma GCC unroll 16
-      for (int y = 0; y < N; ++y) v[y].store(out + (y * N + x) * s.point);
+        for (int y = 0; y < N; ++y) v[y].store(out + (y * N + x) * s.point);
+      }
     }
   }
 }
 
-template <int N, int M>
+template <int N, int M, bool kLine>
 void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t tile, const TilePlace& at,
                      const TilePlace* next, const float* product, int64_t panel_channel) {
+  constexpr int kRows = kLine ? 1 : M;
   const int64_t below = (c.height - at.y + c.step - 1) / c.step,
                 beside = (c.width - at.x + c.step - 1) / c.step;
-  const int64_t rows = below < M ? below : M, columns = beside < M ? beside : M;
+  const int64_t rows = below < kRows ? below : kRows, columns = beside < M ? beside : M;
   const int64_t end = c.channels - panel_channel < s.product_row ? c.channels - panel_channel : s.product_row;
   float* const to = at_place(c.output, at) + panel_channel;
   const float* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
@@ -114,19 +121,23 @@ void winograd_output(const WinogradCall& c, const WinogradScratch& s, int64_t ti
   for (int64_t channel = 0; channel < end; channel += Vec::kWidth) {
     const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
     const float* from = product + tile * s.product_row + channel;
-    if (ahead) fetch_pixels<1>(ahead + channel, c.output, M, 0, M);
-    Vec t[M * N];
+    if (ahead) fetch_pixels<1>(ahead + channel, c.output, kRows, 0, M);
+    Vec t[kRows * N];
 #pragma GCC unroll 16
     for (int x = 0; x < N; ++x) {
-      Vec m[N];
+      if constexpr (kLine) {
+        t[x] = Vec::load(from + x * s.product_point);
+      } else {
+        Vec m[N];
 #pragma GCC unroll 16
-      for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.product_point);
-      transform_output<N, M>(m, 1, t + x, N);
+        for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.product_point);
+        transform_output<N, M>(m, 1, t + x, N);
+      }
     }
     const Vec scale = c.scale ? Vec::load(c.scale + panel_channel + channel) : Vec::set1(1.0f);
     const Vec shift = c.shift ? Vec::load(c.shift + panel_channel + channel) : Vec::zero();
 #pragma GCC unroll 16
-    for (int y = 0; y < M; ++y) {
+    for (int y = 0; y < kRows; ++y) {
       if (y >= rows) break;
       Vec v[M];
       transform_output<N, M>(t + y * N, 1, v, 1);

@@ -71,7 +71,25 @@ void exact_winograd_weights(const WinogradWeightsCall& c, const float* kernels, 
   }
 }
 
+// Kernels of one row, by the same matrix from one side.
+void line_winograd_weights(const WinogradWeightsCall& c, const float* kernels, float* out) {
+  constexpr int64_t kLanes = Vec::kPanelVectors * Vec::kWidth;
+  for (int64_t i = 0; i < c.points; ++i, out += c.step) {
+    double sum[kLanes] = {};
+    for (int64_t x = 0; x < c.size; ++x) {
+      const double factor = c.matrix[i * c.size + x];
+      for (int64_t k = 0; k < c.lanes; ++k) sum[k] += factor * static_cast<double>(kernels[x * c.lanes + k]);
+    }
+    for (int64_t k = 0; k < c.lanes; ++k) out[k] = static_cast<float>(sum[k]);
+  }
+}
+
 void winograd_weights(const WinogradWeightsCall& c) {
+  if (c.line) {
+    for (int64_t i = 0; i < c.inputs; ++i)
+      line_winograd_weights(c, c.kernels + i * c.size * c.lanes, c.output + i * c.lanes);
+    return;
+  }
   if (c.quick) return quick_winograd_weights(c);
   for (int64_t i = 0; i < c.inputs; ++i)
     exact_winograd_weights(c, c.kernels + i * c.size * c.size * c.lanes, c.output + i * c.lanes);
