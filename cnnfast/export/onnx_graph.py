@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from cnnfast.export.errors import ExportError
 from cnnfast.export.onnx_activations import ACTIVATIONS
-from cnnfast.export.onnx_operations import LOWERINGS
+from cnnfast.export.onnx_operations import LOWERINGS, input_name
 from cnnfast.export.onnx_writer import Graph
 from cnnfast.plan.nodes import Node, Op, Plan
 from cnnfast.plan.shapes import Shape, infer
@@ -48,10 +48,12 @@ def to_onnx(
 
 def _value_info(graph: Graph, index: int, stem: str, dynamic_batch: bool) -> onnx.ValueInfoProto:
     several = graph.plan.outputs if stem == "output" else [n for n in graph.plan.nodes if n.op is Op.INPUT]
-    name = graph.values[index] if stem == "input" else stem
+    name = input_name(graph, index) if stem == "input" else stem
     if stem == "output" and len(several) > 1:
         name = f"{stem}_{graph.plan.outputs.index(index)}"
     shape: list[Any] = list(graph.shapes[index])
+    if graph.plan.takes_lines(index):
+        del shape[2]
     if dynamic_batch:
         images = next(node_shape[0] for node_shape in graph.shapes)
         shape[0] = "batch" if shape[0] == images else "images"  # a reshape in front may make several of one

@@ -10,9 +10,21 @@ from cnnfast.export.onnx_writer import Graph
 from cnnfast.plan.nodes import ABSENT, Node, Op, word_fraction
 
 
-def _input(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+def input_name(graph: Graph, index: int) -> str:
+    """The name of an external input."""
     several = sum(other.op is Op.INPUT for other in graph.plan.nodes) > 1
     return f"input_{index}" if several else "input"
+
+
+def _input(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    name = input_name(graph, index)
+    if not graph.plan.takes_lines(index):
+        return name
+    return graph.emit("Unsqueeze", [name, graph.numbers(2)], graph.names[index])
+
+
+def _to_line(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
+    return graph.emit("Squeeze", [sources[0], graph.numbers(2)], graph.names[index])
 
 
 def _conv2d(graph: Graph, index: int, node: Node, sources: list[str]) -> str:
@@ -388,6 +400,7 @@ LOWERINGS: dict[Op, Lowering] = {
     Op.GROUP_NORM: _group_norm,
     Op.PRELU: _prelu,
     Op.TO_IMAGE: _to_image,
+    Op.TO_LINE: _to_line,
     Op.CHANNEL_MAX: _plain("ReduceMax", axes=[1], keepdims=1),
     Op.IMAGE_NORM: _plain("ReduceL2", axes=[2, 3], keepdims=1),
     Op.CHANNEL_CONV: _channel_conv,

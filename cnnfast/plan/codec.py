@@ -4,7 +4,7 @@
 number of nodes, number of outputs, nodes, outputs], a node being [op, activation, its two numbers, inputs,
 attributes], the last two with their lengths in front. Format 3, which is read too, lacks the numbers.
 Format 5 has two words in front of the nodes: how values are stored, and what the outputs are. Plans of
-float32 values are written without them, in format 4; those with what only format 6 has, in that.
+float32 values are written without them, in format 4; those with what only format 6 or 7 has, in that.
 """
 
 from collections.abc import Callable

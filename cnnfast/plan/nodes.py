@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 MAGIC = 0x434E4E46  # "CNNF"
-FORMAT = 6  # with SAME, and the operations from CHANNEL_MAX on
+FORMAT = 7  # with lines: inputs of three dimensions that no reshape reads, and TO_LINE
+SAME_FORMAT = 6  # with SAME, and the operations from CHANNEL_MAX on
 STORAGE_FORMAT = 5  # without those
 FLOAT_FORMAT = 4  # without the words for the storage of values: all are float32
 OLDEST_FORMAT = 3  # activations without numbers
@@ -56,6 +57,7 @@ class Op(IntEnum):
     DEPTH_TO_SPACE = 30  # channels become blocks of pixels, then rows and columns are left out
     MIRROR_PAD = 31
     SOFTMAX = 32  # over the channels of each pixel
+    TO_LINE = 33  # images of one row become N×C×L
 
 
 class Act(IntEnum):
@@ -134,6 +136,7 @@ ATTRIBUTES: dict[Op, tuple[str, ...]] = {
     Op.GROUP_NORM: ("weight_at", "bias_at", "channels", "groups", "eps"),
     Op.PRELU: ("slope_at", "channels"),
     Op.TO_IMAGE: (),
+    Op.TO_LINE: (),
     Op.CHANNEL_MAX: (),
     Op.IMAGE_NORM: (),
     Op.CHANNEL_CONV: ("weight_at", "taps", "bias_at"),
@@ -172,8 +175,8 @@ class Node:
         return self.attributes[attribute]
 
     @property
-    def is_of_the_newest_format(self) -> bool:
-        """Whether a plan with this node has to be written in it."""
+    def is_of_format_6(self) -> bool:
+        """Whether a plan with this node has to be written in it, or in a later one."""
         pads_like = self.op is Op.PAD and len(self.inputs) == 2
         return self.op >= Op.CHANNEL_MAX or self.pads_to_same or pads_like
 
@@ -200,6 +203,17 @@ class Plan:
         )
         return replace(self, nodes=tuple(nodes))
 
+    def takes_lines(self, index: int) -> bool:
+        """Whether a node is an input N×C×L, which is an image of one row for those behind it."""
+        if self.nodes[index].op is not Op.INPUT or self.nodes[index]["rank"] != 3:
+            return False
+        return not any(node.op is Op.RESHAPE_IMAGE and index in node.inputs for node in self.nodes)
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether it takes or gives N×C×L."""
+        return any(node.op is Op.TO_LINE or self.takes_lines(i) for i, node in enumerate(self.nodes))
+
     @property
     def half(self) -> bool:
         """Whether values are bfloat16 between nodes."""
@@ -208,8 +222,10 @@ class Plan:
     @property
     def format(self) -> int:
         """The oldest format that has all of it."""
-        if any(node.is_of_the_newest_format for node in self.nodes):
+        if self.has_lines:
             return FORMAT
+        if any(node.is_of_format_6 for node in self.nodes):
+            return SAME_FORMAT
         return STORAGE_FORMAT if self.half else FLOAT_FORMAT
 
     @property

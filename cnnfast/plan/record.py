@@ -197,6 +197,8 @@ def _places_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> di
 
 
 def _enlarged(x: Tensor, factors: tuple[int, int]) -> Tensor:
+    if x.dim() == 3:
+        return x.new_empty(()).expand(*x.shape[:2], x.shape[2] * factors[1])
     if x.dim() != 4:
         return x
     height, width = (size * factor for size, factor in zip(x.shape[2:], factors, strict=True))

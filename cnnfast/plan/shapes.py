@@ -10,10 +10,15 @@ Shape = tuple[int, ...]
 def infer(plan: Plan, input_shape: Shape) -> list[Shape]:
     """The shape that each node gives, for one external input."""
     shapes: list[Shape] = []
-    for node in plan.nodes:
-        sources = [shapes[i] for i in node.inputs]
-        shapes.append(tuple(input_shape) if node.op is Op.INPUT else _shape(node, sources))
+    for i, node in enumerate(plan.nodes):
+        sources = [shapes[source] for source in node.inputs]
+        shapes.append(_input_shape(plan, i, input_shape) if node.op is Op.INPUT else _shape(node, sources))
     return shapes
+
+
+def _input_shape(plan: Plan, index: int, shape: Shape) -> Shape:
+    """Lines are images of one row within a plan."""
+    return (*shape[:2], 1, shape[2]) if plan.takes_lines(index) else tuple(shape)
 
 
 def _shape(node: Node, sources: list[Shape]) -> Shape:
@@ -45,6 +50,8 @@ def _shape(node: Node, sources: list[Shape]) -> Shape:
         return first[0], 1, *first[2:]
     if node.op is Op.TO_IMAGE:
         return *first, 1, 1
+    if node.op is Op.TO_LINE:
+        return *first[:2], first[3]
     if node.op is Op.SLICE:
         return first[0], node["channels"], *first[2:]
     if node.op is Op.PAD and len(sources) == 2:
@@ -107,7 +114,7 @@ def compulsory_bytes(node: Node, sources: list[Shape], shape: Shape) -> int:
 
     In float32; the external input counts as read. Flattening and concatenation move nothing.
     """
-    if node.op in (Op.FLATTEN, Op.CONCAT, Op.SLICE, Op.TO_IMAGE):
+    if node.op in (Op.FLATTEN, Op.CONCAT, Op.SLICE, Op.TO_IMAGE, Op.TO_LINE):
         return 0
     read = [shape] if node.op is Op.INPUT else sources
     return 4 * (sum(map(math.prod, read)) + math.prod(shape) + _constants(node))

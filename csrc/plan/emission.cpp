@@ -41,6 +41,7 @@ void Lowering::emit(int64_t node) {
     case Op::kFlatten:
     case Op::kSlice:
     case Op::kToImage:
+    case Op::kToLine:
       return;
     case Op::kMultiply:
     case Op::kAdd:

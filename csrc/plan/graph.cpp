@@ -13,7 +13,7 @@ struct OpRule {
 };
 
 constexpr int64_t kMany = 1 << 20;
-constexpr std::array<OpRule, 33> kRules{{{"input", 0, 0, 2},
+constexpr std::array<OpRule, 34> kRules{{{"input", 0, 0, 2},
                                          {"conv2d", 1, 2, Conv2dAttr::kCount},
                                          {"linear", 1, 1, 4},
                                          {"max_pool2d", 1, 1, 9},
@@ -45,7 +45,8 @@ constexpr std::array<OpRule, 33> kRules{{{"input", 0, 0, 2},
                                          {"crop", 1, 1, 6},
                                          {"depth_to_space", 1, 1, 7},
                                          {"mirror_pad", 1, 1, 5},
-                                         {"softmax", 1, 1, 1}}};
+                                         {"softmax", 1, 1, 1},
+                                         {"to_line", 1, 1, 0}}};
 
 // Reads words and never past their end.
 class Reader {
@@ -262,7 +263,9 @@ Storage storage(int64_t word) {
 
 }  // namespace
 
-bool is_view(Op op) { return op == Op::kFlatten || op == Op::kSlice || op == Op::kToImage; }
+bool is_view(Op op) {
+  return op == Op::kFlatten || op == Op::kSlice || op == Op::kToImage || op == Op::kToLine;
+}
 
 const char* op_name(Op op) { return kRules[static_cast<size_t>(op)].name; }
 

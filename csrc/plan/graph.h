@@ -7,7 +7,9 @@
 // absent. A fraction is the bits of a float64; the activation's numbers are fractions. Format 3, which is
 // read too, has no such numbers. Format 5 has two more words in front of the nodes: how values are stored
 // between nodes, and what the outputs are; in the others both are float32. Format 6 has padding that follows
-// from the size of the image (kSamePadding), and the operations from kChannelMax on.
+// from the size of the image (kSamePadding), and the operations from kChannelMax on. Format 7 has lines,
+// tensors N x C x L: an input of rank 3 is an image of one row within, and kToLine gives one of those as a
+// line again.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -19,7 +21,7 @@
 namespace cnnfast::plan {
 
 constexpr int64_t kMagic = 0x434E4E46;
-constexpr int64_t kFormatVersion = 6, kOldestFormat = 3;
+constexpr int64_t kFormatVersion = 7, kOldestFormat = 3;
 
 // Padding of a window, written on every side: just enough for ceil(size / stride) positions, the odd one at
 // the end. TensorFlow's "SAME".
@@ -63,6 +65,7 @@ enum class Op : int64_t {
   kDepthToSpace = 30,
   kMirrorPad = 31,  // top, left, bottom, right, MirrorMode
   kSoftmax = 32,    // over the channels of each pixel; 1: its logarithm
+  kToLine = 33,     // images of one row become lines: a view, and an output
 };
 
 // Positions in a convolution's attributes.

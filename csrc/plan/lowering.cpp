@@ -79,10 +79,10 @@ bool Lowering::takes_slice(int64_t node) const {
   return false;
 }
 
-// Features whose order in memory (row, column, channel) is not the order of a flattened tensor.
+// Features, or lines, whose order in memory (row, column, channel) is not that of their tensor.
 bool Lowering::is_flattened(int64_t node) const {
   const Value& v = values_[node];
-  return v.rank == 2 && (v.height != 1 || v.width != 1);
+  return v.rank != 4 && (v.height != 1 || v.width != 1);
 }
 
 ImageSize Lowering::image_of(const Value& v) const { return {v.images, v.height, v.width, v.channels}; }

@@ -49,6 +49,7 @@ cpu::TensorStrides input_strides(const at::Tensor& t, const Value& v, bool resha
     return {plane * v.channels, plane, v.width, 1};
   }
   if (t.dim() == 2) return {t.stride(0), t.stride(1), 0, 0};
+  if (t.dim() == 3) return {t.stride(0), t.stride(1), 0, t.stride(2)};
   return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 

@@ -47,6 +47,12 @@ class Inference {
         v.rank = 2;
         return v;
       }
+      case Op::kToLine: {
+        Value v = images(id, 0);
+        require(id, v.height == 1, v);
+        v.rank = 3;
+        return v;
+      }
       case Op::kActivation:
         return in(id, 0);
       case Op::kLocalResponseNorm:
@@ -201,9 +207,10 @@ class Inference {
                 "cnnfast: the network takes an input of ", node.attr[0], " dimensions, not ",
                 at::IntArrayRef(sizes));
     Value v;
-    v.rank = static_cast<int64_t>(sizes.size());
+    v.rank = sizes.size() == 3 && !reshaped_later(id) ? 4 : static_cast<int64_t>(sizes.size());
     v.images = sizes.empty() ? 1 : sizes[0];
     v.channels = sizes.size() > 1 ? sizes[1] : 1;
+    if (sizes.size() == 3) v.width = sizes[2];
     if (sizes.size() == 4) {
       v.height = sizes[2];
       v.width = sizes[3];
@@ -212,8 +219,8 @@ class Inference {
     TORCH_CHECK(node.attr[1] == -1 || v.channels == node.attr[1], "cnnfast: the network takes an input of ",
                 node.attr[1], v.rank == 4 ? " channels" : " features", ", not of shape ",
                 at::IntArrayRef(sizes));
-    TORCH_CHECK(v.rank == 2 || v.rank == 4, "cnnfast: the network takes images or features, not shape ",
-                at::IntArrayRef(sizes));
+    TORCH_CHECK(v.rank == 2 || v.rank == 4,
+                "cnnfast: the network takes images, lines or features, not shape ", at::IntArrayRef(sizes));
     TORCH_CHECK(v.channels > 0 && v.height > 0 && v.width > 0, "cnnfast: the input's shape ",
                 at::IntArrayRef(sizes), " is empty");
     return v;
@@ -350,6 +357,7 @@ void append_output(const Graph& graph, int64_t id, std::vector<int64_t>& words) 
         w && !single_pixel && !closed && !(keeps_size(w->height) && keeps_size(w->width)))
       windows.push_back(*w);
     if (rank == 0 && node.op == Op::kToImage) rank = 4;
+    if (rank == 0 && node.op == Op::kToLine) rank = 3;
     if (rank == 0 && (node.op == Op::kFlatten || node.op == Op::kLinear)) rank = 2;
   }
   const bool features = graph.nodes[id].attr[0] == 2 && image[0] < 0;
@@ -380,6 +388,7 @@ bool is_per_pixel(const Value& x, const Value& other) {
 
 std::vector<int64_t> Value::sizes() const {
   if (rank == 4) return {images, channels, height, width};
+  if (rank == 3) return {images, channels, width};
   return {images, features()};
 }
 
@@ -482,7 +491,7 @@ std::vector<std::vector<c10::SymInt>> sizes_from_signature(
     const int64_t rank = s[at], windows = s[at + 6];
     const auto input = input_sizes[s[at + 1]];
     const bool reshaped = s[at + 3] >= 0;
-    TORCH_CHECK(reshaped || input.size() == 4 || windows == -1,
+    TORCH_CHECK(reshaped || input.size() == 4 || input.size() == 3 || windows == -1,
                 "cnnfast::run_plan: the network takes images, not shape ", input);
     c10::SymInt images = input.empty() ? c10::SymInt(1) : input[0];
     c10::SymInt channels = s[at + 2] >= 0 ? c10::SymInt(s[at + 2]) : input[1], height = 1, width = 1;
@@ -492,8 +501,8 @@ std::vector<std::vector<c10::SymInt>> sizes_from_signature(
       images = numel / (s[at + 3] * s[at + 4] * s[at + 5]);
     }
     if (windows >= 0) {
-      height = reshaped ? c10::SymInt(s[at + 4]) : input[2];
-      width = reshaped ? c10::SymInt(s[at + 5]) : input[3];
+      height = reshaped ? c10::SymInt(s[at + 4]) : input.size() == 3 ? c10::SymInt(1) : input[2];
+      width = reshaped ? c10::SymInt(s[at + 5]) : input[input.size() - 1];
     }
     at += 7;
     TORCH_CHECK(static_cast<int64_t>(s.size() - at) >= 10 * windows,
@@ -504,6 +513,8 @@ std::vector<std::vector<c10::SymInt>> sizes_from_signature(
     }
     if (rank == 4)
       outputs.push_back({images, channels, height, width});
+    else if (rank == 3)
+      outputs.push_back({images, channels, width});
     else
       outputs.push_back({images, channels * height * width});
   }

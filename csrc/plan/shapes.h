@@ -5,8 +5,8 @@
 
 namespace cnnfast::plan {
 
-// What a node gives: images, or features (rank 2; height and width are 1, or those of the images that were
-// flattened).
+// What a node gives: images, features (rank 2; height and width are 1, or those of the images that were
+// flattened), or lines (rank 3; images of one row).
 struct Value {
   int64_t rank = 4;
   int64_t images = 0, channels = 0, height = 1, width = 1;

@@ -226,6 +226,7 @@ _OPERATIONS = {
     Op.GROUP_NORM: _group_norm,
     Op.PRELU: lambda node, weights, x: F.prelu(x, _constant(weights, node["slope_at"], node["channels"])),
     Op.TO_IMAGE: lambda node, weights, x: x[:, :, None, None],
+    Op.TO_LINE: lambda node, weights, x: x.squeeze(2),
     Op.CHANNEL_MAX: lambda node, weights, x: x.amax(1, keepdim=True),
     Op.IMAGE_NORM: lambda node, weights, x: torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
     Op.CHANNEL_CONV: _channel_conv,

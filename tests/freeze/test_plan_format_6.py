@@ -7,7 +7,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.plan.codec import decode, encode
-from cnnfast.plan.nodes import FLOAT_FORMAT, FORMAT, Op, PlanError
+from cnnfast.plan.nodes import FLOAT_FORMAT, FORMAT, SAME_FORMAT, Op, PlanError
 
 from .plan_operations import CASES, NOT_EMPTY, TRANSPOSED, made
 from .support import assert_near, needs_extension, truth
@@ -51,7 +51,7 @@ def test_new_operations_in_onnx(name):
 
 def test_plans_are_written_in_the_oldest_format_that_has_them(tmp_path):
     x = torch.randn(2, 3, 14, 12)
-    for name, version in (("layer_prelu", FLOAT_FORMAT), ("pad", FLOAT_FORMAT), ("pad_to_size", FORMAT)):
+    for name, version in (("layer_prelu", FLOAT_FORMAT), ("pad", FLOAT_FORMAT), ("pad_to_size", SAME_FORMAT)):
         frozen = cnnfast.freeze(made(name), x, strict=True)
         assert frozen.plan[1] == version
         assert torch.equal(cnnfast.load(frozen.save(tmp_path / name))(x), frozen(x))

@@ -71,7 +71,7 @@ def test_refuses_unknown_layers_all_at_once():
         (lambda x: x.view(x.size(0), 4, -1), "x.view(x.size(0), -1)"),
         (lambda x: x.view(x.size(1), -1), "x.view(x.size(0), -1)"),
         (lambda x: x.flatten(), "flattens from dimension 1"),
-        (lambda x: x.mean(), "reduces images only"),
+        (lambda x: x.mean(), "reduces images over"),
         (lambda x: F.dropout(x), "training=self.training"),
         (lambda x: F.max_pool2d(x, x.size(2) // 2), "write it as a number"),
         (lambda x: x.transpose(2, 3), "it permutes to"),

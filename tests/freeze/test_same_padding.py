@@ -6,7 +6,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.plan.codec import decode, encode
-from cnnfast.plan.nodes import FORMAT, SAME, Op
+from cnnfast.plan.nodes import SAME, SAME_FORMAT, Op
 
 from .plan_interpreter import run
 from .support import assert_near, needs_extension, truth
@@ -93,7 +93,7 @@ def test_same_padding_keeps_nan_where_eager_does():
 def test_same_padding_is_written_in_files_and_words(tmp_path):
     model, x = made("grouped"), torch.randn(2, 3, 9, 10)
     frozen = cnnfast.freeze(model, x)
-    assert "padding same" in repr(frozen) and frozen.plan[1] == FORMAT
+    assert "padding same" in repr(frozen) and frozen.plan[1] == SAME_FORMAT
     loaded = cnnfast.load(frozen.save(tmp_path / "net.safetensors"))
     larger = torch.randn(1, 3, 22, 17)
     assert torch.equal(loaded(larger), frozen(larger))

@@ -98,12 +98,12 @@ def _gelu(low: Lowering, input, approximate="none") -> Value:
     return low.activation(input, Act.GELU if approximate == "none" else Act.GELU_TANH)
 
 
-@lowers(modules=[nn.PReLU])
+@lowers(modules=[nn.PReLU], lines=True)
 def _prelu_module(low: Lowering, layer: nn.PReLU, x: fx.Node) -> Value:
     return _prelu(low, x, layer.weight)
 
 
-@lowers(F.prelu, torch.prelu)
+@lowers(F.prelu, torch.prelu, lines=True)
 def _prelu(low: Lowering, input, weight) -> Value:
     slope = low.tensor(weight)
     if slope.numel() == 1:

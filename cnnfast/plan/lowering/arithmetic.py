@@ -158,7 +158,7 @@ def _affine_of(
 ) -> Value:
     """The same of a value whose tensor has this shape."""
     numbers = not any(isinstance(part, Tensor) and part.numel() > 1 for part in (scale, shift))
-    kinds = ("nhwc", "plane", "vector", "grouped") if numbers else ("nhwc", "plane")
+    kinds = ("nhwc", "plane", "line", *(("vector", "grouped") if numbers else ()))
     if isinstance(found, Respelled) and found.kind not in kinds:
         raise Unsupported(f"it scales or shifts values laid out as {found.kind}: a plan has no node for that")
     step = found.step if isinstance(found, Respelled) else found
@@ -169,7 +169,8 @@ def _affine_of(
         channels = shape[1] * shape[2]
     if len(shape) == 2:
         check_features_of_one_pixel(step)
-    trailing = 0 if nhwc or len(shape) == 2 else len(shape) - 2 if len(shape) == 4 else 2
+    of_shape = len(shape) == 4 or kind == "line"
+    trailing = 0 if nhwc or len(shape) == 2 else len(shape) - 2 if of_shape else 2
     constants = {
         "scale": _per_channel(scale, channels, trailing),
         "shift": _per_channel(shift, channels, trailing),

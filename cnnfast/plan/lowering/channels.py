@@ -21,14 +21,14 @@ def _slice(source: Step, first: int, channels: int) -> Step:
     return Step(Op.SLICE, [source], {"first": first, "channels": channels})
 
 
-@lowers(torch.chunk, methods=["chunk"])
+@lowers(torch.chunk, methods=["chunk"], lines=True)
 def _chunk(low: Lowering, input, chunks, dim=0) -> Value:
     channels = _channels_along(low, input, dim)
     size = -(-channels // low.channel_number(chunks))
     return _pieces(low, input, [min(size, channels - at) for at in range(0, channels, size)], dim)
 
 
-@lowers(torch.split, methods=["split"])
+@lowers(torch.split, methods=["split"], lines=True)
 def _split(low: Lowering, tensor, split_size_or_sections, dim=0, **named) -> Value:
     sections = named.get("split_size", split_size_or_sections)
     channels = _channels_along(low, tensor, dim)
@@ -63,7 +63,7 @@ def _pieces(low: Lowering, x: fx.Node, sizes: list[int], dim: object) -> list[Va
             raise Unsupported(f"it cuts {low.shape(x)[-1]} channels into {sizes}")
         source = low.value(x).step
         return [Respelled("nhwc", _slice(source, sum(sizes[:i]), size)) for i, size in enumerate(sizes)]
-    if dim not in (1, 1 - rank) or rank not in (2, 4):
+    if dim not in (1, 1 - rank) or not (rank in (2, 4) or low.is_line(x)):
         raise Unsupported(f"it cuts dimension {dim}; a plan of this version cuts channels (1) only")
     source = low.step(x)
     _check_plain_features(source, rank)
@@ -77,9 +77,9 @@ def _check_plain_features(source: Step, rank: int) -> None:
         raise Unsupported("a plan of this version cuts features right behind a linear layer only")
 
 
-@lowers(torch.narrow, methods=["narrow"])
+@lowers(torch.narrow, methods=["narrow"], lines=True)
 def _narrow(low: Lowering, input, dim, start, length) -> Value:
-    if dim not in (1, -3) or not isinstance(start, int):
+    if dim not in (1, 1 - len(low.shape(input))) or not isinstance(start, int):
         raise Unsupported("a plan of this version narrows channels (1) only, to fixed numbers")
     return _slice(low.image(input), start, low.channel_number(length))
 
@@ -98,6 +98,8 @@ def _getitem(low: Lowering, source, index) -> Value:
         return _respell(low, source, [*shape, 1, 1])
     if len(shape) == 4 and index == (_ALL, _ALL, 0, 0) and shape[2:] == [1, 1]:
         return _respell(low, source, shape[:2])
+    if low.is_line(source) and index and index[0] == _ALL and len(index) <= 3:
+        return _sliced_line(low, source, [*index, *[_ALL] * (3 - len(index))])
     if len(shape) != 4 or not index or index[0] != _ALL:
         raise Unsupported("a plan of this version takes slices of an image's channels, x[:, a:b], only")
     return _sliced_image(low, source, [*index, *[_ALL] * (4 - len(index))])
@@ -134,6 +136,23 @@ def _sliced_image(low: Lowering, source: fx.Node, index: list[object]) -> Value:
     return low.step(source) if last - first == channels else _slice(low.image(source), first, last - first)
 
 
+def _sliced_line(low: Lowering, source: fx.Node, index: list[object]) -> Value:
+    """Some channels of a line, or what is left of it without fixed numbers at its ends."""
+    _, channel, column = index
+    if column != _ALL:
+        if channel != _ALL:
+            raise Unsupported("it takes some channels and some positions at once: write two slices")
+        return Respelled("line", _cropped(low.line(source), _ALL, column))
+    if not isinstance(channel, slice) or channel.step not in (None, 1):
+        raise Unsupported("it takes channels that do not lie side by side")
+    channels = low.shape(source)[1]
+    ends = [None if end is None else low.channel_number(end) for end in (channel.start, channel.stop)]
+    first, last, _ = slice(*ends).indices(channels)
+    if last <= first:
+        raise Unsupported(f"it takes no channel out of {channels}")
+    return Respelled("line", _slice(low.line(source), first, last - first))
+
+
 def _cropped(source: Step, row: object, column: object) -> Step:
     """x[:, :, a:-b:s, c:-d:t]: what is left out on each side does not depend on the size of the image."""
     cuts: dict[str, int] = {}
@@ -158,12 +177,12 @@ def _every(source: Step, step: int) -> Step:
     return Step(Op.MAX_POOL2D, [source], settings)
 
 
-@lowers(modules=[nn.ChannelShuffle])
+@lowers(modules=[nn.ChannelShuffle], lines=True)
 def _channel_shuffle_module(low: Lowering, layer: nn.ChannelShuffle, x: fx.Node) -> Value:
     return _channel_shuffle(low, x, layer.groups)
 
 
-@lowers(F.channel_shuffle, torch.channel_shuffle)
+@lowers(F.channel_shuffle, torch.channel_shuffle, lines=True)
 def _channel_shuffle(low: Lowering, input, groups) -> Value:
     return Step(Op.CHANNEL_SHUFFLE, [low.image(input)], {"groups": low.channel_number(groups)})
 
@@ -243,7 +262,9 @@ def reshaped(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
 def _respell(low: Lowering, x: fx.Node, shape: list[int]) -> Value | None:
     """The channels of one pixel in any shape; (N, C) and (N, C, 1, 1) are shapes that other layers take."""
     found, before = low.value(x), low.shape(x)
-    if isinstance(found, list) or (isinstance(found, Respelled) and found.kind not in ("vector", "grouped")):
+    if isinstance(found, list):
+        return None
+    if isinstance(found, Respelled) and found.kind not in ("vector", "grouped", "line"):
         return None
     step = found.step if isinstance(found, Respelled) else found
     if not gives_one_pixel(step) or shape[:1] != before[:1] or math.prod(shape) != math.prod(before):
@@ -265,6 +286,8 @@ _UNSQUEEZED = (("pixels", 1), ("attention", 3), ("attention", -1))
 def _unsqueeze(low: Lowering, input, dim) -> Value:
     found = low.value(input)
     if isinstance(found, Respelled) and found.kind == "plane" and dim in (1, -3):
+        return found.step
+    if low.is_line(input) and dim in (2, -2):
         return found.step
     if isinstance(found, Respelled) and (found.kind, dim) in _UNSQUEEZED and len(low.shape(input)) == 3:
         return found

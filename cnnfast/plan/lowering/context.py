@@ -22,8 +22,10 @@ FUNCTIONS: dict[object, Handler] = {}
 METHODS: dict[str, Handler] = {}
 NAMED: dict[str, Handler] = {}  # functions of packages that need not be installed
 MODULES: dict[type, Handler] = {}
+OF_LINES: set[Handler] = set()  # handlers that take lines for images of one row
+START_LINES: set[Handler] = set()  # and those of layers that know (N, C, L) alone
 ACTS = {"none": Act.NONE, "relu": Act.RELU, "sigmoid": Act.SIGMOID}
-_VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
+_VIEWS = (Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE, Op.TO_LINE)
 
 
 _RANDOM = ("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "multinomial", "poisson")
@@ -32,7 +34,14 @@ _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, oper
 
 
 _COMPUTED = "a number in it is computed in the forward from more than numbers of channels"
-_BY_VALUE = ("nhwc", "grouped", "shuffled", "plane", "vector")  # what an activation works on as it lies
+_BY_VALUE = (
+    "nhwc",
+    "line",
+    "grouped",
+    "shuffled",
+    "plane",
+    "vector",
+)  # what an activation works on as it lies
 
 
 class Unsupported(Exception):
@@ -43,7 +52,8 @@ class Unsupported(Exception):
 class Respelled:
     """A tensor whose shape is not that of its step's value: the same values under another shape.
 
-    kind: "nhwc" (channels last), "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
+    kind: "nhwc" (channels last), "line" (N, C, L of an image of one row),
+    "grouped" (N, groups, C / groups, H, W), "shuffled" (the same with groups
     and channels exchanged), "plane" (N, H, W of one channel), "vector" (the channels of an image of one pixel
     in their order, in any other shape), "pixels" (N, C, H * W or N, 1, C, H * W), "attention" (the softmax of
     the step's value over pixels, (N, 1, H * W) or (N, 1, H * W, 1)), "blocks" (N, C, H / b, b, W / b, b),
@@ -78,6 +88,10 @@ def respell(like: Value, step: Step) -> Value:
     return Respelled(like.kind, step, like.groups) if isinstance(like, Respelled) else step
 
 
+def _as_line(value: Step | Respelled) -> Respelled:
+    return Respelled("line", value) if isinstance(value, Step) else value
+
+
 def _step_of(value: Value) -> Step:
     return value.step if isinstance(value, Respelled) else value
 
@@ -92,14 +106,24 @@ def lowers(
     methods: Iterable[str] = (),
     modules: Iterable[type] = (),
     named: Iterable[str] = (),
+    lines: bool = False,
+    starts_lines: bool = False,
 ) -> Callable[[Handler], Handler]:
-    """Register what torch functions, tensor methods or modules become. Arguments as those have them."""
+    """Register what torch functions, tensor methods or modules become. Arguments as those have them.
+
+    lines: the handler serves (N, C, L) as well, which it sees as images of one row; so is what it gives.
+    starts_lines: of layers whose input is (N, C, L), which a plan may begin with.
+    """
 
     def register(handler: Handler) -> Handler:
         FUNCTIONS.update(dict.fromkeys(functions, handler))
         METHODS.update(dict.fromkeys(methods, handler))
         MODULES.update(dict.fromkeys(modules, handler))
         NAMED.update(dict.fromkeys(named, handler))
+        if lines:
+            OF_LINES.add(handler)
+        if starts_lines:
+            START_LINES.add(handler)
         return handler
 
     return register
@@ -115,11 +139,13 @@ class Lowering:
         self.values: dict[fx.Node, Value] = {}
         self.memory: dict[fx.Node, fx.Node] = {}  # the node whose memory eager PyTorch would share
         self.constants: dict[fx.Node, Tensor] = {}
+        self.left: dict[fx.Node, Step] = {}  # lines that leave the plan
         self.placed = 0
         self.inputs: list[Step] = []
         self.free_inputs: set[Step] = set()  # those that a reshape takes in any shape
         self.refusals: list[Refusal] = []
         self.node: fx.Node | None = None
+        self.as_images = False  # whether the present handler takes lines for images of one row
 
     def run(self) -> list[Step]:
         """The output steps; empty where `refusals` says why there are none."""
@@ -161,33 +187,53 @@ class Lowering:
         self.memory[node] = self.memory[node.args[0]] if writes or self._is_alias(node, value) else node
 
     def _step_for(self, node: fx.Node) -> Value:
+        module = module_of(node, self.root) if node.op == "call_module" else None
+        reason = (self.closed.get(node.target) or why_not_plain(module)) if module is not None else None
+        if reason is not None:
+            raise Unsupported(reason)
         activation = activation_of(node, self.root)
-        if node.op == "call_module":
-            module = module_of(node, self.root)
-            reason = self.closed.get(node.target) or why_not_plain(module)
-            if reason is not None:
-                raise Unsupported(reason)
-            handler = MODULES.get(torch_ancestor(module))
-            if activation is None and handler is not None:
-                return _called(handler, self, module, *node.args, **node.kwargs)
         if activation is not None:
             return self.activation(node.args[0], ACTS[activation])
-        handler = METHODS.get(node.target) if node.op == "call_method" else FUNCTIONS.get(node.target)
-        if handler is None and node.op == "call_function":
-            handler = NAMED.get(_qualified(node.target))
+        handler = self._handler_of(node)
         if handler is None:
             raise Unsupported("a plan of this version has no node for it")
-        return _called(handler, self, *node.args, **node.kwargs)
+        before = () if module is None else (module,)
+        return self._call(handler, node, *before, *node.args, **node.kwargs)
 
-    def _input(self, node: fx.Node) -> Step:
-        step = Step(Op.INPUT, settings={"rank": len(self.shapes[node]), "channels": ANY})
+    def _handler_of(self, node: fx.Node) -> Handler | None:
+        if node.op == "call_module":
+            return MODULES.get(torch_ancestor(module_of(node, self.root)))
+        if node.op == "call_method":
+            return METHODS.get(node.target)
+        return FUNCTIONS.get(node.target) or NAMED.get(_qualified(node.target))
+
+    def reads_lines(self, node: fx.Node) -> bool:
+        """Whether tensors (N, C, L) that a node is given are images of one row for it."""
+        return self._handler_of(node) in START_LINES or any(map(self.is_line, node.all_input_nodes))
+
+    def _call(self, handler: Handler, node: fx.Node, *args: object, **kwargs: object) -> Value:
+        self.as_images = handler in OF_LINES and any(map(self.is_line, node.all_input_nodes))
+        try:
+            value = _called(handler, self, *args, **kwargs)
+        finally:
+            lines, self.as_images = self.as_images, False
+        if not lines:
+            return value
+        return [_as_line(part) for part in value] if isinstance(value, list) else _as_line(value)
+
+    def _input(self, node: fx.Node) -> Value:
+        return self.external(len(self.shapes[node]))
+
+    def external(self, rank: int) -> Step | Respelled:
+        """An input of the plan for tensors of so many dimensions."""
+        step = Step(Op.INPUT, settings={"rank": rank, "channels": ANY})
         self.inputs.append(step)
-        return step
+        return _as_line(step) if rank == 3 else step
 
     def _output(self, value: object) -> Step:
         if not isinstance(value, fx.Node):
             raise Unsupported("the network gives several values; a plan of this version gives one tensor")
-        step = self.step(value)
+        step = self.leaving(value) or self.step(value)
         if step.op is Op.INPUT:
             raise Unsupported("the network computes nothing")
         return step
@@ -239,11 +285,47 @@ class Lowering:
             raise _Behind
         return self.values[value]
 
+    def is_line(self, value: object) -> bool:
+        """Whether a tensor (N, C, L) is known as an image of one row."""
+        found = self.values.get(value) if isinstance(value, fx.Node) else None
+        return isinstance(found, Respelled) and found.kind == "line"
+
+    def line(self, value: object) -> Step:
+        """The step that gives a tensor argument (N, C, L) as images of one row."""
+        found = self.value(value)
+        if not isinstance(found, Respelled) or found.kind != "line":
+            raise Unsupported(f"its input has shape {self.shape(value)}, or another layout than (N, C, L)")
+        return found.step
+
+    def row_or_image(self, value: object) -> Step:
+        """The step that gives a tensor argument (N, C, L) or (N, C, H, W)."""
+        return self.line(value) if self.is_line(value) else self.image(value)
+
+    def leaving(self, node: fx.Node) -> Step | None:
+        """What gives a value to those outside the plan; None where it cannot leave it."""
+        found = self.values.get(node)
+        if isinstance(found, Step):
+            return found
+        if not self.is_line(node):
+            return None
+        if found.step.op is Op.INPUT:
+            return found.step
+        if node not in self.left:
+            self.left[node] = self.place(Step(Op.TO_LINE, [found.step]), self.name_of(node))
+        return self.left[node]
+
     def step(self, value: object) -> Step:
         """The step that gives a tensor argument, shape and all."""
         found = self.value(value)
         if isinstance(found, Step):
             return found
+        if self.as_images and self.is_line(value):
+            return found.step
+        if self.is_line(value):
+            raise Unsupported(
+                f"its input has shape {self.shape(value)}, not (N, C, H, W): a plan of this version has no node "
+                "for it on lines"
+            )
         kind = "several tensors" if isinstance(found, list) else f"values laid out as {found.kind}"
         raise Unsupported(f"it works on {kind}: a plan of this version has no node for that")
 
@@ -266,7 +348,7 @@ class Lowering:
     def image(self, value: object) -> Step:
         """The step that gives a tensor argument with 4 dimensions."""
         step = self.step(value)
-        if len(self.shapes[value]) != 4:
+        if len(self.shapes[value]) != 4 and not (self.as_images and self.is_line(value)):
             raise Unsupported(f"its input has shape {list(self.shapes[value])}, not (N, C, H, W)")
         return step
 
@@ -329,7 +411,7 @@ class Lowering:
         raise Unsupported(_COMPUTED)
 
     def _channels_of(self, value: fx.Node) -> int:
-        if len(self.shapes[value]) not in (2, 4):
+        if len(self.shapes[value]) not in (2, 4) and not self.is_line(value):
             raise Unsupported(_COMPUTED)
         return self.shapes[value][1]
 

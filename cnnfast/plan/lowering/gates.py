@@ -66,10 +66,30 @@ def _paths(low: Lowering, step: Step, count: int, channels: int) -> list[Step]:
 @lowers(torch.max, methods=["max"])
 def _max(low: Lowering, input, dim=None, keepdim=False) -> list:
     """Values alone: indices are no value of a plan."""
+    if low.is_line(input) and dim in (2, -1):
+        largest = Step(Op.ADAPTIVE_MAX_POOL2D, [low.line(input)], {"height": 1, "width": 1})
+        return [Respelled("line", largest) if keepdim else Step(Op.FLATTEN, [low.place(largest)])]
     source = over_channels(low, input, dim)
     if source is None:
         raise Unsupported(f"it takes maxima over {dim}; a plan of this version knows those over channels")
     return [of_channels(low, input, Step(Op.CHANNEL_MAX, [source]), keepdim)]
+
+
+@lowers(modules=[nn.GLU], lines=True)
+def _glu_module(low: Lowering, layer: nn.GLU, x: fx.Node) -> Step:
+    return _glu(low, x, layer.dim)
+
+
+@lowers(F.glu, lines=True)
+def _glu(low: Lowering, input, dim=-1) -> Step:
+    """Half of the channels times the sigmoid of the others."""
+    source, shape = low.image(input), low.shape(input)
+    if dim not in (1, 1 - len(shape)):
+        raise Unsupported(f"it gates along dimension {dim}; a plan of this version knows channels (1) only")
+    half = shape[1] // 2
+    value, gate = (low.place(Step(Op.SLICE, [source], {"first": at, "channels": half})) for at in (0, half))
+    gate = low.place(Step(Op.ACTIVATION, [gate], activation=Act.SIGMOID))
+    return Step(Op.MULTIPLY, [value, gate])
 
 
 @lowers(getattr)
@@ -105,7 +125,8 @@ def _over_classes(low: Lowering, input: fx.Node, dim: object, logarithm: int) ->
     found, rank = low.value(input), len(low.shape(input))
     nhwc = isinstance(found, Respelled) and found.kind == "nhwc"
     own = 3 if nhwc else 1
-    if not isinstance(dim, int) or dim % rank != own or not (nhwc or isinstance(found, Step)):
+    plain = nhwc or low.is_line(input) or isinstance(found, Step)
+    if not isinstance(dim, int) or dim % rank != own or not plain:
         raise Unsupported(_PATHS)
     step = found.step if isinstance(found, Respelled) else found
     if rank == 2:
@@ -118,7 +139,7 @@ def _softmax(low: Lowering, input, dim=None, _stacklevel=3, dtype=None) -> Value
     found, shape = low.value(input), low.shape(input)
     if not isinstance(dim, int) or dtype is not None:
         raise Unsupported(_PATHS)
-    if not isinstance(found, Respelled) or found.kind == "nhwc":
+    if not isinstance(found, Respelled) or found.kind in ("nhwc", "line"):
         return _over_classes(low, input, dim, logarithm=0)
     dim = dim % len(shape)
     if found.kind == "pixels" and dim == len(shape) - 1 and shape[1:-1] == [1] * (len(shape) - 2):
@@ -169,8 +190,7 @@ def _image_norm(low: Lowering, x: fx.Node, p: object, dim: object, keepdim: obje
     return respell(found, Step(Op.IMAGE_NORM, [found.step if nhwc else found]))
 
 
-@lowers(modules=[nn.Conv1d])
-def _conv1d(low: Lowering, conv: nn.Conv1d, x: fx.Node) -> Value:
+def channel_conv(low: Lowering, conv: nn.Conv1d, x: fx.Node) -> Value:
     """One filter over the channels of one pixel, (N, 1, C)."""
     found, shape = low.value(x), low.shape(x)
     taps = conv.kernel_size[0]
@@ -179,8 +199,9 @@ def _conv1d(low: Lowering, conv: nn.Conv1d, x: fx.Node) -> Value:
     same = conv.padding in ("same", (taps // 2,)) and taps % 2 == 1
     if not vector or window != ((1,), (1,), "zeros", 1) or not same:
         raise Unsupported(
-            f"its input has shape {shape}: a plan of this version knows one filter of an odd number of taps "
-            "over the channels of one pixel, (N, 1, C), with as many channels behind it"
+            f"its input has shape {shape}: a plan of this version knows convolutions of lines (N, C, L), and "
+            "one filter of an odd number of taps over the channels of one pixel, (N, 1, C), with as many "
+            "channels behind it"
         )
     constants = {"weight": conv.weight.reshape(-1), "bias": conv.bias}
     return respell(found, Step(Op.CHANNEL_CONV, [found.step], {"taps": taps}, constants))

@@ -37,19 +37,19 @@ def finish(low: Lowering, step: Step, residual, activation: str) -> Step:
     return Step(Op.ACTIVATION, [low.place(step)], activation=ACTS[activation])
 
 
-@lowers(modules=[nn.BatchNorm1d, nn.BatchNorm2d])
+@lowers(modules=[nn.BatchNorm1d, nn.BatchNorm2d], lines=True)
 def _batch_norm_module(low: Lowering, bn: nn.Module, x: fx.Node) -> Step:
     return _batch_norm(low, x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.training, eps=bn.eps)
 
 
-@lowers(F.batch_norm)
+@lowers(F.batch_norm, lines=True)
 def _batch_norm(
     low, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Step:
     source = low.step(input)
     shape = low.shape(input)
-    if len(shape) not in (2, 4):
-        raise Unsupported(f"its input has shape {shape}: a plan knows images and features")
+    if len(shape) not in (2, 4) and not low.is_line(input):
+        raise Unsupported(f"its input has shape {shape}: a plan knows images, lines and features")
     if len(shape) == 2:
         check_features_of_one_pixel(source)
     return affine_step(low, source, running_mean, running_var, weight, bias, training, eps)
@@ -103,12 +103,12 @@ def _layer_norm(low: Lowering, input, normalized_shape, weight=None, bias=None, 
     return respell(found, Step(Op.LAYER_NORM, [source], settings, constants))
 
 
-@lowers(modules=[nn.GroupNorm])
+@lowers(modules=[nn.GroupNorm], lines=True)
 def _group_norm_module(low: Lowering, norm: nn.GroupNorm, x: fx.Node) -> Step:
     return _group_norm(low, x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
-@lowers(F.group_norm, torch.group_norm)
+@lowers(F.group_norm, torch.group_norm, lines=True)
 def _group_norm(low: Lowering, input, num_groups, weight=None, bias=None, eps=1e-5, _=False) -> Step:
     source = low.image(input)
     settings = {"channels": low.shape(input)[1], "groups": low.channel_number(num_groups)}
@@ -117,15 +117,15 @@ def _group_norm(low: Lowering, input, num_groups, weight=None, bias=None, eps=1e
     return Step(Op.GROUP_NORM, [source], settings, constants)
 
 
-@lowers(modules=[nn.InstanceNorm2d])
-def _instance_norm_module(low: Lowering, norm: nn.InstanceNorm2d, x: fx.Node) -> Step:
+@lowers(modules=[nn.InstanceNorm1d, nn.InstanceNorm2d], lines=True)
+def _instance_norm_module(low: Lowering, norm: nn.Module, x: fx.Node) -> Step:
     own = norm.running_mean is None
     return _instance_norm(
         low, x, norm.running_mean, norm.running_var, norm.weight, norm.bias, own, norm.momentum, norm.eps
     )
 
 
-@lowers(F.instance_norm)
+@lowers(F.instance_norm, lines=True)
 def _instance_norm(
     low, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
     momentum=0.1, eps=1e-5,

@@ -45,24 +45,33 @@ def _circular_pad_module(low: Lowering, layer: nn.CircularPad2d, x: fx.Node) -> 
     return _pad(low, x, layer.padding, "circular")
 
 
-@lowers(F.pad)
+@lowers(F.pad, lines=True)
 def _pad(low: Lowering, input, pad, mode="constant", value=None) -> Step | Respelled:
     pads = list(pad) if isinstance(pad, (tuple, list)) else [pad]
+    if low.is_line(input):
+        if len(pads) != 2:
+            raise Unsupported(f"it pads lines by {pads}; a plan of this version pads their ends only")
+        pads += [0, 0]
     value = 0.0 if value is None else value
     like = _padded_like(pads, input) if mode == "constant" else None
     if like is not None:
         return _pad_like(low, input, like, value)
     if not all(isinstance(p, int) for p in pads) or not isinstance(value, (int, float)):
-        if mode == "constant" and value == 0 and len(pads) == 4:
+        if mode == "constant" and value == 0 and len(pads) == 4 and not low.is_line(input):
             return Respelled("padded", low.image(input))
         raise Unsupported(_COMPUTED)
     if mode != "constant":
         return mirrored_step(low.image(input), pads, mode)
+    return padding_step(low, low.image(input), pads, value)
+
+
+def padding_step(low: Lowering, source: Step, pads: list[int], value: float) -> Step:
+    """pads: left, right, top, bottom as torch.nn.functional.pad has them; negative ones leave pixels out."""
     left, right, top, bottom, *others = [*pads, 0, 0, 0, 0][: max(4, len(pads))]
     if any(others):
         raise Unsupported(f"it pads by {pads}; a plan of this version pads rows and columns only")
     settings = {"top": top, "left": left, "bottom": bottom, "right": right}
-    source, less = low.image(input), {side: max(0, -size) for side, size in settings.items()}
+    less = {side: max(0, -size) for side, size in settings.items()}
     if any(less.values()):
         source = crop_step(source, **less)
         if max(settings.values()) <= 0:

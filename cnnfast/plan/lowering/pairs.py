@@ -16,13 +16,14 @@ from cnnfast.plan.lowering.pixels import gives_one_pixel
 from cnnfast.plan.nodes import Op
 from cnnfast.plan.steps import Step, pointwise_step
 
-_WITH_CHANNELS = ("nhwc", "grouped", "vector")
+_WITH_CHANNELS = ("nhwc", "grouped", "vector", "line")
 
 
 def pair_of(low: Lowering, op: Op, a: Value, b: Value, a_node: fx.Node, b_node: fx.Node) -> Value:
     """op: ADD or MULTIPLY; nodes: their tensors have the shapes of the values in the forward."""
     small = [isinstance(v, Respelled) and v.kind == "expanded" for v in (a, b)]
     a, b = (v.step if is_small else v for v, is_small in zip((a, b), small, strict=True))
+    a, b = _both_lines(low, a, b, a_node, b_node)
     kinds = {v.kind if isinstance(v, Respelled) else "" for v in (a, b)}
     if isinstance(a, list) or isinstance(b, list) or len(kinds) != 1 or kinds - {"", *_WITH_CHANNELS}:
         raise Unsupported("its operands are laid out in different ways")
@@ -45,6 +46,14 @@ def pair_of(low: Lowering, op: Op, a: Value, b: Value, a_node: fx.Node, b_node: 
     return _combined(low, op, a, b, relations[0], [shape[1] for shape in shapes])
 
 
+def _both_lines(low: Lowering, a: Value, b: Value, *nodes: fx.Node) -> list[Value]:
+    """One value per channel, (N, C, 1), is a line where the other value is one."""
+    kinds = [v.kind if isinstance(v, Respelled) else "" for v in (a, b)]
+    if sorted(kinds) != ["line", "vector"] or low.shape(nodes[kinds.index("vector")])[2:] != [1]:
+        return [a, b]
+    return [Respelled("line", _step(value)) for value in (a, b)]
+
+
 def _step(value: Step | Respelled) -> Step:
     return value.step if isinstance(value, Respelled) else value
 
@@ -58,6 +67,8 @@ def _image_shape(value: Value, shape: list[int], is_small: bool) -> list[int]:
         return [shape[0], shape[3], *shape[1:3]]
     if kind == "grouped":
         return [shape[0], shape[1] * shape[2], *shape[3:]]
+    if kind == "line":
+        return [*shape[:2], 1, shape[2]]
     return shape
 
 

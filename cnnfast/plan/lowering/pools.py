@@ -136,18 +136,27 @@ def _amax(low: Lowering, input, dim=None, keepdim=False) -> Value:
     if largest is not None:
         return largest
     _check_whole_images(low, input, dim)
-    return _kept_or_flat(low, _adaptive_max_pool(low, input, 1), keepdim)
+    return _kept_or_flat(low, input, _max_of_images(low.row_or_image(input)), keepdim)
+
+
+def _max_of_images(source: Step) -> Step:
+    return Step(Op.ADAPTIVE_MAX_POOL2D, [source], {"height": 1, "width": 1})
 
 
 def _check_whole_images(low: Lowering, input: fx.Node, dim: object) -> None:
     rank = len(low.shapes[input])
-    dims = sorted(d % rank for d in dim) if isinstance(dim, (tuple, list)) else dim
-    if rank != 4 or dims != [2, 3]:
-        raise Unsupported(f"a plan of this version reduces images only, over dimensions (2, 3), not {dim}")
+    dims = sorted(d % rank for d in (dim if isinstance(dim, (tuple, list)) else [dim]) if isinstance(d, int))
+    if (rank, dims) != (4, [2, 3]) and not (low.is_line(input) and dims == [2]):
+        raise Unsupported(
+            "a plan of this version reduces images over dimensions (2, 3), and lines over their length, not "
+            f"{dim}"
+        )
 
 
-def _kept_or_flat(low: Lowering, pooled: Step, keepdim: bool) -> Step:
-    return pooled if keepdim else Step(Op.FLATTEN, [low.place(pooled)])
+def _kept_or_flat(low: Lowering, input: fx.Node, pooled: Step, keepdim: bool) -> Value:
+    if not keepdim:
+        return Step(Op.FLATTEN, [low.place(pooled)])
+    return Respelled("line", pooled) if low.is_line(input) else pooled
 
 
 @lowers(global_avg_pool2d)
@@ -167,6 +176,6 @@ def _mean(low: Lowering, input, dim=None, keepdim=False, dtype=None) -> Value:
         if not isinstance(dim, (tuple, list)) or sorted(d % rank for d in dim) != [1, 2]:
             raise Unsupported(f"it takes the mean of channels-last images over {dim}, not (1, 2)")
         pooled = Step(Op.GLOBAL_AVG_POOL, [found.step])
-        return Respelled("nhwc", pooled) if keepdim else _kept_or_flat(low, pooled, False)
+        return Respelled("nhwc", pooled) if keepdim else _kept_or_flat(low, input, pooled, False)
     _check_whole_images(low, input, dim)
-    return _kept_or_flat(low, _global_avg_pool(low, input), keepdim)
+    return _kept_or_flat(low, input, Step(Op.GLOBAL_AVG_POOL, [low.row_or_image(input)]), keepdim)

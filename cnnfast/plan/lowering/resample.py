@@ -17,17 +17,20 @@ _MODES = {
 }
 
 
-@lowers(modules=[nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d])
+@lowers(modules=[nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], lines=True)
 def _upsample_module(low: Lowering, layer: nn.Upsample, x: fx.Node) -> Step:
     recompute = getattr(layer, "recompute_scale_factor", None)
     return _interpolate(low, x, layer.size, layer.scale_factor, layer.mode, layer.align_corners, recompute)
 
 
-@lowers(F.interpolate)
+@lowers(F.interpolate, lines=True)
 def _interpolate(
     low: Lowering, input, size=None, scale_factor=None, mode="nearest", align_corners=None,
     recompute_scale_factor=None, antialias=False,
 ) -> Step:  # fmt: skip
+    if low.is_line(input):
+        mode = "bilinear" if mode == "linear" else mode
+        size, scale_factor = _along_row(size, 1), _along_row(scale_factor, 1.0)
     if mode not in _MODES or antialias:
         raise Unsupported(f"it interpolates by '{mode}'; a plan of this version knows {', '.join(_MODES)}")
     settings = {"mode": _MODES[mode], "align_corners": int(bool(align_corners)), "height": 0, "width": 0}
@@ -46,6 +49,13 @@ def _interpolate(
             "its size is computed in the forward: give numbers, or x.shape[-2:] of another tensor"
         )
     return Step(Op.INTERPOLATE, [source], settings | zeros | {"height": sizes[0], "width": sizes[1]})
+
+
+def _along_row(value: object, own: float) -> object:
+    """A size or scale of lines as one of images of one row."""
+    if value is None:
+        return None
+    return [own, *value] if isinstance(value, (tuple, list)) else [own, value]
 
 
 def _scales(scale_factor: object, recompute: object) -> dict[str, int]:

@@ -67,6 +67,8 @@ def _flatten(low: Lowering, input, start_dim=0, end_dim=-1) -> Value:
 
 def _to_features(low: Lowering, x: fx.Node) -> Step:
     """(N, features) of an image; features stay."""
+    if low.is_line(x):
+        return Step(Op.FLATTEN, [low.line(x)])
     step = low.step(x)
     if len(low.shapes[x]) == 2:
         return step
@@ -104,7 +106,7 @@ def _keeps_batch(low: Lowering, batch: object, rest: object, features: int) -> b
 
 
 def _to_images(low: Lowering, x: fx.Node, batch: object, channels: int, height: int, width: int) -> Step:
-    source = low.step(x)
+    source = low.line(x) if low.is_line(x) else low.step(x)
     if source.op is not Op.INPUT:
         raise Unsupported("it makes images out of values inside the network")
     if low.is_batch_size(batch) and len(low.shapes[x]) == 2:
@@ -135,7 +137,7 @@ def _reshape_image(low: Lowering, input, channels, height, width) -> Step:
     return _to_images(low, input, -1, channels, height, width)
 
 
-@lowers(torch.cat, torch.concat, torch.concatenate)
+@lowers(torch.cat, torch.concat, torch.concatenate, lines=True)
 def _concat(low: Lowering, tensors, dim=0) -> Value:
     if not isinstance(tensors, (tuple, list)):
         raise Unsupported("it concatenates a list that is computed in the forward")
@@ -144,7 +146,7 @@ def _concat(low: Lowering, tensors, dim=0) -> Value:
     if dim in (1, -1) and all(len(low.shape(tensor)) == 2 for tensor in tensors):
         return Step(Op.CONCAT, [_features(low, tensor) for tensor in tensors])
     steps = [low.image(tensor) for tensor in tensors]
-    if dim not in (1, -3):
+    if dim not in (1, 1 - len(low.shape(tensors[0]))):
         raise Unsupported(
             f"it concatenates on dimension {dim}; a plan of this version knows channels (1) only"
         )

@@ -14,7 +14,7 @@ def _module(low: Lowering, conv: nn.ConvTranspose2d, x: fx.Node) -> Step:
     if conv.padding_mode != "zeros":
         raise Unsupported(f"padding_mode '{conv.padding_mode}' has no node in a plan of this version")
     window = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-    return _transposed(low, x, conv.weight, conv.bias, *window)
+    return transposed(low, x, conv.weight, conv.bias, *window)
 
 
 @lowers(F.conv_transpose2d, torch.conv_transpose2d)
@@ -22,10 +22,10 @@ def _function(
     low: Lowering, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ) -> Step:
     window = (stride, padding, output_padding, low.channel_number(groups), dilation)
-    return _transposed(low, input, low.tensor(weight), low.tensor(bias), *window)
+    return transposed(low, input, low.tensor(weight), low.tensor(bias), *window)
 
 
-def _transposed(
+def transposed(
     low: Lowering, x: fx.Node, weight: Tensor, bias: Tensor | None, stride, padding, output_padding, groups,
     dilation,
 ) -> Step:  # fmt: skip
@@ -62,7 +62,7 @@ def _transposed(
     names = ("out_channels", "group_channels", "kernel_h", "kernel_w")
     ones = dict.fromkeys(("stride_h", "stride_w", "dilation_h", "dilation_w"), 1)
     settings = {**dict(zip(names, filters.shape, strict=True)), **ones, **pads, "groups": groups}
-    conv = low.place(Step(Op.CONV2D, [low.image(x)], settings, {"weight": filters, "bias": bias}))
+    conv = low.place(Step(Op.CONV2D, [low.row_or_image(x)], settings, {"weight": filters, "bias": bias}))
     sides = {"top": padding[0], "left": padding[1], "bottom": left_out[0], "right": left_out[1]}
     return _depth_to_space(conv, stride, groups == 1, sides)
 

@@ -14,7 +14,7 @@ from cnnfast.plan.record import Record
 from cnnfast.plan.steps import Step, reachable, to_plan
 
 _SMALLEST = 3  # steps of a part without a convolution or linear layer
-_VIEWS = (Op.INPUT, Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE)
+_VIEWS = (Op.INPUT, Op.FLATTEN, Op.RESHAPE_IMAGE, Op.SLICE, Op.TO_IMAGE, Op.TO_LINE)
 TOO_SMALL = (
     "a plan of its own would cost more than it saves: there is too little beside it that a plan of this "
     "version has a node for"
@@ -110,7 +110,7 @@ def _split_values(
         node: "it gives something other than one float32 tensor to layers that stay eager"
         for part, low in lowered
         for node in read_outside(part, live)
-        if not isinstance(low.values[node], Step) or str(record.dtypes.get(node)) != "torch.float32"
+        if low.leaving(node) is None or str(record.dtypes.get(node)) != "torch.float32"
     }
 
 
@@ -118,7 +118,7 @@ def _planned(part: Part, low: PartLowering, live: set[fx.Node], winograd: bool) 
     outputs: dict[Step, list[fx.Node]] = {}
     passed: dict[fx.Node, fx.Node] = {}
     for node in read_outside(part, live):
-        step = low.values[node]
+        step = low.leaving(node)
         if step in low.sources:
             passed[node] = low.sources[step]
         else:

@@ -5,8 +5,8 @@ from torch import fx, nn
 
 from cnnfast.fuse.number_nodes import is_number
 from cnnfast.plan.lowering import Lowering
-from cnnfast.plan.lowering.context import Unsupported, Value, is_constant, is_kind
-from cnnfast.plan.nodes import ANY, Op
+from cnnfast.plan.lowering.context import Unsupported, Value, is_constant, is_kind, steps_of
+from cnnfast.plan.nodes import Op
 from cnnfast.plan.parts.partition import operands
 from cnnfast.plan.record import Record
 from cnnfast.plan.steps import Step
@@ -62,18 +62,20 @@ class PartLowering(Lowering):
             raise Unsupported(f"its '{node.args[1]}' is that of a tensor which is not float32")
         return super()._computed(node)
 
-    def _outside(self, value: fx.Node) -> Step:
+    def _outside(self, value: fx.Node) -> Value:
         shape, dtype = self.shapes[value], self.record.dtypes[value]
-        if dtype != torch.float32 or len(shape) not in (2, 4):
+        line = len(shape) == 3 and self.reads_lines(self.node)
+        if dtype != torch.float32 or not (line or len(shape) in (2, 4)):
             raise Unsupported(
                 f"its input '{value.name}' is {dtype} of shape {list(shape)}; a plan reads float32 images "
-                "(N, C, H, W) or features (N, F)"
+                "(N, C, H, W), lines (N, C, L) of layers that know no other tensors, or features (N, F)"
             )
         if not self.record.follows.get(value, True):
             raise Unsupported(
                 f"its input '{value.name}' of shape {list(shape)} has another first dimension than the batch"
             )
-        step = Step(Op.INPUT, settings={"rank": len(shape), "channels": ANY})
-        self.inputs.append(step)
+        given = self.external(len(shape))
+        (step,) = steps_of(given)
         self.sources[step] = value
-        return self.place(step, self.name_of(value))
+        self.place(step, self.name_of(value))
+        return given
