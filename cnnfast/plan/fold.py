@@ -24,7 +24,7 @@ def fold(outputs: list[Step]) -> list[Step]:
     merged: dict[Step, Step] = {}
     for step in steps:
         step.inputs = [merged.get(source, source) for source in step.inputs]
-        for rule in (_fold_affine, _fold_add, _fold_activation, _fold_pad, _fold_affine_in_front):
+        for rule in (_fold_crop, _fold_affine, _fold_add, _fold_activation, _fold_pad, _fold_affine_in_front):
             into = rule(step, uses)
             if into is not None:
                 into.layers += [name for name in step.layers if name not in into.layers]
@@ -171,6 +171,25 @@ def _fold_pad(step: Step, uses: Counter) -> Step | None:
     step.inputs[0] = pad.inputs[0]
     step.layers = [*pad.layers, *step.layers]
     return None
+
+
+def _fold_crop(step: Step, uses: Counter) -> Step | None:
+    """Rows and columns left out behind a convolution are padding that it does not need, as causal ones have."""
+    if step.op is not Op.CROP or step.settings["stride_h"] > 1 or step.settings["stride_w"] > 1:
+        return None
+    source = step.inputs[0]
+    if source.op is not Op.CONV2D or len(source.inputs) > 1 or uses[source] != 1:
+        return None
+    sides = (("top", "h"), ("left", "w"), ("bottom", "h"), ("right", "w"))
+    pads = {
+        f"pad_{side}": source.settings[f"pad_{side}"]
+        - step.settings[side] * source.settings[f"stride_{axis}"]
+        for side, axis in sides
+    }
+    if min(pads.values()) < 0 or source.settings["pad_top"] == SAME:
+        return None
+    source.settings |= pads
+    return source
 
 
 def _fold_affine_in_front(step: Step, uses: Counter) -> Step | None:

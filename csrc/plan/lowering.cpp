@@ -16,6 +16,8 @@ namespace {
 constexpr int64_t kStripWeightBytes = 5 << 19;
 // Strips of whole numbers' products that overlap by more than this cost more than pooling apart.
 constexpr double kMostRepeated = 1.1;
+// More work than this is worth a second thread.
+constexpr double kSharedFlops = 1e6;
 
 // Cheap enough to be computed wherever a value is read.
 bool is_short(const Activation& a) { return a.kind <= Activation::kLeakyReLU; }
@@ -166,6 +168,8 @@ void Lowering::find_conv_pools() {
       continue;
     const Value& in = values_[graph_.nodes[pool].inputs[0]];
     std::vector<Strip> strips = cut_strips(g, window_on(graph_.nodes[pool], in).height, values_[pool].height);
+    // One strip, of one long row, is one thread's work.
+    if (g.images * static_cast<int64_t>(strips.size()) < 2 && g.flops() > kSharedFlops) continue;
     // What pools is rounded there already.
     if (g.algorithm.fixed && (normed || op != Op::kMaxPool2d || rows_repeated(g, strips) > kMostRepeated))
       continue;

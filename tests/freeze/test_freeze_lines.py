@@ -290,6 +290,32 @@ def test_plans_of_lines_have_a_format_of_their_own():
     assert [node.op for node in plan.nodes][-1] is Op.TO_LINE
 
 
+def test_what_a_causal_convolution_leaves_out_is_not_computed():
+    for name, padding in (("chomped", (6, 0)), ("causal", (4, 0))):
+        nodes = decode(cnnfast.freeze(made(name), torch.randn(2, 3, 40), strict=True).plan).nodes
+        assert not any(node.op in (Op.CROP, Op.PAD) for node in nodes)
+        assert padding in [(node["pad_left"], node["pad_right"]) for node in nodes if node.op is Op.CONV2D]
+
+
+def test_rows_and_columns_left_out_behind_a_stride():
+    conv = nn.Conv2d(3, 8, 5, stride=(2, 1), padding=(4, 3))
+
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x):
+            return F.relu(self.conv(x)[:, :, 1:-1, 2:-3])
+
+    model, x = Cut().eval(), torch.randn(2, 3, 17, 18)
+    frozen = cnnfast.freeze(model, x, strict=True)
+    assert [node.op for node in decode(frozen.plan).nodes] == [Op.INPUT, Op.CONV2D]
+    for size in ((17, 18), (20, 25), (12, 9)):
+        y = torch.randn(2, 3, *size)
+        assert_near(frozen(y), truth(model, y))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 1, 40), (3, 40), (2, 4, 40), (2, 3, 0)])
 def test_other_inputs_are_errors(shape):
     frozen = cnnfast.freeze(made("conv"), torch.randn(2, 3, 40), strict=True)

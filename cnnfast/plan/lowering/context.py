@@ -323,8 +323,8 @@ class Lowering:
             return found.step
         if self.is_line(value):
             raise Unsupported(
-                f"its input has shape {self.shape(value)}, not (N, C, H, W): a plan of this version has no node "
-                "for it on lines"
+                f"its input has shape {self.shape(value)}, not (N, C, H, W): a plan of this version has no "
+                "node for it on lines"
             )
         kind = "several tensors" if isinstance(found, list) else f"values laid out as {found.kind}"
         raise Unsupported(f"it works on {kind}: a plan of this version has no node for that")
