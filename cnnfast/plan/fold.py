@@ -174,7 +174,7 @@ def _fold_pad(step: Step, uses: Counter) -> Step | None:
 
 
 def _fold_crop(step: Step, uses: Counter) -> Step | None:
-    """Rows and columns left out behind a convolution are padding that it does not need, as causal ones have."""
+    """Rows and columns left out behind a convolution are padding that it does not need."""
     if step.op is not Op.CROP or step.settings["stride_h"] > 1 or step.settings["stride_w"] > 1:
         return None
     source = step.inputs[0]
