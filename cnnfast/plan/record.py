@@ -182,27 +182,35 @@ _LARGER = ((2, 4), (2, 2))  # times height and width; the second for networks of
 def _places_for_larger(graph: fx.Graph, network: nn.Module, inputs: tuple) -> dict[fx.Node, Place]:
     """Shapes and strides for larger images, without computing: what is equal for one may be so by chance.
 
+    Tensors of three dimensions are lines, (N, C, L), if the network takes longer ones; else they stay.
     Empty where the network does not take other sizes; a plan then knows those of its example alone.
     """
-    for factors in _LARGER:
-        try:
-            with left_alone(network), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-                larger = with_tensors(lambda x: mode.from_tensor(_enlarged(x, factors)), inputs)  # noqa: B023
-                runner = _Places(network, graph=graph)
-                runner.run(*larger)
-        except Exception:  # whatever a forward raises that is made for one size, or needs values
-            continue
-        return runner.places
+    has_lines = any(tensor.dim() == 3 for tensor in tensors_in(inputs))
+    for longer in (True, False) if has_lines else (False,):
+        for factors in _LARGER:
+            try:
+                return _places(graph, network, inputs, factors, longer)
+            except Exception:  # whatever a forward raises that is made for one size, or needs values
+                continue
     return {}
 
 
-def _enlarged(x: Tensor, factors: tuple[int, int]) -> Tensor:
-    if x.dim() == 3:
-        return x.new_empty(()).expand(*x.shape[:2], x.shape[2] * factors[1])
-    if x.dim() != 4:
+def _places(
+    graph: fx.Graph, network: nn.Module, inputs: tuple, factors: tuple[int, int], longer: bool
+) -> dict[fx.Node, Place]:
+    with left_alone(network), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        larger = with_tensors(lambda x: mode.from_tensor(_enlarged(x, factors, longer)), inputs)
+        runner = _Places(network, graph=graph)
+        runner.run(*larger)
+    return runner.places
+
+
+def _enlarged(x: Tensor, factors: tuple[int, int], longer: bool) -> Tensor:
+    if x.dim() != 4 and not (longer and x.dim() == 3):
         return x
-    height, width = (size * factor for size, factor in zip(x.shape[2:], factors, strict=True))
-    return x.new_empty(()).expand(*x.shape[:2], height, width)
+    times = factors if x.dim() == 4 else factors[1:]
+    sides = (size * factor for size, factor in zip(x.shape[2:], times, strict=True))
+    return x.new_empty(()).expand(*x.shape[:2], *sides)
 
 
 class _Places(Interpreter):

@@ -34,14 +34,8 @@ _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, oper
 
 
 _COMPUTED = "a number in it is computed in the forward from more than numbers of channels"
-_BY_VALUE = (
-    "nhwc",
-    "line",
-    "grouped",
-    "shuffled",
-    "plane",
-    "vector",
-)  # what an activation works on as it lies
+# What an activation works on as it lies.
+_BY_VALUE = ("nhwc", "line", "grouped", "shuffled", "plane", "vector")
 
 
 class Unsupported(Exception):
