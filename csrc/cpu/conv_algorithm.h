@@ -38,7 +38,8 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_til
 
 // The cheapest where weights change at every step, with tiles of at most 4x4 pixels for 3x3 and 5x5 kernels:
 // weights are transformed anew each time, and 6x6 pixels for 3x3 have ten times the errors
-// (docs/performance.md). Small convolutions are direct.
+// (docs/performance.md). Kernels of one row or column take all points, with errors of some 2e-6. Small
+// convolutions are direct.
 ConvAlgorithm trained_algorithm(const ConvGeometry& geometry);
 
 // The cheapest with products of whole numbers, where the CPU has them and there is one for these sizes.

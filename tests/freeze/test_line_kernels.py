@@ -126,8 +126,8 @@ def test_what_stands_around_it(settings, dtype, side):
     """Padding is zero behind a norm, not in front of it."""
     model, x = made(side, (7, 64, 64, 1, 12, 22, 2), **settings)
     frozen, wanted = cnnfast.freeze(model, x, dtype=dtype), truth(model, x)
-    assert lines_in(frozen, x) or dtype == torch.bfloat16
     if dtype == torch.float32:
+        assert lines_in(frozen, x)
         assert largest_error(frozen(x), wanted) < FLOAT32
     else:
         assert mean_error(frozen(x), wanted) < 2 * BFLOAT16
