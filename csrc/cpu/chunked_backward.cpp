@@ -53,7 +53,8 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
   const int64_t images = chunks_.all_images(), rows = chunks_.rows(), in = input.size(1);
   if (wanted.input) {
     to_input_.emplace(at::IntArrayRef({images, in, in_chunks_.rows(), input.size(3)}), weight.sizes(), params,
-                      at::IntArrayRef({images, size_.channels, rows, size_.width}), /*winograd=*/true);
+                      at::IntArrayRef({images, size_.channels, rows, size_.width}),
+                      InputGradientParts::of(input));
     grad_border_ = to_input_->border;
   }
   to_weight_.emplace(ConvGeometry{chunks_.images(),
@@ -68,7 +69,10 @@ ChunkedBackward::ChunkedBackward(const at::Tensor& input, const at::Tensor& weig
                                   1,
                                   rows,
                                   size_.width,
-                                  {}},
+                                  {},
+                                  {},
+                                  false,
+                                  input.scalar_type() == at::kBFloat16},
                      images);
   const Overreach beyond = to_weight_->beyond();
   // All taps of the last pixel; rows and columns that strides leave out may lie behind them.

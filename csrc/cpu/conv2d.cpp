@@ -45,9 +45,14 @@ void InputPrologue::apply(const uint16_t* from, int64_t step, float* to, int64_t
 
 ConvGeometry conv_geometry(const at::Tensor& input, const at::Tensor& weight, const Conv2dParams& p,
                            at::IntArrayRef output_sizes, Activation activation) {
-  return {input.size(0),   input.size(1),   weight.size(0), p.groups,      weight.size(2),
-          weight.size(3),  p.stride[0],     p.stride[1],    p.dilation[0], p.dilation[1],
-          output_sizes[2], output_sizes[3], activation};
+  return {input.size(0),   input.size(1),
+          weight.size(0),  p.groups,
+          weight.size(2),  weight.size(3),
+          p.stride[0],     p.stride[1],
+          p.dilation[0],   p.dilation[1],
+          output_sizes[2], output_sizes[3],
+          activation,      {},
+          false,           input.scalar_type() == at::kBFloat16};
 }
 
 at::Tensor conv2d_in(at::ScalarType type, const Conv2dArgs& a, const std::vector<c10::SymInt>& sizes,

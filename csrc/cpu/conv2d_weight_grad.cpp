@@ -23,8 +23,10 @@ namespace cnnfast::cpu {
 namespace {
 
 // What is compiled, see kernels/winograd_gradient.inl: gradients of 3x3 kernels by tiles of 3x3 and 4x4
-// pixels, those of 5x5 ones by tiles of 2x2 and 4x4.
-constexpr std::array<ConvAlgorithm, 4> kWinograd{{{5, 3}, {6, 4}, {6, 2}, {8, 4}}};
+// pixels, those of 5x5 ones by tiles of 2x2 and 4x4; and tiles of 6x6 pixels for both, which err by 5e-5 of
+// the largest value at most, for images in bfloat16.
+constexpr std::array<ConvAlgorithm, 6> kWinograd{{{5, 3}, {6, 4}, {6, 2}, {8, 4}, {8, 6}, {10, 6}}};
+constexpr int64_t kLargestFloatTile = 4;
 // Transformed tiles of one strip should stay in the second-level cache where the sums do.
 constexpr int64_t kStripBytes = 640 * 1024;
 constexpr int64_t kNearSumBytes = 640 * 1024;
@@ -57,6 +59,14 @@ int64_t gradient_strip_tiles(const ConvGeometry& g, int64_t in) {
 
 namespace {
 
+// A vector of sums from the third-level cache and back.
+constexpr double kSumCycles = 16;
+
+ConvGeometry by(ConvGeometry g, const ConvAlgorithm& a) {
+  g.algorithm = a;
+  return g;
+}
+
 // In cycles of multiply-adds of a vector (docs/performance.md).
 double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto width = static_cast<double>(kernels().vector_width);
@@ -64,7 +74,11 @@ double cost(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto pixels = static_cast<double>(g.images * g.out_height * g.out_width);
   if (a.direct()) return 1.15 * pixels * static_cast<double>(g.kernel_h * g.kernel_w) * in * out;
   const auto points = static_cast<double>(a.points * a.points), tiles = static_cast<double>(tiles_of(g, a));
-  return points * (1.2 * tiles * in * out + tiles * (12.5 * in / width + 22 * out) + 4.0 * in * out);
+  // Sums that leave the second-level cache are read and written again for every strip.
+  const bool near = points * 4 * in * out * width <= kNearSumBytes;
+  const double strips = near ? 0 : tiles / static_cast<double>(gradient_strip_tiles(by(g, a), g.in_channels));
+  return points * (1.2 * tiles * in * out + tiles * (12.5 * in / width + 22 * out) +
+                   (4.0 + kSumCycles * strips) * in * out);
 }
 
 }  // namespace
@@ -74,8 +88,10 @@ ConvAlgorithm gradient_algorithm(const ConvGeometry& g) {
   if (g.kernel_w != g.kernel_h || g.stride_h != 1 || g.stride_w != 1 || g.dilation_h != 1 ||
       g.dilation_w != 1)
     return best;
-  for (const ConvAlgorithm& a : kWinograd)
-    if (a.points - a.tile + 1 == g.kernel_h && cost(g, a) < cost(g, best)) best = a;
+  for (const ConvAlgorithm& a : kWinograd) {
+    if (a.points - a.tile + 1 != g.kernel_h || (a.tile > kLargestFloatTile && !g.bfloat16)) continue;
+    if (cost(g, a) < cost(g, best)) best = a;
+  }
   return best;
 }
 
@@ -158,6 +174,7 @@ at::Tensor weight_gradient(const at::Tensor& grad_output, const at::Tensor& inpu
   at::Tensor weight_grad = gradient_empty_like(weight);
   if (grad_output.numel() == 0) return weight_grad.zero_();
   ConvGeometry g = group_geometry(grad_output, weight, p);
+  g.bfloat16 = input.scalar_type() == at::kBFloat16;
   g.algorithm = gradient_algorithm(g);
   const bool winograd = !g.algorithm.direct();
   const Overreach beyond = overreach(g);
@@ -176,6 +193,15 @@ at::Tensor weight_gradient(const at::Tensor& grad_output, const at::Tensor& inpu
 
 namespace {
 
+at::Tensor widened_weight_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                               const at::Tensor& weight, const Conv2dParams& p) {
+  const at::Tensor wide = widened_kept(weight);
+  if (serves_weight_gradient(wide, p.groups))
+    return weight_gradient(widened_kept(grad_output), input, wide, p);
+  return conv2d_weight_grad_composite(widened_kept(grad_output), widened_kept(input), wide, p.stride,
+                                      p.padding, p.dilation, p.groups);
+}
+
 at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                   const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                   at::IntArrayRef dilation, int64_t groups) {
@@ -191,10 +217,7 @@ at::Tensor conv2d_weight_grad_cpu(const at::Tensor& grad_output, const at::Tenso
     if (found.defined()) return found;
   }
   // With few channels in a group products of widened values are as good.
-  if (narrow)
-    return rounded_to(weight.scalar_type(),
-                      conv2d_weight_grad_cpu(widened_kept(grad_output), widened_kept(input),
-                                             widened_kept(weight), stride, padding, dilation, groups));
+  if (narrow) return rounded_to(weight.scalar_type(), widened_weight_grad(grad_output, input, weight, p));
   if (!is_plain_float(grad_output) || !is_plain_float(input) || !serves_weight_gradient(weight, groups))
     return conv2d_weight_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   check_conv2d_gradient("conv2d_weight_grad", grad_output, input, weight, p);

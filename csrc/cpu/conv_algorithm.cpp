@@ -14,7 +14,8 @@ namespace {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What is compiled, see kernels/winograd.inl.
-constexpr std::array<ConvAlgorithm, 7> kWinograd{{{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}}};
+constexpr std::array<ConvAlgorithm, 8> kWinograd{
+    {{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}, {10, 6}}};
 
 // See kernels/winograd_fixed.inl.
 constexpr std::array<ConvAlgorithm, 5> kFixed{
@@ -182,7 +183,7 @@ struct KernelMatrix {
 };
 
 const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
-  static const std::array<KernelMatrix, 13> matrices{{{4, 2, kernel_matrix<4>(3)},
+  static const std::array<KernelMatrix, 14> matrices{{{4, 2, kernel_matrix<4>(3)},
                                                       {5, 3, kernel_matrix<5>(3)},
                                                       {6, 4, kernel_matrix<6>(3)},
                                                       {7, 5, kernel_matrix<7>(3)},
@@ -191,6 +192,7 @@ const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
                                                       {6, 2, kernel_matrix<6>(5)},
                                                       {8, 4, kernel_matrix<8>(5)},
                                                       {9, 5, kernel_matrix<9>(5)},
+                                                      {10, 6, kernel_matrix<10>(5)},
                                                       {8, 2, kernel_matrix<8>(7)},
                                                       {9, 3, kernel_matrix<9>(7)},
                                                       {10, 4, kernel_matrix<10>(7)},
@@ -228,7 +230,8 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
 
 ConvAlgorithm trained_algorithm(const ConvGeometry& g) {
   if (g.flops() < kTrainedWinogradFlops || g.dilation_h > 1) return {};
-  return choose_algorithm(g, g.line() || g.kernel_h == 5 ? 6 : 4);
+  const bool all_points = g.line() || g.kernel_h == 5;
+  return choose_algorithm(g, g.bfloat16 ? kLargestTile16 : all_points ? kLargestTile : 4);
 }
 
 std::optional<ConvAlgorithm> choose_fixed(const ConvGeometry& g) {

@@ -18,9 +18,10 @@ struct ConvAlgorithm {
   bool operator==(const ConvAlgorithm&) const = default;
 };
 
-// Largest tile where values are floats, and where they are rounded to bfloat16: tiles of 7x7 pixels err by
-// 5e-5 of the largest value, a hundredth of that rounding, and divide images of 224 pixels' halves evenly.
-constexpr int64_t kLargestTile = 6, kLargestTile16 = 7;
+// Largest tile where values are floats, and where they are rounded to bfloat16: tiles of 7x7 pixels under 3x3
+// kernels, and of 6x6 under 5x5 ones, err by 5e-5 of the largest value, a hundredth of that rounding; those
+// of 7x7 divide images of 224 pixels' halves evenly.
+constexpr int64_t kLargestTile = 6, kLargestTile16 = 8;
 // A bound on tiles that was said for floats, for such values.
 constexpr int64_t largest_tile16(int64_t largest_tile) {
   return largest_tile >= kLargestTile ? kLargestTile16 : largest_tile;
@@ -36,10 +37,10 @@ std::vector<ConvAlgorithm> possible_algorithms(const ConvGeometry& geometry, int
 // of threads, so that results don't either.
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, int64_t largest_tile);
 
-// The cheapest where weights change at every step, with tiles of at most 4x4 pixels for 3x3 and 5x5 kernels:
-// weights are transformed anew each time, and 6x6 pixels for 3x3 have ten times the errors
-// (docs/performance.md). Kernels of one row or column take all points, with errors of some 2e-6. Small
-// convolutions are direct.
+// The cheapest where weights change at every step. Floats take tiles of at most 4x4 pixels for 3x3 and 5x5
+// kernels, since 6x6 pixels for 3x3 have ten times the errors (docs/performance.md), and all points for
+// kernels of one row or column, with errors of some 2e-6; bfloat16 takes all tiles. Small convolutions are
+// direct.
 ConvAlgorithm trained_algorithm(const ConvGeometry& geometry);
 
 // The cheapest with products of whole numbers, where the CPU has them and there is one for these sizes.

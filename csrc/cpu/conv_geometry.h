@@ -14,6 +14,7 @@ struct ConvGeometry {
   Activation activation;
   ConvAlgorithm algorithm{};
   bool far_input = false;  // a part of a larger input that does not stay in the second-level cache
+  bool bfloat16 = false;   // values come and go in it: where weights change, tiles may be larger
 
   int64_t group_in() const { return in_channels / groups; }
   int64_t group_out() const { return out_channels / groups; }

@@ -46,7 +46,7 @@ InputGradient::InputGradient(const at::Tensor& input, const at::Tensor& weight, 
     : input_(input),
       weight_(weight),
       params_(params),
-      parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/true) {
+      parts_(input.sizes(), weight.sizes(), params, output_sizes, InputGradientParts::of(input)) {
   for (const InputGradientPart& part : parts_.parts) {
     const bool raw = takes_raw_weights(part.geometry);
     packing_.push_back({packed_floats_, raw});
@@ -115,6 +115,22 @@ void InputGradient::run_into(const View& grad, const at::Tensor& result) const {
 
 namespace {
 
+// By products of floats; bfloat16 gradients are widened on their way in. The result is float32.
+at::Tensor float_input_grad(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                            const Conv2dParams& p) {
+  const InputGradient gradient(input, weight, p, grad_output.sizes());
+  at::Tensor storage;
+  return gradient.run(with_border_kept(grad_output, gradient.border(), storage));
+}
+
+at::Tensor widened_input_grad(const at::Tensor& grad_output, const at::Tensor& input,
+                              const at::Tensor& weight, const Conv2dParams& p) {
+  const at::Tensor wide = widened_kept(weight);
+  if (InputGradient::serves(input, wide, p)) return float_input_grad(grad_output, input, wide, p);
+  return conv2d_input_grad_composite(widened_kept(grad_output), widened_kept(input), wide, p.stride,
+                                     p.padding, p.dilation, p.groups);
+}
+
 at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                  const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups) {
@@ -126,17 +142,12 @@ at::Tensor conv2d_input_grad_cpu(const at::Tensor& grad_output, const at::Tensor
     PairedInputGradient gradient(input, weight, p, grad_output.sizes());
     return gradient.run(bring_in16(grad_output, gradient.border()));
   }
-  if (narrow)
-    return rounded_to(input.scalar_type(),
-                      conv2d_input_grad_cpu(widened_kept(grad_output), widened_kept(input),
-                                            widened_kept(weight), stride, padding, dilation, groups));
+  if (narrow) return rounded_to(input.scalar_type(), widened_input_grad(grad_output, input, weight, p));
   if (!is_plain_float(grad_output) || !is_plain_float(input) || !InputGradient::serves(input, weight, p))
     return conv2d_input_grad_composite(grad_output, input, weight, stride, padding, dilation, groups);
   check_conv2d_gradient("conv2d_input_grad", grad_output, input, weight, p);
   if (grad_output.numel() == 0) return at::zeros_like(input);
-  const InputGradient gradient(input, weight, p, grad_output.sizes());
-  at::Tensor storage;
-  return gradient.run(with_border_kept(grad_output, gradient.border(), storage));
+  return float_input_grad(grad_output, input, weight, p);
 }
 
 }  // namespace

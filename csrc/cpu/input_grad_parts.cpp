@@ -33,7 +33,7 @@ std::vector<InputGradientPart::Phase> phases_of(int64_t size, int64_t kernel, in
 
 InputGradientParts::InputGradientParts(at::IntArrayRef input_sizes, at::IntArrayRef weight_sizes,
                                        const Conv2dParams& params, at::IntArrayRef output_sizes,
-                                       bool winograd) {
+                                       Values values) {
   const auto side = [&](int i) {
     return phases_of(input_sizes[2 + i], weight_sizes[2 + i], params.stride[i], params.padding[i],
                      params.dilation[i]);
@@ -59,7 +59,8 @@ InputGradientParts::InputGradientParts(at::IntArrayRef input_sizes, at::IntArray
                      rows.places,
                      columns.places,
                      {}};
-      if (winograd) g.algorithm = trained_algorithm(g);
+      g.bfloat16 = values == Values::kWidened;
+      if (values != Values::kPairs) g.algorithm = trained_algorithm(g);
       add({rows, columns, g}, params, output_sizes);
     }
 }

@@ -20,9 +20,14 @@ struct InputGradientPart {
 };
 
 struct InputGradientParts {
-  // Without Winograd's algorithm every part is a direct convolution.
+  // What is multiplied: pairs of bfloat16, in direct convolutions alone; floats; floats that were bfloat16.
+  enum class Values { kPairs, kFloat, kWidened };
   InputGradientParts(at::IntArrayRef input_sizes, at::IntArrayRef weight_sizes, const Conv2dParams& params,
-                     at::IntArrayRef output_sizes, bool winograd);
+                     at::IntArrayRef output_sizes, Values values);
+  // Of gradients of such an input by products of floats.
+  static Values of(const at::Tensor& input) {
+    return input.scalar_type() == at::kBFloat16 ? Values::kWidened : Values::kFloat;
+  }
 
   std::vector<InputGradientPart> parts;
   bool covers_all = true;  // every place of the input belongs to a part

@@ -47,7 +47,7 @@ PairedInputGradient::PairedInputGradient(const at::Tensor& input, const at::Tens
     : input_(input),
       weight_(params.groups == 1 ? widened(weight) : swapped_groups(widened(weight), params.groups)),
       params_(params),
-      parts_(input.sizes(), weight.sizes(), params, output_sizes, /*winograd=*/false) {
+      parts_(input.sizes(), weight.sizes(), params, output_sizes, InputGradientParts::Values::kPairs) {
   if (joins(weight, params, input.size(3))) join_pixels();
 }
 

@@ -18,6 +18,7 @@ GEOMETRIES = {
     "three_small_images": (160, 128, 3, 1, 1, 6, 6, 9),
     "five": (48, 64, 5, 2, 1, 19, 23, 2),
     "five_more_padding": (32, 64, 5, 4, 1, 19, 21, 2),
+    "five_evenly": (64, 96, 5, 2, 1, 18, 24, 3),
     "grouped": (96, 96, 3, 1, 2, 27, 26, 2),
     "row": (128, 96, (1, 7), (0, 3), 1, 17, 18, 2),
     "column": (128, 96, (7, 1), (3, 0), 1, 18, 17, 2),
@@ -70,6 +71,29 @@ def test_conv2d_winograd_gradients(geometry):
     wanted = torch.sigmoid(F.conv2d(doubles[0], doubles[1], doubles[2], 1, padding, 1, groups))
     for a, w in zip(actual, torch.autograd.grad(wanted, doubles, cotangent.double()), strict=True):
         _near(a, w, 2e-5)
+
+
+def _near_but_for_rounding(actual, wanted):
+    """bfloat16 results: rounded to nearest, with the errors of its larger tiles before."""
+    assert actual.dtype == torch.bfloat16
+    allowed = 2**-8 * wanted.abs() + 1e-4 * wanted.abs().max()
+    assert ((actual.double() - wanted).abs() <= allowed).all()
+
+
+@CASES
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_conv2d_winograd_bfloat16(geometry, layout):
+    """Values and gradients: products of pairs, or Winograd's with tiles that float32 does not take."""
+    x, weight, bias, padding, groups = (t.bfloat16() if torch.is_tensor(t) else t for t in _tensors(geometry))
+    leaves = [in_layout(x, layout).requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
+    actual = ops.conv2d(*leaves, None, None, (1, 1), padding, (1, 1), groups)
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = F.conv2d(*doubles, 1, padding, 1, groups)
+    _near_but_for_rounding(actual, wanted)
+    cotangent = torch.randn(wanted.shape).bfloat16()
+    gradients = torch.autograd.grad(wanted, doubles, cotangent.double())
+    for a, w in zip(torch.autograd.grad(actual, leaves, cotangent), gradients, strict=True):
+        _near_but_for_rounding(a, w)
 
 
 def test_conv2d_winograd_follows_a_changed_weight():

@@ -88,6 +88,8 @@ void winograd(const WinogradCall& c, int64_t tile_begin, int64_t tile_end, int64
       return winograd_tiles<6, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 8 * 16 + 4:
       return winograd_tiles<8, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 10 * 16 + 6:
+      return winograd_tiles<10, 6>(c, tile_begin, tile_end, panel_begin, panel_end);
   }
 }
 

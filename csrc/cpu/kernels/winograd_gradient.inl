@@ -44,21 +44,21 @@ void transform_gradient_tile(const WinogradGradCall& c, const GradientScratch& s
                 panel.channel;
     if (ahead) fetch_pixels<0>(ahead + channel, c.grad, T, 0, T);
     Vec t[N * T];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int x = 0; x < T; ++x) {
       Vec g[T];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int y = 0; y < T; ++y)
         g[y] = y < rows && x < columns
                    ? Vec::load_first(from + y * c.grad.row + x * c.grad.pixel + channel, lanes)
                    : Vec::zero();
       transform_kernel<N, T>(g, t + x, T);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int y = 0; y < N; ++y) {
       Vec u[N];
       transform_kernel<N, T>(t + y * T, u, 1);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int x = 0; x < N; ++x) u[x].store(to + (y * N + x) * s.grad_point);
     }
   }
@@ -92,10 +92,10 @@ void finish_kernels(const WinogradGradCall& c, const GradientScratch& s, const G
     for (int64_t i = 0; i < channels; ++i) {
       const float* from = sums + i * row + lane;
       Vec t[K * N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int x = 0; x < N; ++x) {
         Vec m[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int y = 0; y < N; ++y) m[y] = Vec::load(from + (y * N + x) * s.sums_point);
         transform_output<N, K>(m, 1, t + x, N);
       }
@@ -163,10 +163,14 @@ void winograd_gradient(const WinogradGradCall& c, int64_t in_begin, int64_t in_e
       return winograd_gradient_of<5, 3>(c, in_begin, in_end);
     case 6 * 16 + 3:
       return winograd_gradient_of<6, 3>(c, in_begin, in_end);
+    case 8 * 16 + 3:
+      return winograd_gradient_of<8, 3>(c, in_begin, in_end);
     case 6 * 16 + 5:
       return winograd_gradient_of<6, 5>(c, in_begin, in_end);
     case 8 * 16 + 5:
       return winograd_gradient_of<8, 5>(c, in_begin, in_end);
+    case 10 * 16 + 5:
+      return winograd_gradient_of<10, 5>(c, in_begin, in_end);
   }
 }
 

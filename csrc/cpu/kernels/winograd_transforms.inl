@@ -116,7 +116,7 @@ inline void transform_kernel_pairs(const Vec* g, Vec* out, int step) {
 // i over the product of its distances to the other points.
 template <int N, int K>
 inline void transform_kernel(const Vec* g, Vec* out, int step) {
-  static_assert(K >= 2 && K <= 5);
+  static_assert(K >= 2 && K <= 6);
   if constexpr (WinogradPoints<N>::kZero)
     out[0] = g[0] * Vec::set1(static_cast<float>(1.0 / zero_distance<N>()));
   transform_kernel_pairs<N, K, 0>(g, out, step);

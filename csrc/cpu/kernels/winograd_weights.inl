@@ -43,6 +43,8 @@ void quick_winograd_weights(const WinogradWeightsCall& c) {
       return transform_kernels<6, 5>(c.kernels, c.inputs, c.lanes, c.output, c.step);
     case 8 * 16 + 5:
       return transform_kernels<8, 5>(c.kernels, c.inputs, c.lanes, c.output, c.step);
+    case 10 * 16 + 5:
+      return transform_kernels<10, 5>(c.kernels, c.inputs, c.lanes, c.output, c.step);
   }
 }
 
