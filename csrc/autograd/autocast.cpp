@@ -70,7 +70,7 @@ struct Autocast {
                            std::string_view activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     static auto op = typed_operator<decltype(linear_composite)>("cnnfast::linear");
-    if (has_many_rows(input))
+    if (has_many_rows(input, weight))
       return op.call(cast(input), cast_parameter(weight), cast_parameter(bias), activation);
     if (multiplies_wide(input, weight) && (!present(bias) || stays_float(*bias)))
       return op.call(cast(input).to(at::kFloat), weight, bias, activation).to(at::kBFloat16);

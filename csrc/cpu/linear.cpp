@@ -34,7 +34,7 @@ bool is_float_or_bfloat16(const at::Tensor& t) { return is_plain_float(t) || tak
 int64_t rows_of(const at::Tensor& features) { return features.numel() / features.size(-1); }
 
 bool takes_images(const at::Tensor& input, const at::Tensor& weight) {
-  return has_many_rows(input) && is_float_or_bfloat16(input) && is_float_or_bfloat16(weight);
+  return has_many_rows(input, weight) && is_float_or_bfloat16(input) && is_float_or_bfloat16(weight);
 }
 
 // Pixels are rows. Images, for threads to share: some, whatever the rows were.

@@ -36,7 +36,11 @@ c10::SymInt rows_of(const at::Tensor& input) {
 
 }  // namespace
 
-bool has_many_rows(const at::Tensor& input) { return rows_of(input) >= 512; }
+bool has_many_rows(const at::Tensor& input, const at::Tensor& weight) {
+  constexpr int64_t kManyRows = 512, kManyForNearWeights = 128, kNearWeights = 1 << 18;
+  const bool near = weight.sym_numel() <= kNearWeights;
+  return rows_of(input) >= (near ? kManyForNearWeights : kManyRows);
+}
 bool has_few_rows(const at::Tensor& input) { return rows_of(input) <= 32; }
 
 at::Tensor linear_composite(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,

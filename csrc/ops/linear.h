@@ -8,9 +8,9 @@ namespace cnnfast {
 std::vector<c10::SymInt> check_linear(const at::Tensor& input, const at::Tensor& weight,
                                       const OptionalTensor& bias, std::string_view activation);
 
-// Whether packing weights costs little beside the products: values in bfloat16 then multiply as those of
-// convolutions do, and gradients in float32 come from those kernels too.
-bool has_many_rows(const at::Tensor& input);
+// Whether packing weights costs little beside the products, sooner where weights stay in cache: values in
+// bfloat16 then multiply as those of convolutions do, and gradients in float32 come from those kernels too.
+bool has_many_rows(const at::Tensor& input, const at::Tensor& weight);
 // Whether reading the weights takes longer than the products do.
 bool has_few_rows(const at::Tensor& input);
 

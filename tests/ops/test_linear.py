@@ -181,7 +181,14 @@ def test_linear_second_derivative_is_an_error():
 
 
 # So many rows are pixels of images: values in bfloat16, and gradients, come from kernels of convolutions.
-MANY_ROWS = [((512,), 16, 24), ((521,), 33, 7), ((3, 200), 40, 9), ((2, 17, 19), 12, 65), ((640,), 1, 1)]
+MANY_ROWS = [
+    ((512,), 16, 24),
+    ((130,), 40, 12),
+    ((521,), 33, 7),
+    ((3, 200), 40, 9),
+    ((2, 17, 19), 12, 65),
+    ((640,), 1, 1),
+]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -226,7 +233,7 @@ def test_linear_in_bfloat16(shape, activation, parameters):
 
 
 @needs_extension
-@pytest.mark.parametrize("rows", [7, 100, 600])
+@pytest.mark.parametrize("rows", [7, 100, 200, 600])
 def test_linear_under_autocast_as_eager(rows):
     input, weight = torch.randn(rows, 48, requires_grad=True), weight_of(48, 20)
     bias, cotangent = torch.randn(20, requires_grad=True), torch.randn(rows, 20)
