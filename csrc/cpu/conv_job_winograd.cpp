@@ -104,6 +104,10 @@ void ConvJob::run_winograd(const PackedConv& packed, const float* input, float* 
     call.input = tiles_of(input_, const_cast<float*>(input) + group * in);
     call.output = tiles_of(output_, output + group * out);
     call.residual = tiles_of(residual_, residual ? const_cast<float*>(residual) + group * out : nullptr);
+    if (prologue_.scale) {
+      call.prologue.scale = prologue_.scale + group * in;
+      call.prologue.shift = prologue_.shift + group * in;
+    }
     call.weight = packed.weight + group * (call.raw ? out * call.raw->out : padded * in * g_.products());
     call.scale = packed.scale.size() ? packed.scale.data() + group * padded : nullptr;
     call.shift = packed.shift.size() ? packed.shift.data() + group * padded : nullptr;

@@ -69,6 +69,35 @@ def test_winograd_values(geometry):
     assert _error(cnnfast.freeze(model, x, winograd=False)(x), wanted) < 2e-6
 
 
+# Groups, kernel, padding.
+BEHIND_NORMS = [
+    (1, 3, 1),
+    (2, 3, 1),
+    (4, 3, 1),
+    (2, 3, 0),
+    (2, 5, 2),
+    (2, (1, 7), (2, 1)),
+    (4, (5, 1), (2, 0)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", BEHIND_NORMS, ids=str)
+def test_winograd_behind_a_norm_takes_every_group_its_own(case, dtype):
+    """Norm and activation are applied on the way in: scale and shift of the group's channels."""
+    groups, kernel, padding = case
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(64)
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.2, 3)
+    nn.init.uniform_(norm.weight, -2, 2), nn.init.normal_(norm.bias)
+    model = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(64, 96, kernel, padding=padding, groups=groups)).eval()
+    x = torch.randn(2, 64, 26, 27)
+    frozen = cnnfast.freeze(model, x, dtype=dtype)
+    if dtype == torch.float32:
+        assert re.search("affine, conv .* winograd", _described(frozen, x))
+    assert _error(frozen(x), truth(model, x)) < (3e-5 if dtype == torch.float32 else 2e-2)
+
+
 @pytest.mark.parametrize("name", ["vgg", "f6_overreach", "late", "five", "grouped_five"])
 def test_winograd_is_used_where_it_pays(name):
     model, x = _case(GEOMETRIES[name])
