@@ -18,6 +18,9 @@ _NORM = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
     "training", "track_running_stats", "momentum", "eps",
 )  # fmt: skip
+_INSTANCE_NORM = (
+    "weight", "bias", "running_mean", "running_var", "training", "track_running_stats", "momentum", "eps",
+)  # fmt: skip
 # What a frozen norm is in terms of BatchNorm2d.
 _FROZEN = {"num_batches_tracked": None, "training": False, "track_running_stats": True, "momentum": 0.1}
 
@@ -134,6 +137,12 @@ def linear(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
 def batch_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     norm = norm_values(graph, root, group.batch_norm)
     return runtime_norm.bn, (group.source, group.residual, *norm, activation(graph, root, group))
+
+
+def instance_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    norm = Layer(graph, root, group.first)
+    values = (norm[name] for name in _INSTANCE_NORM)
+    return runtime_norm.instance_norm, (group.source, *values, activation(graph, root, group))
 
 
 def bn_conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:

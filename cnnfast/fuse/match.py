@@ -90,7 +90,7 @@ class _Matcher:
             self.take_batch_norm(group, _NORMS_BEHIND[group.kind])
         if group.kind == "conv":
             self.take_add(group)
-        if group.kind in _NORMS_BEHIND:
+        if group.kind in _NORMS_BEHIND or group.kind == "instance_norm":
             self.take_activation(group)
         return group
 

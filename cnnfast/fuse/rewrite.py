@@ -10,6 +10,7 @@ _BUILDERS = {
     "conv": builders.conv,
     "linear": builders.linear,
     "bn": builders.batch_norm,
+    "instance_norm": builders.instance_norm,
     "bn_conv": builders.bn_conv,
     "max_pool": builders.max_pool,
     "avg_pool": builders.avg_pool,
@@ -23,6 +24,7 @@ _BUILDERS = {
 _OPERATORS = {
     "conv": "conv2d",
     "bn": "batch_norm2d",
+    "instance_norm": "batch_norm2d",
     "bn_conv": "bn_act_conv2d",
     "max_pool": "max_pool2d",
     "avg_pool": "avg_pool2d",

@@ -20,6 +20,7 @@ _MODULES = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
     nn.BatchNorm2d: "bn",
+    nn.InstanceNorm2d: "instance_norm",
     nn.MaxPool2d: "max_pool",
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool2d: "global_avg_pool",
