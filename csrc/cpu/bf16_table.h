@@ -134,6 +134,8 @@ struct Affine16Call {
 struct Norm16Kernels {
   void (*column_sum)(const uint16_t* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
                      float* sum);
+  void (*column_distances)(const uint16_t* x, int64_t stride, int64_t rows, int64_t channels,
+                           const float* from, float* sum);
   void (*affine)(const Affine16Call<uint16_t>&, int64_t rows);
   void (*affine_wide)(const Affine16Call<float>&, int64_t rows);
   void (*backward_sums)(const NormBackwardRows<uint16_t, uint16_t>&, int64_t rows, float* sum,

@@ -404,6 +404,9 @@ struct KernelTable {
   // sum[c] += x[r][c], and with `mean`: sum[c] += (x[r][c] - mean[c])^2, over `rows` rows.
   void (*column_sum)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
                      float* sum);
+  // sum[c] += x[r][c] - from[c], over `rows` rows.
+  void (*column_distances)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* from,
+                           float* sum);
   void (*activate)(float* x, int64_t count, Activation);
   // Output rows [row_begin, row_end) over all images.
   void (*lrn)(const LrnCall&, int64_t row_begin, int64_t row_end);

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
@@ -20,11 +21,32 @@ bool all_float(const at::Tensor& input, std::initializer_list<OptionalTensor> ot
 
 namespace {
 
-void column_sum(const PixelRows& x, int64_t first, int64_t rows, const float* mean, float* sum) {
+void add_squares(const PixelRows& x, int64_t first, int64_t rows, const float* mean, float* sum) {
   if (x.narrow)
     bf16_kernels().norm->column_sum(x.narrow + first * x.stride, x.stride, rows, x.channels, mean, sum);
   else
     kernels().column_sum(x.data + first * x.stride, x.stride, rows, x.channels, mean, sum);
+}
+
+void add_distances(const PixelRows& x, int64_t first, int64_t rows, const float* from, float* sum) {
+  if (x.narrow)
+    bf16_kernels().norm->column_distances(x.narrow + first * x.stride, x.stride, rows, x.channels, from, sum);
+  else
+    kernels().column_distances(x.data + first * x.stride, x.stride, rows, x.channels, from, sum);
+}
+
+// Means over rows. Values are summed as distances from those of the first row, which loses less the less they
+// vary, and nothing where they do not. `origin`: memory for a row.
+void find_means(const PixelRows& x, int64_t first, int64_t rows, float* origin, float* mean) {
+  if (x.narrow)
+    bf16_kernels().widen({x.narrow + first * x.stride, x.stride}, {origin, x.channels}, 1, x.channels);
+  else
+    std::copy_n(x.data + first * x.stride, x.channels, origin);
+  for (int64_t c = 0; c < x.channels; ++c)
+    if (!std::isfinite(origin[c])) origin[c] = 0.0f;
+  add_distances(x, first, rows, origin, mean);
+  const float scale = 1.0f / static_cast<float>(rows);
+  for (int64_t c = 0; c < x.channels; ++c) mean[c] = origin[c] + mean[c] * scale;
 }
 
 }  // namespace
@@ -37,12 +59,11 @@ Statistics batch_statistics(const PixelRows& x) {
   const auto rows_of = [&](int64_t part) { return std::min(kRowsPerPart, x.rows - part * kRowsPerPart); };
   parallel_team(threads_for(x.rows * channels), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(parts, 1, thread, team);
+    std::vector<float> origin(static_cast<size_t>(channels));
     for (int64_t part = begin; part < end; ++part) {
       float* mean = means.data() + part * channels;
-      column_sum(x, part * kRowsPerPart, rows_of(part), nullptr, mean);
-      const float scale = 1.0f / static_cast<float>(rows_of(part));
-      for (int64_t c = 0; c < channels; ++c) mean[c] *= scale;
-      column_sum(x, part * kRowsPerPart, rows_of(part), mean, squares.data() + part * channels);
+      find_means(x, part * kRowsPerPart, rows_of(part), origin.data(), mean);
+      add_squares(x, part * kRowsPerPart, rows_of(part), mean, squares.data() + part * channels);
     }
   });
   const auto count = static_cast<double>(x.rows);

@@ -6,10 +6,14 @@ namespace {
 // Asked for ahead: hardware does not foresee lines a pixel apart.
 constexpr int64_t kRowsAhead = 16;
 
+// What is added of a value: itself, its distance from a number of its channel, or the square of that.
+enum class Summand { kValue, kDistance, kSquare };
+
 // NV vectors of channels, the last of which has `lanes`: sums of their own, which do not wait for each other.
-template <int NV, bool kCentred, class T>
+template <int NV, Summand kSummand, class T>
 inline void sum_columns(const T* x, int64_t stride, int64_t rows, const float* mean, float* sum,
                         int64_t lanes) {
+  constexpr bool kCentred = kSummand != Summand::kValue;
   const auto load = [&](const auto* p, int j) {
     return load_lanes(p + j * Vec::kWidth, j == NV - 1 ? lanes : Vec::kWidth);
   };
@@ -20,36 +24,42 @@ inline void sum_columns(const T* x, int64_t stride, int64_t rows, const float* m
     centre[j] = kCentred ? load(mean, j) : Vec::zero();
   }
   for (int64_t r = 0; r < rows; ++r, x += stride) {
-    if constexpr (!kCentred)
+    if constexpr (kSummand != Summand::kSquare)  // these are in cache
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j += 64 / static_cast<int>(sizeof(T)) / Vec::kWidth)
         fetch(x, kRowsAhead * stride + j * Vec::kWidth);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const Vec d = kCentred ? load(x, j) - centre[j] : load(x, j);
-      acc[j] = kCentred ? Vec::fma(d, d, acc[j]) : acc[j] + d;
+      acc[j] = kSummand == Summand::kSquare ? Vec::fma(d, d, acc[j]) : acc[j] + d;
     }
   }
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) store_lanes(acc[j], sum + j * Vec::kWidth, j == NV - 1 ? lanes : Vec::kWidth);
 }
 
-template <bool kCentred, class T>
+template <Summand kSummand, class T>
 void sum_all_columns(const T* x, int64_t stride, int64_t rows, int64_t channels, const float* mean,
                      float* sum) {
   int64_t channel = 0;
-  const auto centre = [&] { return kCentred ? mean + channel : nullptr; };
+  const auto centre = [&] { return mean ? mean + channel : nullptr; };
   for (; channels - channel >= 4 * Vec::kWidth; channel += 4 * Vec::kWidth)
-    sum_columns<4, kCentred>(x + channel, stride, rows, centre(), sum + channel, Vec::kWidth);
+    sum_columns<4, kSummand>(x + channel, stride, rows, centre(), sum + channel, Vec::kWidth);
   for (; channel < channels; channel += Vec::kWidth)
-    sum_columns<1, kCentred>(x + channel, stride, rows, centre(), sum + channel,
+    sum_columns<1, kSummand>(x + channel, stride, rows, centre(), sum + channel,
                              channels - channel < Vec::kWidth ? channels - channel : Vec::kWidth);
 }
 
 template <class T>
 void column_sum(const T* x, int64_t stride, int64_t rows, int64_t channels, const float* mean, float* sum) {
-  mean ? sum_all_columns<true>(x, stride, rows, channels, mean, sum)
-       : sum_all_columns<false>(x, stride, rows, channels, mean, sum);
+  mean ? sum_all_columns<Summand::kSquare>(x, stride, rows, channels, mean, sum)
+       : sum_all_columns<Summand::kValue>(x, stride, rows, channels, mean, sum);
+}
+
+template <class T>
+void column_distances(const T* x, int64_t stride, int64_t rows, int64_t channels, const float* from,
+                      float* sum) {
+  sum_all_columns<Summand::kDistance>(x, stride, rows, channels, from, sum);
 }
 
 // Rows of this many values stay in the first-level cache.

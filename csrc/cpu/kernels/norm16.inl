@@ -42,6 +42,7 @@ void affine16(const Affine16Call<T>& c, int64_t rows) {
 }
 
 constexpr Norm16Kernels kNorm16 = {column_sum<uint16_t>,
+                                   column_distances<uint16_t>,
                                    affine16<uint16_t>,
                                    affine16<float>,
                                    norm_backward_sums<uint16_t, uint16_t>,

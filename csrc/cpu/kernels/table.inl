@@ -55,6 +55,7 @@ using namespace cnnfast::cpu;
    box_mean<View>,                   \
    affine,                           \
    column_sum<float>,                \
+   column_distances<float>,          \
    activate,                         \
    lrn,                              \
    lrn_backward,                     \
