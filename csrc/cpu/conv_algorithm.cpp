@@ -77,7 +77,8 @@ double error_factor(const ConvGeometry& g, const ConvAlgorithm& a) {
 
 // Transforming one vector of channels of one tile, there and back.
 double transform_cycles(const ConvGeometry& g) {
-  const double per_point = g.line() ? 12 : g.algorithm.points >= 8 ? 36 : 20;
+  const int64_t points = g.algorithm.points;
+  const double per_point = g.line() ? 12 : points >= 10 ? 44 : points >= 8 ? 36 : 20;
   return per_point * static_cast<double>(g.products());
 }
 
@@ -226,6 +227,11 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& g, int64_t largest_tile) {
     }
   }
   return best;
+}
+
+int64_t largest_tile16(int64_t largest_tile) {
+  if (largest_tile < kLargestTile) return largest_tile;
+  return has_fixed_winograd() ? kLargestTile16 - 1 : kLargestTile16;
 }
 
 ConvAlgorithm trained_algorithm(const ConvGeometry& g) {

@@ -22,10 +22,9 @@ struct ConvAlgorithm {
 // kernels, and of 6x6 under 5x5 ones, err by 5e-5 of the largest value, a hundredth of that rounding; those
 // of 7x7 divide images of 224 pixels' halves evenly.
 constexpr int64_t kLargestTile = 6, kLargestTile16 = 8;
-// A bound on tiles that was said for floats, for such values.
-constexpr int64_t largest_tile16(int64_t largest_tile) {
-  return largest_tile >= kLargestTile ? kLargestTile16 : largest_tile;
-}
+// A bound on tiles that was said for floats, for such values in frozen networks. Where the CPU has products
+// of whole numbers, floats from ten points are no faster than these.
+int64_t largest_tile16(int64_t largest_tile);
 
 // What can compute this, direct convolution first; `largest_tile` as below. Frozen networks alone have
 // Winograd's algorithm for dilated kernels.

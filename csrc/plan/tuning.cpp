@@ -70,7 +70,7 @@ cpu::ConvAlgorithm algorithm_of(const Node& node, const cpu::ConvGeometry& g, bo
   if (half && g.dilation_h > 1) return {};
   const int64_t largest_tile = largest_tile_of(node, half);
   const cpu::ConvAlgorithm by_cost = cpu::choose_algorithm(g, largest_tile);
-  if (half && largest_tile == cpu::kLargestTile16) {
+  if (half && largest_tile >= cpu::kLargestTile) {
     const auto fixed = cpu::choose_fixed(g);
     if (fixed && cpu::conv_cycles(g, *fixed) < cpu::conv_cycles(g, by_cost)) return *fixed;
   }
