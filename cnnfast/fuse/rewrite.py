@@ -24,7 +24,7 @@ _BUILDERS = {
 _OPERATORS = {
     "conv": "conv2d",
     "bn": "batch_norm2d",
-    "instance_norm": "batch_norm2d",
+    "instance_norm": "batch_norm2d (one image, own statistics; else torch's instance_norm)",
     "bn_conv": "bn_act_conv2d",
     "max_pool": "max_pool2d",
     "avg_pool": "avg_pool2d",

@@ -26,7 +26,7 @@ def _network(norm, activation):
 def test_fuse_instance_norm(images, tracked, affine, activation):
     norm = nn.InstanceNorm2d(8, affine=affine, track_running_stats=tracked)
     fused = check(_network(norm, activation), IMAGES[:images])
-    assert operators(fused)["1"] == "batch_norm2d"
+    assert "else torch's instance_norm" in operators(fused)["1"]
     assert next(row for row in fused.report().rows if row.name == "2").status == "fused"
 
 
