@@ -66,6 +66,17 @@ TORCH_LIBRARY(cnnfast, m) {
       "Tensor output, float eps, str activation, bool batch_statistics, bool[6] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  // act((input - mean) / sqrt(var + eps) * weight + bias) with every image's own mean and biased variance
+  // over the pixels and channels of a group, both of shape (N, groups). Only `output` has a gradient.
+  m.def(
+      "group_norm2d(Tensor input, int groups, Tensor? weight=None, Tensor? bias=None, *, float eps=1e-05, "
+      "str activation=\"none\") -> (Tensor output, Tensor mean, Tensor var)");
+  // Gradients of input, weight, bias.
+  m.def(
+      "group_norm2d_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, int groups, "
+      "Tensor? weight, Tensor? bias, float eps, str activation, bool[3] output_mask) "
+      "-> (Tensor, Tensor, Tensor)");
+
   // conv(act((input - mean) / sqrt(var + eps) * bn_weight + bn_bias), weight) + bias + residual. Without mean
   // and var the batch's own, which are then returned; else they are constants, and those returned are empty.
   // Only `output` has a gradient.

@@ -52,7 +52,7 @@ def fuse(
     ELU, Hardsigmoid, Hardswish, SiLU, Mish, Tanh and GELU too; a layer's numbers are read at every call):
       Conv2d (+ BatchNorm2d) (+ a sum) (+ activation); a ReLU may stand behind a max pool
       BatchNorm2d (+ activation) + Conv2d (+ a sum); BatchNorm2d (+ a sum) (+ activation)
-      InstanceNorm2d (+ activation), by kernels of our own for a single image
+      GroupNorm, InstanceNorm2d (+ activation), also as functions of torch.nn.functional
       Linear (+ BatchNorm1d) (+ activation)
       MaxPool2d, AvgPool2d, LocalResponseNorm, the mean over the image (AdaptiveAvgPool2d(1) and the like)
       chains of convolutions and pools that begin at one value and are concatenated on dimension 1

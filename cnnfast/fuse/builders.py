@@ -139,10 +139,40 @@ def batch_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
     return runtime_norm.bn, (group.source, group.residual, *norm, activation(graph, root, group))
 
 
+def group_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    ending = activation(graph, root, group)
+    if group.first.op == "call_function":
+        return runtime_norm.group_norm, (*_group_norm(*group.first.args, **group.first.kwargs), ending)
+    norm = Layer(graph, root, group.first)
+    values = (norm[name] for name in ("num_groups", "weight", "bias", "eps"))
+    return runtime_norm.group_norm, (group.source, *values, ending)
+
+
+def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True) -> tuple:
+    return input, num_groups, weight, bias, eps
+
+
 def instance_norm(graph: fx.Graph, root: nn.Module, group: Group) -> Call:
+    ending = activation(graph, root, group)
+    if group.first.op == "call_function":
+        arguments = _instance_norm(*group.first.args, **group.first.kwargs)
+        return runtime_norm.instance_norm_function, (*arguments, ending)
     norm = Layer(graph, root, group.first)
     values = (norm[name] for name in _INSTANCE_NORM)
-    return runtime_norm.instance_norm, (group.source, *values, activation(graph, root, group))
+    return runtime_norm.instance_norm, (group.source, *values, ending)
+
+
+def _instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+) -> tuple:
+    return input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
 
 
 def bn_conv(graph: fx.Graph, root: nn.Module, group: Group) -> Call:

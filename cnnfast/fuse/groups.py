@@ -12,9 +12,9 @@ class Group:
     """Nodes that become one call, first to last.
 
     kind: conv and linear, with the batch norm, sum and activation behind them; bn, a batch norm with a sum
-        and an activation; instance_norm, with an activation; bn_conv, a batch norm and an activation with the
-        convolution behind them and a sum; max_pool, avg_pool, global_avg_pool, mean and local_response_norm
-        by themselves; inception, dense_block and chain, made of such groups.
+        and an activation; group_norm and instance_norm, with an activation; bn_conv, a batch norm and an
+        activation with the convolution behind them and a sum; max_pool, avg_pool, global_avg_pool, mean and
+        local_response_norm by themselves; inception, dense_block and chain, made of such groups.
     """
 
     kind: str

@@ -19,7 +19,7 @@ from cnnfast.fuse.kinds import (
     writes_in_place,
 )
 from cnnfast.fuse.match_blocks import join_blocks
-from cnnfast.fuse.starts import WITHOUT_STATE, start_of, why_not_function, why_not_settings
+from cnnfast.fuse.starts import OF_IMAGES, WITHOUT_STATE, start_of, why_not_function, why_not_settings
 from cnnfast.fuse.tracing import is_ours
 
 _NORMS_BEHIND = {"conv": nn.BatchNorm2d, "linear": nn.BatchNorm1d}
@@ -90,7 +90,7 @@ class _Matcher:
             self.take_batch_norm(group, _NORMS_BEHIND[group.kind])
         if group.kind == "conv":
             self.take_add(group)
-        if group.kind in _NORMS_BEHIND or group.kind == "instance_norm":
+        if group.kind in _NORMS_BEHIND or group.kind in OF_IMAGES:
             self.take_activation(group)
         return group
 

@@ -10,6 +10,7 @@ _BUILDERS = {
     "conv": builders.conv,
     "linear": builders.linear,
     "bn": builders.batch_norm,
+    "group_norm": builders.group_norm,
     "instance_norm": builders.instance_norm,
     "bn_conv": builders.bn_conv,
     "max_pool": builders.max_pool,
@@ -24,7 +25,8 @@ _BUILDERS = {
 _OPERATORS = {
     "conv": "conv2d",
     "bn": "batch_norm2d",
-    "instance_norm": "batch_norm2d (one image, own statistics; else torch's instance_norm)",
+    "group_norm": "group_norm2d",
+    "instance_norm": "instance_norm2d",
     "bn_conv": "bn_act_conv2d",
     "max_pool": "max_pool2d",
     "avg_pool": "avg_pool2d",

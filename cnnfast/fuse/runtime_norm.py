@@ -7,7 +7,7 @@ from cnnfast.fuse.runtime import add_and_activate, adds_elementwise, has_shape_o
 from cnnfast.nn.bn_conv import bn_act_conv
 from cnnfast.nn.linear_bn import linear_bn_act
 from cnnfast.nn.norm import batch_norm_act, local_response_norm
-from cnnfast.ops.batch_norm2d import batch_norm2d
+from cnnfast.ops.group_norm2d import group_norm2d, instance_norm2d
 from cnnfast.ops.linear import linear
 from cnnfast.reference.activation import activate
 
@@ -45,6 +45,20 @@ def bn(
     return y if fits else add_and_activate(y, residual, activation)
 
 
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """GroupNorm, activation."""
+    if x.dim() != 4:
+        return activate(F.group_norm(x, num_groups, weight, bias, eps), activation)
+    return group_norm2d(x, num_groups, weight, bias, eps, activation)
+
+
 def instance_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -57,22 +71,34 @@ def instance_norm(
     eps: float,
     activation: str,
 ) -> Tensor:
-    """InstanceNorm2d, activation. The statistics of a single image are those of batch norm.
-
-    Otherwise pixels are one dimension: with two, PyTorch's gradient for a single image is wrong where the
-    gradient of the output is in channels_last memory, as fused calls give it.
-    """
+    """InstanceNorm2d, activation."""
     if x.dim() != 3 and x.dim() != 4:
         raise ValueError(f"expected 3D or 4D input (got {x.dim()}D input)")
     own = training or not track_running_stats
-    images = x if x.dim() == 4 else x.unsqueeze(0)
-    single = images.size(0) == 1 and images.size(2) * images.size(3) > 1
-    if single and own and running_mean is None:
-        y = batch_norm2d(images, weight, bias, None, None, None, True, 0.0, eps, activation)
-        return y if x.dim() == 4 else y.squeeze(0)
     step = 0.0 if momentum is None else momentum
-    y = F.instance_norm(images.flatten(2), running_mean, running_var, weight, bias, own, step, eps)
-    return activate(y.view(x.shape), activation)
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    y = instance_norm2d(images, running_mean, running_var, weight, bias, own, step, eps, activation)
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def instance_norm_function(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """torch.nn.functional.instance_norm, activation."""
+    if x.dim() == 4:
+        return instance_norm2d(
+            x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation
+        )
+    y = F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    return activate(y, activation)
 
 
 def bn_conv(

@@ -15,17 +15,22 @@ _FUNCTIONS = {
     F.avg_pool2d: "avg_pool",
     F.adaptive_avg_pool2d: "global_avg_pool",
     F.local_response_norm: "local_response_norm",
+    F.group_norm: "group_norm",
+    torch.group_norm: "group_norm",
+    F.instance_norm: "instance_norm",
 }
 _MODULES = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
     nn.BatchNorm2d: "bn",
+    nn.GroupNorm: "group_norm",
     nn.InstanceNorm2d: "instance_norm",
     nn.MaxPool2d: "max_pool",
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool2d: "global_avg_pool",
     nn.LocalResponseNorm: "local_response_norm",
 }
+OF_IMAGES = ("group_norm", "instance_norm")  # each by its own statistics
 WITHOUT_STATE = (
     "max_pool",
     "avg_pool",
@@ -63,6 +68,8 @@ def why_not_function(node: fx.Node) -> str | None:
         return None
     if node.target is F.avg_pool2d and _covers_image(node):
         return None
+    if _FUNCTIONS.get(node.target) in OF_IMAGES:
+        return None if node.args and isinstance(node.args[0], fx.Node) else "its input is given by name"
     if not node.args or not isinstance(node.args[0], fx.Node) or len(node.all_input_nodes) != 1:
         return "its window or size is computed in the forward: write it as a number"
     if node.target is F.adaptive_avg_pool2d:

@@ -11,6 +11,7 @@ from cnnfast.ops.conv2d import conv2d
 from cnnfast.ops.conv2d_batch_norm import conv2d_batch_norm
 from cnnfast.ops.conv2d_bn_act import conv2d_bn_act
 from cnnfast.ops.dense_block import dense_block
+from cnnfast.ops.group_norm2d import group_norm2d, instance_norm2d
 from cnnfast.ops.inception import inception
 from cnnfast.ops.linear import linear
 from cnnfast.ops.local_response_norm import local_response_norm
@@ -25,7 +26,9 @@ __all__ = [
     "conv2d_bn_act",
     "dense_block",
     "global_avg_pool2d",
+    "group_norm2d",
     "inception",
+    "instance_norm2d",
     "linear",
     "local_response_norm",
     "max_pool2d",

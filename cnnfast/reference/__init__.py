@@ -10,6 +10,7 @@ from cnnfast.reference.conv2d import conv2d
 from cnnfast.reference.conv2d_batch_norm import conv2d_batch_norm
 from cnnfast.reference.conv2d_bn_act import conv2d_bn_act
 from cnnfast.reference.dense_block import dense_block
+from cnnfast.reference.group_norm2d import group_norm2d, instance_norm2d
 from cnnfast.reference.inception import inception
 from cnnfast.reference.linear import linear
 from cnnfast.reference.local_response_norm import local_response_norm
@@ -24,7 +25,9 @@ __all__ = [
     "conv2d_bn_act",
     "dense_block",
     "global_avg_pool2d",
+    "group_norm2d",
     "inception",
+    "instance_norm2d",
     "linear",
     "local_response_norm",
     "max_pool2d",

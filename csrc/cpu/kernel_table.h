@@ -259,7 +259,7 @@ struct LrnBackwardCall {
 
 // The gradient of y = act((x - mean) * slope + shift + residual), rows of `channels` values of type X, float
 // or bfloat16. With g the gradient before the activation: grad_input = g * slope + (x - mean) * tilt +
-// offset, grad_residual = g.
+// offset, grad_residual = g. The activation's own follows from y, or from act's argument computed again.
 template <class X, class Y>
 struct NormBackwardRows {
   const X* grad;
@@ -274,6 +274,8 @@ struct NormBackwardRows {
   int64_t grad_stride, output_stride, input_stride;  // results have rows of `channels` values
   int64_t channels;
   Activation activation;
+  // Where there is a scale, act's argument is x * scale + again_shift, and y is not read.
+  const float *scale = nullptr, *again_shift = nullptr;
 };
 using NormBackwardCall = NormBackwardRows<float, float>;
 

@@ -51,6 +51,12 @@ void find_means(const PixelRows& x, int64_t first, int64_t rows, float* origin, 
 
 }  // namespace
 
+void part_statistics(const PixelRows& x, int64_t first, int64_t rows, float* origin, float* mean,
+                     float* squares) {
+  find_means(x, first, rows, origin, mean);
+  add_squares(x, first, rows, mean, squares);
+}
+
 // One pass over memory: every part's own mean, and the squares around it while the part is in cache; then
 // the parts are put together (Chan, Golub and LeVeque 1983).
 Statistics batch_statistics(const PixelRows& x) {
@@ -61,9 +67,8 @@ Statistics batch_statistics(const PixelRows& x) {
     const auto [begin, end] = share(parts, 1, thread, team);
     std::vector<float> origin(static_cast<size_t>(channels));
     for (int64_t part = begin; part < end; ++part) {
-      float* mean = means.data() + part * channels;
-      find_means(x, part * kRowsPerPart, rows_of(part), origin.data(), mean);
-      add_squares(x, part * kRowsPerPart, rows_of(part), mean, squares.data() + part * channels);
+      part_statistics(x, part * kRowsPerPart, rows_of(part), origin.data(), means.data() + part * channels,
+                      squares.data() + part * channels);
     }
   });
   const auto count = static_cast<double>(x.rows);
@@ -94,35 +99,40 @@ ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTen
   return s;
 }
 
+void normalise_rows(const PixelRows& x, const InputPrologue& p, const PixelRows& r, const OutputRows& to,
+                    int64_t begin, int64_t end) {
+  const bool as_they_are = x.narrow && !r.data && Affine16Call<uint16_t>::serves(p.activation);
+  if (as_they_are && !to.narrow && !r.narrow)
+    return bf16_kernels().norm->affine_wide(
+        {x.narrow + begin * x.stride, nullptr, to.data + begin * x.channels, p.scale, p.shift, x.stride, 0,
+         x.channels, x.channels, p.activation},
+        end - begin);
+  if (as_they_are && to.narrow)
+    return bf16_kernels().norm->affine(
+        {x.narrow + begin * x.stride, r.narrow ? r.narrow + begin * r.stride : nullptr,
+         to.narrow + begin * x.channels, p.scale, p.shift, x.stride, r.stride, x.channels, x.channels,
+         p.activation},
+        end - begin);
+  for_blocks(x.narrow || r.narrow || to.narrow, x.channels, 3, begin, end,
+             [&](int64_t first, int64_t count, float* scratch, int64_t block) {
+               const FloatRows from = float_rows(x, first, count, scratch),
+                               more = float_rows(r, first, count, scratch + block);
+               float* rows = to.at(first, scratch + 2 * block);
+               kernels().affine({from.data, more.data, rows, p.scale, p.shift, from.stride, more.stride,
+                                 x.channels, x.channels, p.activation},
+                                count);
+               to.finish(first, count, rows);
+             });
+}
+
 void normalise_into(const PixelRows& x, const InputPrologue& p, const OptionalTensor& residual,
                     const at::Tensor& output) {
   if (output.numel() == 0) return;
   const PixelRows r = present(residual) ? pixel_rows(*residual) : PixelRows{};
   const OutputRows to(output);
-  const bool as_they_are = x.narrow && !r.data && Affine16Call<uint16_t>::serves(p.activation);
   parallel_team(threads_for(output.numel()), [&](int thread, int team, Barrier&) {
     const auto [begin, end] = share(x.rows, 1, thread, team);
-    if (as_they_are && !to.narrow && !r.narrow)
-      return bf16_kernels().norm->affine_wide(
-          {x.narrow + begin * x.stride, nullptr, to.data + begin * x.channels, p.scale, p.shift, x.stride, 0,
-           x.channels, x.channels, p.activation},
-          end - begin);
-    if (as_they_are && to.narrow)
-      return bf16_kernels().norm->affine(
-          {x.narrow + begin * x.stride, r.narrow ? r.narrow + begin * r.stride : nullptr,
-           to.narrow + begin * x.channels, p.scale, p.shift, x.stride, r.stride, x.channels, x.channels,
-           p.activation},
-          end - begin);
-    for_blocks(x.narrow || r.narrow || to.narrow, x.channels, 3, begin, end,
-               [&](int64_t first, int64_t count, float* scratch, int64_t block) {
-                 const FloatRows from = float_rows(x, first, count, scratch),
-                                 more = float_rows(r, first, count, scratch + block);
-                 float* rows = to.at(first, scratch + 2 * block);
-                 kernels().affine({from.data, more.data, rows, p.scale, p.shift, from.stride, more.stride,
-                                   x.channels, x.channels, p.activation},
-                                  count);
-                 to.finish(first, count, rows);
-               });
+    normalise_rows(x, p, r, to, begin, end);
   });
 }
 

@@ -19,6 +19,11 @@ struct Statistics {
 // NaN where there is no row.
 Statistics batch_statistics(const PixelRows& x);
 
+// Means of so many rows from the first on, added to zeros, and the squares around them. `origin`: memory for
+// a row.
+void part_statistics(const PixelRows& x, int64_t first, int64_t rows, float* origin, float* mean,
+                     float* squares);
+
 // Batch normalisation as one factor and one shift per channel.
 struct ScaleShift {
   AlignedFloats scale, shift;
@@ -27,6 +32,10 @@ struct ScaleShift {
 ScaleShift fold(const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& weight,
                 const OptionalTensor& bias, double eps);
 
+// act(x * scale + shift + residual) of the rows [begin, end), by the calling thread; `residual` may have
+// none.
+void normalise_rows(const PixelRows& x, const InputPrologue& p, const PixelRows& residual,
+                    const OutputRows& to, int64_t begin, int64_t end);
 // act(x * scale + shift + residual) to channels_last memory without gaps, float32 or bfloat16.
 void normalise_into(const PixelRows& x, const InputPrologue& p, const OptionalTensor& residual,
                     const at::Tensor& output);

@@ -3,10 +3,10 @@
 #include <ATen/Functions.h>
 
 #include "cpu/aligned_floats.h"
-#include "cpu/bf16_table.h"
 #include "cpu/channel_sums.h"
 #include "cpu/channel_values.h"
 #include "cpu/memory_pool.h"
+#include "cpu/norm_backward_rows.h"
 #include "cpu/parallel.h"
 #include "cpu/widened.h"
 
@@ -34,90 +34,13 @@ struct ChannelSums {
   std::vector<double> grad, product;
 };
 
-// What the gradient is computed from.
-struct BackwardRows {
-  PixelRows grad, output, input;
-  static constexpr int64_t kTensors = 3;
-
-  bool narrow() const { return grad.narrow || output.narrow || input.narrow; }
-  bool all_narrow() const { return grad.narrow && output.narrow && input.narrow; }
-  // Rows from the first on, as they are.
-  template <class Y>
-  NormBackwardRows<uint16_t, Y> narrow_rows(const NormBackwardCall& call, int64_t first) const {
-    return {grad.narrow + first * grad.stride,
-            output.narrow + first * output.stride,
-            input.narrow + first * input.stride,
-            nullptr,
-            nullptr,
-            call.mean,
-            call.slope,
-            call.tilt,
-            call.offset,
-            grad.stride,
-            output.stride,
-            input.stride,
-            call.channels,
-            call.activation};
-  }
-  NormBackwardCall block(NormBackwardCall call, int64_t first, int64_t count, float* scratch,
-                         int64_t block) const {
-    const FloatRows g = float_rows(grad, first, count, scratch),
-                    y = float_rows(output, first, count, scratch + block),
-                    x = float_rows(input, first, count, scratch + 2 * block);
-    call.grad = g.data;
-    call.grad_stride = g.stride;
-    call.output = y.data;
-    call.output_stride = y.stride;
-    call.input = x.data;
-    call.input_stride = x.stride;
-    return call;
-  }
-};
-
 ChannelSums backward_sums(const NormBackwardCall& call, const BackwardRows& from) {
   const int64_t channels = call.channels;
   const auto both =
       sums_by_parts(from.input.rows, channels, 2 * channels, [&](int64_t begin, int64_t n, float* partial) {
-        if (from.all_narrow())
-          return bf16_kernels().norm->backward_sums(from.narrow_rows<uint16_t>(call, begin), n, partial,
-                                                    partial + channels);
-        for_blocks(from.narrow(), channels, BackwardRows::kTensors, begin, begin + n,
-                   [&](int64_t first, int64_t count, float* scratch, int64_t block) {
-                     kernels().norm_backward_sums(from.block(call, first, count, scratch, block), count,
-                                                  partial, partial + channels);
-                   });
+        add_backward_sums(call, from, begin, n, partial, partial + channels);
       });
   return {{both.begin(), both.begin() + channels}, {both.begin() + channels, both.end()}};
-}
-
-template <class Y>
-void narrow_backward_rows(void (*kernel)(const NormBackwardRows<uint16_t, Y>&, int64_t),
-                          const NormBackwardCall& call, const BackwardRows& from, int64_t begin, int64_t end,
-                          Y* grad_input, const OutputRows& grad_residual) {
-  auto rows = from.narrow_rows<Y>(call, begin);
-  rows.grad_input = grad_input;
-  if (grad_residual.narrow) rows.grad_residual = grad_residual.narrow + begin * call.channels;
-  kernel(rows, end - begin);
-}
-
-// Pixels [begin, end): the gradient of pixel `begin` goes to the first row of `grad_input`.
-void backward_rows(const NormBackwardCall& call, const BackwardRows& from, int64_t begin, int64_t end,
-                   const OutputRows& grad_input, const OutputRows& grad_residual) {
-  if (from.all_narrow() && !grad_residual.data)
-    return grad_input.data ? narrow_backward_rows(bf16_kernels().norm->backward_wide, call, from, begin, end,
-                                                  grad_input.data, grad_residual)
-                           : narrow_backward_rows(bf16_kernels().norm->backward, call, from, begin, end,
-                                                  grad_input.narrow, grad_residual);
-  const bool narrow = from.narrow() || grad_input.narrow || grad_residual.narrow;
-  for_blocks(narrow, call.channels, BackwardRows::kTensors + 2, begin, end,
-             [&](int64_t first, int64_t count, float* scratch, int64_t block) {
-               NormBackwardCall part = from.block(call, first, count, scratch, block);
-               part.grad_input = grad_input.at(first - begin, scratch + 3 * block);
-               part.grad_residual = grad_residual.at(first, scratch + 4 * block);
-               kernels().norm_backward(part, count);
-               grad_input.finish(first - begin, count, part.grad_input);
-               grad_residual.finish(first, count, part.grad_residual);
-             });
 }
 
 void backward_values(const NormBackwardCall& call, const BackwardRows& from, const OutputRows& grad_input,

@@ -13,8 +13,8 @@ namespace cnnfast::cpu {
 
 // Every pixel of an image batch as a row of adjacent channels, all rows at one distance.
 struct PixelRows {
-  const float* data;  // null where values are bfloat16
-  int64_t stride, rows, channels;
+  const float* data = nullptr;  // null where values are bfloat16
+  int64_t stride = 0, rows = 0, channels = 0;
   at::Tensor storage;  // keeps the memory
   const uint16_t* narrow = nullptr;
 

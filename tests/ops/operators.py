@@ -97,6 +97,9 @@ OPERATORS = [
     ),
     Operator("batch_norm2d", ((3, 5, 9, 8), (5,), (5,)), {"activation": "relu"}),
     Operator(
+        "group_norm2d", ((3, 6, 9, 8), (6,), (6,)), {"activation": "silu"}, pack=lambda x, w, b: (x, 2, w, b)
+    ),
+    Operator(
         "bn_act_conv2d",
         ((3, 5, 9, 8), (7, 5, 3, 3), (7,), (5,), (5,)),
         {"padding": (1, 1), "pre_activation": "relu"},

@@ -129,6 +129,18 @@ BATCH_NORM2D = {
     "integers": (call(torch.ones(2, 3, 8, 9).int()), ["input", "floating", "Int"]),
     "activation": (call((2, 3, 8, 9), activation="tanhh"), ["activation", "relu", "tanhh"]),
 }
+GROUP_NORM2D = {
+    "rank": (call((3, 8, 9), 1), ["input", "4", "[3, 8, 9]"]),
+    "groups_zero": (call((2, 6, 8, 9), 0), ["groups=0", "[2, 6, 8, 9]"]),
+    "groups_negative": (call((2, 6, 8, 9), -2), ["groups=-2", "[2, 6, 8, 9]"]),
+    "groups_that_do_not_divide": (call((2, 6, 8, 9), 4), ["groups=4", "divide", "[2, 6, 8, 9]"]),
+    "weight_size": (call((2, 6, 8, 9), 3, images(4)), ["weight", "6", "[4]"]),
+    "bias_size": (call((2, 6, 8, 9), 3, images(6), images(4)), ["bias", "6", "[4]"]),
+    "weight_dtype": (call((2, 6, 8, 9), 3, images(6).double()), ["input", "Float", "weight", "Double"]),
+    "weight_device": (call((2, 6, 8, 9), 3, images(6, device="meta")), ["cpu", "weight", "meta"]),
+    "integers": (call(torch.ones(2, 6, 8, 9).int(), 3), ["input", "floating", "Int"]),
+    "activation": (call((2, 6, 8, 9), 3, activation="tanhh"), ["activation", "relu", "tanhh"]),
+}
 LOCAL_RESPONSE_NORM = {
     "rank": (call((3, 8, 9), 5), ["input", "4", "[3, 8, 9]"]),
     "size_zero": (call(images(2, 3, 8, 9), 0), ["size", "at least 1", "0"]),
@@ -164,6 +176,7 @@ OPERATORS = {
     "conv2d": {**CONVOLUTIONS, **CONV2D},
     "conv2d_batch_norm": {**CONVOLUTIONS, **CONV2D_BATCH_NORM},
     "batch_norm2d": BATCH_NORM2D,
+    "group_norm2d": GROUP_NORM2D,
     "bn_act_conv2d": BN_ACT_CONV2D,
     "local_response_norm": LOCAL_RESPONSE_NORM,
     "global_avg_pool2d": GLOBAL_AVG_POOL2D,

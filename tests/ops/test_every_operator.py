@@ -64,6 +64,10 @@ def normalisation_backward_calls(cases):
     for batch_statistics, mask in ((True, [True, False, False, True, True, True]), (False, [True] * 6)):
         for options in ([weight, output, 1e-5, "relu"], [None, output, 1e-3, "none"]):
             yield "batch_norm2d_backward", [*tensors, *options, batch_statistics, mask]
+    input, weight, bias = cases["group_norm2d"].tensors()
+    tensors = [torch.randn_like(input), input, torch.randn(3, 2), torch.rand(3, 2) + 0.1, 2]
+    yield "group_norm2d_backward", [*tensors, weight, bias, 1e-5, "silu", [True] * 3]
+    yield "group_norm2d_backward", [*tensors, None, None, 1e-3, "none", [True, False, False]]
     input, weight, _, bn_weight, bn_bias = cases["bn_act_conv2d"].tensors()
     grad, statistics = torch.randn(3, 7, 9, 8), [torch.randn(5), torch.rand(5) + 0.1]
     geometry = [[1, 1], [1, 1], [1, 1], 1, 1e-5, "relu"]

@@ -80,12 +80,15 @@ inline Vec tanh_of(Vec x) {
   return Vec::where_beats(size, Vec::set1(0.65f), where_positive(x, far, Vec::zero() - far), near);
 }
 
-// x * Phi(x). The smaller tail of the normal distribution is erfc(z) / 2 with z = |x| / sqrt 2, and
+// e^(-x^2 / 2)
+inline Vec bell_of(Vec x) { return exp_of(x * x * Vec::set1(-0.5f)); }
+
+// Phi(-|x|), the smaller tail of the normal distribution: erfc(z) / 2 with z = |x| / sqrt 2, and
 // erfc(z) e^(z^2) is t times a minimax polynomial in t = 1 / (1 + 0.4 z), relative error 1.3e-7 before
-// rounding: no cancellation for negative x.
-inline Vec gelu_of(Vec x) {
-  const Vec one = Vec::set1(1.0f), size = absolute(x);
-  const Vec t = one / Vec::fma(size, Vec::set1(0.4f * 0.70710678f), one);
+// rounding. bell: that of x.
+inline Vec normal_tail(Vec x, Vec bell) {
+  const Vec one = Vec::set1(1.0f);
+  const Vec t = one / Vec::fma(absolute(x), Vec::set1(0.4f * 0.70710678f), one);
   Vec p = Vec::set1(2.513008088e-02f);
   p = Vec::fma(p, t, Vec::set1(-9.144714750e-02f));
   p = Vec::fma(p, t, Vec::set1(8.453749812e-02f));
@@ -95,8 +98,13 @@ inline Vec gelu_of(Vec x) {
   p = Vec::fma(p, t, Vec::set1(1.039213275e-01f));
   p = Vec::fma(p, t, Vec::set1(1.128347993e-01f));
   p = Vec::fma(p, t, Vec::set1(1.128379310e-01f));
-  const Vec tail = p * t * exp_of(x * x * Vec::set1(-0.5f));
-  return x * where_positive(x, one - tail, tail);
+  return p * t * bell;
+}
+
+// x * Phi(x), without cancellation for negative x.
+inline Vec gelu_of(Vec x) {
+  const Vec tail = normal_tail(x, bell_of(x));
+  return x * where_positive(x, Vec::set1(1.0f) - tail, tail);
 }
 
 // 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
@@ -229,6 +237,70 @@ inline Vec gradient_before(const Activation& activation, Vec output, Vec grad) {
   if (activation.kind == Activation::kReLU) return Vec::where_positive(output, grad);
   if (activation.kind == Activation::kSigmoid) return grad * (Vec::set1(1.0f) - output) * output;
   return gradient_long(activation, output, grad);
+}
+
+// Derivatives at x of those whose output does not tell them.
+
+inline Vec silu_slope(Vec x) {
+  const Vec s = sigmoid_of(x);
+  return Vec::fma(x * s, Vec::set1(1.0f) - s, s);
+}
+
+// Phi(x) + x phi(x)
+inline Vec gelu_slope(Vec x) {
+  const Vec bell = bell_of(x), tail = normal_tail(x, bell);
+  return Vec::fma(x * Vec::set1(0.39894228f), bell, where_positive(x, Vec::set1(1.0f) - tail, tail));
+}
+
+// s + x s (1 - s) d(2 u)/dx with u as for gelu_tanh_of and s = sigmoid(2 u)
+inline Vec gelu_tanh_slope(Vec x) {
+  const Vec one = Vec::set1(1.0f), scale = Vec::set1(2.0f * 0.79788456f), z = x * x;
+  const Vec s = sigmoid_of(Vec::fma(z * x, Vec::set1(0.044715f), x) * scale);
+  return Vec::fma(x * Vec::fma(z, Vec::set1(3.0f * 0.044715f), one) * scale, s * (one - s), s);
+}
+
+inline Vec hardswish_slope(Vec x) {
+  const Vec one = Vec::set1(1.0f), three = Vec::set1(3.0f);
+  const Vec inside = Vec::fma(x, Vec::set1(1.0f / 3.0f), Vec::set1(0.5f));
+  const Vec below = Vec::where_beats(x, Vec::zero() - three, inside, Vec::zero());
+  return Vec::where_beats(three, x, below, one);
+}
+
+// t + x (1 - t^2) sigmoid(x) with t = w / (w + 2), w and e as for mish_of
+inline Vec mish_slope(Vec x) {
+  const Vec one = Vec::set1(1.0f), two = Vec::set1(2.0f), e = exp_of(Vec::at_most(Vec::set1(20.0f), x));
+  const Vec w = e * (e + two), b = one / (w + two);
+  return Vec::fma(x * Vec::set1(4.0f) * (w + one) * b * b, e / (e + one), w * b);
+}
+
+[[gnu::noinline]] Vec gradient_through_long(const Activation& activation, Vec x, Vec grad) {
+  switch (activation.kind) {
+    case Activation::kSiLU:
+      return grad * silu_slope(x);
+    case Activation::kGELU:
+      return grad * gelu_slope(x);
+    case Activation::kGELUTanh:
+      return grad * gelu_tanh_slope(x);
+    case Activation::kHardswish:
+      return grad * hardswish_slope(x);
+    case Activation::kMish:
+      return grad * mish_slope(x);
+    case Activation::kLeakyReLU:  // with a slope below 0, too, whose output does not tell
+      return where_positive(x, grad, grad * Vec::set1(activation.a));
+    case Activation::kELU:  // likewise
+      return where_positive(x, grad,
+                            grad * Vec::set1(activation.a) *
+                                (expm1_below_zero(Vec::at_most(Vec::zero(), x)) + Vec::set1(1.0f)));
+    default:
+      return gradient_before(activation, apply(activation, x), grad);
+  }
+}
+
+// The gradient in front of an activation, from what went into it: for every kind.
+inline Vec gradient_through(const Activation& activation, Vec x, Vec grad) {
+  if (activation.kind == Activation::kNone) return grad;
+  if (activation.kind == Activation::kReLU) return Vec::where_positive(x, grad);
+  return gradient_through_long(activation, x, grad);
 }
 
 }  // namespace
