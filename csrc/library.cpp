@@ -36,6 +36,8 @@ TORCH_LIBRARY(cnnfast, m) {
       "Tensor? residual=None, *, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, "
       "float eps=1e-05) -> (Tensor output, Tensor conv_output, Tensor mean, Tensor var, Tensor positive)");
   // Gradients of input, weight, bias, bn_weight, bn_bias, residual. conv_mean is the mean of conv_output.
+  // output: where that does not determine the activation's gradient (silu and others) bn_bias instead, or an
+  // empty tensor; what the activation was given is then computed again, and there must have been no residual.
   m.def(
       "conv2d_batch_norm_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bn_weight, "
       "Tensor conv_output, Tensor conv_mean, Tensor var, Tensor output, int[2] stride, int[2] padding, "
@@ -60,7 +62,8 @@ TORCH_LIBRARY(cnnfast, m) {
       "batch_norm2d_relu_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
       "Tensor positive, float eps, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
   // Of batch_norm_act and batch_norm2d: gradients of input, mean, var, weight, bias, residual.
-  // batch_statistics: mean and var follow the input, and have no gradient of their own.
+  // batch_statistics: mean and var follow the input, and have no gradient of their own. output: as for
+  // conv2d_batch_norm_backward.
   m.def(
       "batch_norm2d_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, "
       "Tensor output, float eps, str activation, bool batch_statistics, bool[6] output_mask) "

@@ -99,7 +99,7 @@ def bn_act_conv2d(
 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit; names operator, argument and shapes.
-            Also one value per channel in training (from the reference a ValueError); running averages stay.
+        ValueError: one value per channel in training; running averages stay.
 
     Source: He et al. 2016, arXiv:1603.05027; Huang et al. 2017, arXiv:1608.06993; as in the course notes.
     """

@@ -132,7 +132,7 @@ def conv2d_bn_act(
 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit; names operator, argument and shapes.
-            Also one value per channel in training (from the reference a ValueError); running averages stay.
+        ValueError: one value per channel in training; running averages stay.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167; torch.nn.BatchNorm2d.
     """

@@ -106,8 +106,8 @@ def dense_block(
 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit; names operator, layer, argument and
-            shapes. Also one value per channel in training (from the reference a ValueError); running averages
-            stay.
+            shapes.
+        ValueError: one value per channel in training; running averages stay.
 
     Source: Huang et al. 2017, arXiv:1608.06993, as in the course notes (DenseBlock).
     """

@@ -41,7 +41,7 @@ class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
     ctx->saved_data["activation"] = std::string(activation);
     const at::Tensor conv_mean = present(bias) ? mean - as_type(*bias, mean.scalar_type()) : mean;
     ctx->save_for_backward({input, weight, value_or_undefined(bn_weight), conv, conv_mean, var,
-                            output_to_save(output, activation)});
+                            output_or_bias_to_save("conv2d_batch_norm", output, bn_bias, activation)});
     ctx->mark_non_differentiable({conv, mean, var});
     ctx->set_materialize_grads(false);
     return {output, conv, mean, var};
@@ -60,8 +60,10 @@ class Conv2dBatchNorm : public torch::autograd::Function<Conv2dBatchNorm> {
                dilation = ctx->saved_data["dilation"].toIntVector();
     const auto [input, weight, bias, bn_weight, bn_bias, residual] = op.call(
         grads[0], saved[0], saved[1], saved[2].defined() ? OptionalTensor(saved[2]) : OptionalTensor(),
-        saved[3], saved[4], saved[5], saved_output(saved[6], grads[0]), stride, padding, dilation,
-        ctx->saved_data["groups"].toInt(), ctx->saved_data["eps"].toDouble(),
+        saved[3], saved[4], saved[5],
+        saved_output_or_bias("conv2d_batch_norm_backward", saved[6], grads[0],
+                             ctx->saved_data["activation"].toStringRef()),
+        stride, padding, dilation, ctx->saved_data["groups"].toInt(), ctx->saved_data["eps"].toDouble(),
         ctx->saved_data["activation"].toStringRef(), mask);
     const at::Tensor gradients[6] = {input, weight, bias, bn_weight, bn_bias, residual};
     for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], gradients[i]);
@@ -142,7 +144,8 @@ BatchNormOutputs conv2d_batch_norm_autograd(const at::Tensor& input, const at::T
                                             at::IntArrayRef dilation, int64_t groups, double eps,
                                             std::string_view activation) {
   const Recording recording;
-  if (keeps_pre_activation("conv2d_batch_norm", activation,
+  if (!computes_again(input, residual) &&
+      keeps_pre_activation("conv2d_batch_norm", activation,
                            {input, weight, bias, bn_weight, bn_bias, residual})) {
     const auto plain = Conv2dBatchNorm::apply(input, weight, bias, bn_weight, bn_bias, residual, stride,
                                               padding, dilation, groups, eps, "none");

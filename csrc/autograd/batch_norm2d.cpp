@@ -38,8 +38,10 @@ std::array<at::Tensor, 6> gradients(AutogradContext* ctx, const at::Tensor& grad
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = needs[i];
   const auto [input, mean, var, weight, bias, residual] = op.call(
       grad, saved[0], saved[1], saved[2], saved[3].defined() ? OptionalTensor(saved[3]) : OptionalTensor(),
-      saved_output(saved[4], grad), ctx->saved_data["eps"].toDouble(),
-      ctx->saved_data["activation"].toStringRef(), ctx->saved_data["batch_statistics"].toBool(), mask);
+      saved_output_or_bias("batch_norm2d_backward", saved[4], grad,
+                           ctx->saved_data["activation"].toStringRef()),
+      ctx->saved_data["eps"].toDouble(), ctx->saved_data["activation"].toStringRef(),
+      ctx->saved_data["batch_statistics"].toBool(), mask);
   std::array<at::Tensor, 6> result{input, mean, var, weight, bias, residual};
   for (size_t i = 0; i < mask.size(); ++i) result[i] = gradient_or_none(mask[i], result[i]);
   return result;
@@ -56,7 +58,8 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     save(ctx, {eps, activation, false},
          {input.requires_grad(), mean.requires_grad(), var.requires_grad(), wants_gradient(weight),
           wants_gradient(bias), wants_gradient(residual)},
-         {input, mean, var, value_or_undefined(weight), output_to_save(output, activation)});
+         {input, mean, var, value_or_undefined(weight),
+          output_or_bias_to_save("batch_norm_act", output, bias, activation)});
     return output;
   }
 
@@ -78,7 +81,8 @@ class BatchNorm2d : public torch::autograd::Function<BatchNorm2d> {
     save(ctx, {eps, activation, true},
          {input.requires_grad(), false, false, wants_gradient(weight), wants_gradient(bias),
           wants_gradient(residual)},
-         {input, mean, var, value_or_undefined(weight), output_to_save(output, activation)});
+         {input, mean, var, value_or_undefined(weight),
+          output_or_bias_to_save("batch_norm2d", output, bias, activation)});
     ctx->mark_non_differentiable({mean, var});
     return {output, mean, var};
   }
@@ -127,7 +131,8 @@ class BatchNorm2dRelu : public torch::autograd::Function<BatchNorm2dRelu> {
 at::Tensor batch_norm_act_autograd(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& var,
                                    const OptionalTensor& weight, const OptionalTensor& bias,
                                    const OptionalTensor& residual, double eps, std::string_view activation) {
-  if (keeps_pre_activation("batch_norm_act", activation, {input, mean, var, weight, bias, residual}))
+  if (!computes_again(input, residual) &&
+      keeps_pre_activation("batch_norm_act", activation, {input, mean, var, weight, bias, residual}))
     return activate(BatchNormAct::apply(input, mean, var, weight, bias, residual, eps, "none"),
                     parse_activation("batch_norm_act", activation));
   return BatchNormAct::apply(input, mean, var, weight, bias, residual, eps, activation);
@@ -136,7 +141,8 @@ at::Tensor batch_norm_act_autograd(const at::Tensor& input, const at::Tensor& me
 BatchNorm2dOutputs batch_norm2d_autograd(const at::Tensor& input, const OptionalTensor& weight,
                                          const OptionalTensor& bias, const OptionalTensor& residual,
                                          double eps, std::string_view activation) {
-  if (keeps_pre_activation("batch_norm2d", activation, {input, weight, bias, residual})) {
+  if (!computes_again(input, residual) &&
+      keeps_pre_activation("batch_norm2d", activation, {input, weight, bias, residual})) {
     const auto plain = BatchNorm2d::apply(input, weight, bias, residual, eps, "none");
     return {activate(plain[0], parse_activation("batch_norm2d", activation)), plain[1], plain[2]};
   }

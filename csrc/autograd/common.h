@@ -43,6 +43,25 @@ inline const at::Tensor& saved_output(const at::Tensor& saved, const at::Tensor&
   return saved.defined() ? saved : grad;
 }
 
+// What a norm's gradient needs of the activation behind it (see bias_for_output).
+inline at::Tensor output_or_bias_to_save(const char* op, const at::Tensor& output, const OptionalTensor& bias,
+                                         std::string_view activation) {
+  return output_determines(parse_activation(op, activation)) ? output_to_save(output, activation)
+                                                             : value_or_undefined(bias);
+}
+
+inline at::Tensor saved_output_or_bias(const char* op, const at::Tensor& saved, const at::Tensor& grad,
+                                       std::string_view activation) {
+  if (saved.defined() || output_determines(parse_activation(op, activation)))
+    return saved_output(saved, grad);
+  return no_gradient(grad);
+}
+
+// Whether a norm's gradient computes what the activation was given again, in place of keeping it.
+inline bool computes_again(const at::Tensor& images, const OptionalTensor& residual) {
+  return images.is_cpu() && !present(residual);
+}
+
 // Whether one bit per value is kept of ReLU in place of its output: on GPUs, for the types of their kernels.
 inline bool keeps_bits(const at::Tensor& images, std::string_view activation) {
   const auto type = images.scalar_type();

@@ -83,10 +83,14 @@ BatchNormGradients batch_norm2d_backward_cpu(const at::Tensor& grad_output, cons
                                              const OptionalTensor& weight, const at::Tensor& output,
                                              double eps, std::string_view activation, bool batch_statistics,
                                              std::array<bool, 6> output_mask) {
-  if (takes_widened(grad_output, {input, output}))
+  check_bias_for_output("batch_norm2d_backward", output, input, activation);
+  // Where there is no output, a tensor in its place that always fits.
+  const bool again = !output_determines(parse_activation("batch_norm2d_backward", activation));
+  const at::Tensor& values = again ? grad_output : output;
+  if (takes_widened(grad_output, {input, values}))
     return batch_norm2d_backward_widened(grad_output, input, mean, var, weight, output, eps, activation,
                                          batch_statistics, output_mask);
-  const bool ours = all_float(input, {grad_output, mean, var, weight, output});
+  const bool ours = all_float(input, {grad_output, mean, var, weight, values});
   return (ours ? batch_norm2d_backward_float : batch_norm2d_backward_composite)(
       grad_output, input, mean, var, weight, output, eps, activation, batch_statistics, output_mask);
 }

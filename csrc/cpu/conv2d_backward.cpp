@@ -267,7 +267,11 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                   at::IntArrayRef dilation, int64_t groups, double eps,
                                                   std::string_view activation,
                                                   std::array<bool, 6> output_mask) {
-  if (takes_widened(grad_output, {input, conv_output, output})) {
+  check_bias_for_output("conv2d_batch_norm_backward", output, conv_output, activation);
+  // Where there is no output, a tensor in its place that always fits.
+  const bool again = !output_determines(parse_activation("conv2d_batch_norm_backward", activation));
+  const at::Tensor& values = again ? grad_output : output;
+  if (takes_widened(grad_output, {input, conv_output, values})) {
     const auto type = input.scalar_type(), of_weight = weight.scalar_type();
     const auto parameters = present(bn_weight) ? bn_weight->scalar_type() : var.scalar_type();
     check_conv2d_gradient("conv2d_batch_norm_backward", grad_output, input, weight,
@@ -284,7 +288,7 @@ BatchNormGradients conv2d_batch_norm_backward_cpu(const at::Tensor& grad_output,
                                                     widened(var), output, {stride, padding, dilation, groups},
                                                     eps, activation, at::kFloat, output_mask));
   }
-  const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, output}) &&
+  const bool ours = all_float(input, {grad_output, weight, bn_weight, conv_output, conv_mean, var, values}) &&
                     is_plain_float(grad_output) && grad_output.numel() > 0;
   if (!ours)
     return conv2d_batch_norm_backward_composite(grad_output, input, weight, bn_weight, conv_output, conv_mean,

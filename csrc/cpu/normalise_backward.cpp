@@ -7,6 +7,7 @@
 #include "cpu/channel_values.h"
 #include "cpu/memory_pool.h"
 #include "cpu/norm_backward_rows.h"
+#include "cpu/normalise.h"
 #include "cpu/parallel.h"
 #include "cpu/widened.h"
 
@@ -122,7 +123,10 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
                                  std::string_view activation, bool batch_statistics,
                                  std::array<bool, 6> output_mask) {
   const auto [need_input, need_mean, need_var, need_weight, need_bias, need_residual] = output_mask;
-  const BackwardRows from{pixel_rows(grad_output), pixel_rows(output), pixel_rows(input)};
+  const Activation act = parse_activation("batch_norm2d_backward", activation);
+  const bool again = !output_determines(act);
+  const BackwardRows from{pixel_rows(grad_output), again ? PixelRows() : pixel_rows(output),
+                          pixel_rows(input)};
   const PixelRows& x = from.input;
   const at::Tensor center = mean.contiguous();
   const at::Tensor grad_residual =
@@ -132,7 +136,13 @@ BatchNormGradients norm_backward(const InputTarget& target, const at::Tensor& gr
   NormBackwardCall call{};
   call.mean = center.const_data_ptr<float>();
   call.channels = x.channels;
-  call.activation = parse_activation("batch_norm2d_backward", activation);
+  call.activation = act;
+  const ScaleShift before = again ? fold(mean, var, weight, widened(bias_for_output(output)), eps)
+                                  : ScaleShift{AlignedFloats(0), AlignedFloats(0)};
+  if (again) {
+    call.scale = before.scale.data();
+    call.again_shift = before.shift.data();
+  }
   const bool through_statistics = batch_statistics && need_input;
   ChannelSums sums;
   if (through_statistics || need_mean || need_var || need_weight || need_bias)

@@ -43,9 +43,9 @@ std::vector<c10::SymInt> check_conv2d_batch_norm(const ConvBatchNormArgs& a) {
     TORCH_CHECK(a.residual->sym_sizes() == c10::SymIntArrayRef(sizes), "cnnfast::", kOp,
                 ": residual has shape ", a.residual->sym_sizes(), ", but the output has ",
                 c10::SymIntArrayRef(sizes));
-  TORCH_CHECK(sizes[0] * sizes[2] * sizes[3] != 1, "cnnfast::", kOp,
-              ": batch statistics need more than one value per channel, but the output has shape ",
-              c10::SymIntArrayRef(sizes));
+  TORCH_CHECK_VALUE(sizes[0] * sizes[2] * sizes[3] != 1, "cnnfast::", kOp,
+                    ": batch statistics need more than one value per channel, but the output has shape ",
+                    c10::SymIntArrayRef(sizes));
   parse_activation(kOp, a.activation);
   return sizes;
 }
@@ -83,6 +83,33 @@ at::Tensor batch_norm_act_composite(const at::Tensor& input, const at::Tensor& m
   return own_channels_last(as_type(y, input.scalar_type()));
 }
 
+OptionalTensor bias_for_output(const at::Tensor& output) {
+  return output.sym_numel() > 0 ? OptionalTensor(output) : OptionalTensor();
+}
+
+void check_bias_for_output(const char* op, const at::Tensor& output, const at::Tensor& input,
+                           std::string_view activation) {
+  if (output_determines(parse_activation(op, activation))) return;
+  TORCH_CHECK(
+      output.sym_numel() == 0 || (output.dim() == 1 && output.sym_size(0) == input.sym_size(1)),
+      "cnnfast::", op, ": activation ", activation,
+      " is computed again for its gradient: output must be the norm's bias, one number for each channel of ",
+      input.sym_sizes(), ", or empty, not of shape ", output.sym_sizes());
+}
+
+at::Tensor norm_activation_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                    const at::Tensor& mean, const at::Tensor& var,
+                                    const OptionalTensor& weight, const at::Tensor& output, double eps,
+                                    std::string_view activation) {
+  const WrittenActivation act = parse_activation(op, activation);
+  if (output_determines(act)) return activation_backward(grad_output, output, act);
+  check_bias_for_output(op, output, input, activation);
+  return gradient_through(
+      grad_output,
+      batch_norm_act_composite(input, mean, var, weight, bias_for_output(output), std::nullopt, eps, "none"),
+      act);
+}
+
 BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::Tensor& weight,
                                              const OptionalTensor& bias, const OptionalTensor& bn_weight,
                                              const OptionalTensor& bn_bias, const OptionalTensor& residual,
@@ -118,8 +145,8 @@ BatchNormGradients conv2d_batch_norm_backward_composite(
     std::array<bool, 6> output_mask) {
   const auto [need_input, need_weight, need_bias, need_bn_weight, need_bn_bias, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
-  const at::Tensor grad =
-      activation_backward(grad_output, output, parse_activation("conv2d_batch_norm_backward", activation));
+  const at::Tensor grad = norm_activation_backward("conv2d_batch_norm_backward", grad_output, conv_output,
+                                                   conv_mean, var, bn_weight, output, eps, activation);
   if (grad.sym_numel() == 0)  // ATen would divide by the number of pixels
     return {need_input ? at::zeros_like(input) : none(),
             need_weight ? at::zeros_like(weight) : none(),

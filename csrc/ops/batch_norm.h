@@ -31,6 +31,18 @@ void check_batch_norm_act(const at::Tensor& input, const at::Tensor& mean, const
                           const OptionalTensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& residual, std::string_view activation);
 
+// Activations whose gradient their output does not tell: the gradient operators get the norm's bias in place
+// of the output, empty where there is none, and compute what the activation was given again from the norm's
+// input. There must have been no residual.
+OptionalTensor bias_for_output(const at::Tensor& output);
+void check_bias_for_output(const char* op, const at::Tensor& output, const at::Tensor& input,
+                           std::string_view activation);
+// The gradient in front of the activation.
+at::Tensor norm_activation_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                    const at::Tensor& mean, const at::Tensor& var,
+                                    const OptionalTensor& weight, const at::Tensor& output, double eps,
+                                    std::string_view activation);
+
 BatchNormOutputs conv2d_batch_norm_composite(const at::Tensor& input, const at::Tensor& weight,
                                              const OptionalTensor& bias, const OptionalTensor& bn_weight,
                                              const OptionalTensor& bn_bias, const OptionalTensor& residual,

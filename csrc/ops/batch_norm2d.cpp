@@ -12,9 +12,9 @@ constexpr const char* kOp = "batch_norm2d";
 }  // namespace
 
 void check_several_values(const char* op, const at::Tensor& input) {
-  TORCH_CHECK(input.sym_size(0) * input.sym_size(2) * input.sym_size(3) != 1, "cnnfast::", op,
-              ": batch statistics need more than one value per channel, but input has shape ",
-              input.sym_sizes());
+  TORCH_CHECK_VALUE(input.sym_size(0) * input.sym_size(2) * input.sym_size(3) != 1, "cnnfast::", op,
+                    ": batch statistics need more than one value per channel, but input has shape ",
+                    input.sym_sizes());
 }
 
 void check_batch_norm2d(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -53,8 +53,8 @@ BatchNormGradients batch_norm2d_backward_composite(const at::Tensor& grad_output
                                                    bool batch_statistics, std::array<bool, 6> output_mask) {
   const auto [need_input, need_mean, need_var, need_weight, need_bias, need_residual] = output_mask;
   const auto none = [&] { return no_gradient(input); };
-  const at::Tensor grad =
-      activation_backward(grad_output, output, parse_activation("batch_norm2d_backward", activation));
+  const at::Tensor grad = norm_activation_backward("batch_norm2d_backward", grad_output, input, mean, var,
+                                                   weight, output, eps, activation);
   // ATen wants parameters in the type of the statistics; their gradients come in that type.
   const auto type = statistics_type(input.scalar_type());
   const at::Tensor center = as_type(mean, type), spread = as_type(var, type);

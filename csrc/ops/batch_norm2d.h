@@ -8,7 +8,7 @@ using BatchNorm2dOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 void check_batch_norm2d(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                         const OptionalTensor& residual, std::string_view activation);
-// Throws where `input` has one value per channel alone.
+// Throws a ValueError, as torch.nn.BatchNorm2d does, where `input` has one value per channel alone.
 void check_several_values(const char* op, const at::Tensor& input);
 
 // Mean and biased variance of each channel over the batch, in statistics_type.

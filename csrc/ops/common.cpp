@@ -203,6 +203,28 @@ at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
   }
 }
 
+at::Tensor gradient_through(const at::Tensor& grad, const at::Tensor& x,
+                            const WrittenActivation& activation) {
+  switch (activation.kind) {
+    case Activation::kHardswish:
+      return at::hardswish_backward(grad, x);
+    case Activation::kSiLU:
+      return at::silu_backward(grad, x);
+    case Activation::kGELU:
+      return at::gelu_backward(grad, x);
+    case Activation::kGELUTanh:
+      return at::gelu_backward(grad, x, "tanh");
+    case Activation::kMish:
+      return at::mish_backward(grad, x);
+    case Activation::kLeakyReLU:
+      return at::leaky_relu_backward(grad, x, activation.exact_a, /*self_is_result=*/false);
+    case Activation::kELU:
+      return at::elu_backward(grad, activation.exact_a, 1, 1, /*is_result=*/false, x);
+    default:
+      return activation_backward(grad, activate(x, activation), activation);
+  }
+}
+
 at::Tensor as_type(const at::Tensor& t, at::ScalarType type) {
   return t.scalar_type() == type ? t : t.to(type);
 }

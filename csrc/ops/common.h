@@ -53,6 +53,8 @@ c10::SymInt conv_output_size(const c10::SymInt& size, int64_t kernel, int64_t st
 at::Tensor activate(const at::Tensor& x, const WrittenActivation& activation);
 at::Tensor activation_backward(const at::Tensor& grad, const at::Tensor& output,
                                const WrittenActivation& activation);
+// The same for every activation, from what went into it.
+at::Tensor gradient_through(const at::Tensor& grad, const at::Tensor& x, const WrittenActivation& activation);
 
 // Whether this thread is inside an operator whose gradient is recorded; set by autograd/.
 bool& records_gradient();

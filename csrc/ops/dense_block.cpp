@@ -82,7 +82,7 @@ std::vector<c10::SymInt> check_dense_block(const DenseBlockArgs& a) {
   check_statistics_given(a);
   check_pre_activation(kOp, a.activation);
   auto sizes = a.input.sym_sizes().vec();
-  TORCH_CHECK(
+  TORCH_CHECK_VALUE(
       !uses_batch_statistics(a.means, a.vars) || sizes[0] * sizes[2] * sizes[3] != 1, "cnnfast::", kOp,
       ": batch statistics need more than one value per channel, but input has shape ", a.input.sym_sizes());
   for (size_t i = 0; i < a.weights.size(); ++i) {

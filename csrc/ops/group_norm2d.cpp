@@ -20,28 +20,6 @@ void check_images(const char* op, const at::Tensor& input, int64_t groups, const
   check_statistic(op, "bias", bias, input, input.sym_size(1));
 }
 
-// The gradient in front of an activation, from what went into it.
-at::Tensor gradient_through(const at::Tensor& grad, const at::Tensor& x, const WrittenActivation& a) {
-  switch (a.kind) {
-    case Activation::kHardswish:
-      return at::hardswish_backward(grad, x);
-    case Activation::kSiLU:
-      return at::silu_backward(grad, x);
-    case Activation::kGELU:
-      return at::gelu_backward(grad, x);
-    case Activation::kGELUTanh:
-      return at::gelu_backward(grad, x, "tanh");
-    case Activation::kMish:
-      return at::mish_backward(grad, x);
-    case Activation::kLeakyReLU:
-      return at::leaky_relu_backward(grad, x, a.exact_a, /*self_is_result=*/false);
-    case Activation::kELU:
-      return at::elu_backward(grad, a.exact_a, 1, 1, /*is_result=*/false, x);
-    default:
-      return activation_backward(grad, activate(x, a), a);
-  }
-}
-
 // Images as N x groups x values of a group, in the type of their statistics.
 struct GroupedImages {
   GroupedImages(const at::Tensor& images, int64_t groups)

@@ -184,7 +184,7 @@ def test_batch_norm2d_batch_of_zero(training):
 
 def test_batch_norm2d_needs_two_values_for_a_variance():
     mean, var = torch.zeros(5), torch.ones(5)
-    with pytest.raises((RuntimeError, ValueError), match="more than (one|1) value per channel"):
+    with pytest.raises(ValueError, match="more than (one|1) value per channel"):
         ops.batch_norm2d(torch.randn(1, 5, 1, 1), running_mean=mean, running_var=var, training=True)
     assert torch.equal(mean, torch.zeros(5)) and torch.equal(var, torch.ones(5))
 

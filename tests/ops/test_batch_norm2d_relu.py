@@ -97,7 +97,7 @@ def test_batch_norm2d_relu_backward_refuses_other_bits():
 
 
 def test_batch_norm2d_relu_refuses_one_value_per_channel():
-    with pytest.raises(RuntimeError, match="more than one value per channel"):
+    with pytest.raises(ValueError, match="more than one value per channel"):
         forward(torch.randn(1, 3, 1, 1))
 
 

@@ -187,7 +187,7 @@ def test_bn_act_conv2d_batch_of_zero(training):
 
 def test_bn_act_conv2d_error_leaves_the_averages():
     running = torch.zeros(5), torch.ones(5)
-    with pytest.raises((RuntimeError, ValueError), match="more than (one|1) value per channel"):
+    with pytest.raises(ValueError, match="more than (one|1) value per channel"):
         ops.bn_act_conv2d(
             torch.randn(1, 5, 1, 1), torch.randn(2, 5, 1, 1), None, None, None, *running, training=True
         )

@@ -105,7 +105,13 @@ class _Maker:
 
     def norm(self, source):
         channels = self.net.channels[source]
-        kinds = (nn.BatchNorm2d(channels), nn.InstanceNorm2d(channels, affine=True), nn.LocalResponseNorm(3))
+        groups = self.rng.choice([n for n in (1, 2, 3, 4, channels) if channels % n == 0])
+        kinds = (
+            nn.BatchNorm2d(channels),
+            nn.InstanceNorm2d(channels, affine=True),
+            nn.GroupNorm(groups, channels),
+            nn.LocalResponseNorm(3),
+        )
         self.add(self.rng.choice(kinds), [source], channels)
 
     def pool(self, source):
