@@ -65,7 +65,12 @@ def is_layer(module: nn.Module) -> bool:
     if type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")):
         return True
     has_children = next(module.children(), None) is not None
-    return not has_children and torch_ancestor(module) is not nn.Module
+    return not has_children and torch_ancestor(module) is not nn.Module and not _calls_group_norm(module)
+
+
+def _calls_group_norm(module: nn.Module) -> bool:
+    """Subclasses of GroupNorm that convert types around it, or call another function: stepped into."""
+    return isinstance(module, nn.GroupNorm) and original_class(module).forward is not nn.GroupNorm.forward
 
 
 def is_ours(module: nn.Module) -> bool:

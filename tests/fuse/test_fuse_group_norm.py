@@ -50,10 +50,6 @@ class Groups(nn.GroupNorm):
         return F.leaky_relu(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps), 0.1)
 
 
-def test_fuse_group_norm_of_a_class_of_its_own():
-    check(_network(Groups(2, 8), nn.Identity()), IMAGES)
-
-
 @pytest.mark.parametrize("shape", [(5, 8), (5, 8, 7), (2, 8, 3, 4, 5)], ids=str)
 def test_fuse_group_norm_of_what_is_no_image(shape):
     model = nn.Sequential(nn.GroupNorm(4, 8), nn.Tanh())
@@ -102,3 +98,27 @@ def test_fused_group_norm_trains_as_the_network_does():
     for own, true in zip(model.parameters(), exact.parameters(), strict=True):
         error = (own.grad - true.grad).abs().max() / true.grad.abs().max().clamp(min=1e-3)
         assert error < 1e-4
+
+
+class InFloat(nn.GroupNorm):
+    """As networks of diffusion models have it."""
+
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)
+
+
+@pytest.mark.parametrize("norm", [Groups(2, 8), InFloat(4, 8)], ids=lambda m: type(m).__name__)
+def test_fuse_norms_of_classes_of_their_own(norm):
+    """Their forwards are stepped into, and what they call is fused."""
+    fused = check(_network(norm, nn.SiLU()), IMAGES)
+    assert "group_norm2d" in operators(fused).values()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_fuse_networks_of_timm_with_group_norms():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("resnet18d", norm_layer="groupnorm", num_classes=7).eval()
+    images = torch.randn(2, 3, 64, 64)
+    fused = cnnfast.fuse(copy.deepcopy(model))
+    assert list(operators(fused).values()).count("group_norm2d") >= 20
+    torch.testing.assert_close(fused(images), model(images), rtol=1e-3, atol=1e-4)
