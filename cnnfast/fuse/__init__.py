@@ -63,8 +63,8 @@ def fuse(
     there only; nn.Identity counts as nothing. Layers that have hooks, are called twice, are parametrized
     or have a forward of their own stay as they are, and the report says so. Where a forward cannot be
     traced, or switches autocast or the recording of gradients on or off, it stays and its children are
-    fused one by one, plain convolutions too. A forward that decides by its own `training` becomes two, one
-    for each mode; torch.jit.script compiles it as it was.
+    fused one by one, plain convolutions and group norms too. A forward that decides by its own `training`
+    becomes two, one for each mode; torch.jit.script compiles it as it was.
 
     Args:
         model: any module; inside DataParallel or DistributedDataParallel fuse first and wrap the result.

@@ -89,6 +89,7 @@ class Converter:
         self.functions_fused: dict[str, bool] = {}  # of modules whose forward calls convolutions as functions
         self.joins_chains = True  # values between the groups of a chain are not in its graph
         self._seen: set[nn.Module] = set()
+        self._singles: dict[nn.Module, str] = {}  # layers that run by themselves, and their operators
 
     def run(self) -> list[Row]:
         self.convert(self.root, "")
@@ -158,8 +159,9 @@ class Converter:
         if layer not in self._seen:
             self._seen.add(layer)
             made = fuse_single(layer)
+            self._singles[layer] = made.operator
             self.units.append(Unit(name, made.eager, made.fused, {name: (made.before, made.after)}))
-        runs_as = f"cnnfast.ops.conv2d: {name}"
+        runs_as = f"cnnfast.ops.{self._singles[layer]}: {name}"
         return Row(name, original_class(layer).__name__, FUSED, runs_as)
 
     def generate(self, module: nn.Module, path: str, forwards: list["_Forward"]) -> None:

@@ -97,3 +97,36 @@ def test_scripts_and_lower_precision():
         got, wanted = fused(IMAGE), model(IMAGE)
     assert got.dtype == wanted.dtype == torch.bfloat16 and got.stride() == wanted.stride()
     torch.testing.assert_close(got, wanted, rtol=0, atol=3e-2)
+
+
+class KeptNorms(nn.Module):
+    """A forward that decides by values, and norms its input and a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(3, 6), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return x + self.conv(F.silu(self.norm(x))) + self.norm(input=x[:, :, 1:2])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_group_norms_of_forwards_that_stay(layout):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), KeptNorms())
+    image = IMAGE.contiguous(memory_format=layout)
+    fused = check(model, image)
+    row = fused.report()["1.norm"]
+    assert row.status == "fused" and row.runs_as == "cnnfast.ops.group_norm2d: 1.norm"
+    norm = fused[1].norm
+    x = torch.randn(2, 6, 9, 8).contiguous(memory_format=layout).requires_grad_()
+    y = norm(x)
+    assert y.is_contiguous(memory_format=layout)
+    assert ("NativeGroupNorm" in type(y.grad_fn).__name__) == (layout is torch.contiguous_format)
+    other = pickle.loads(pickle.dumps(fused))
+    assert torch.equal(other(image), fused(image))
+    assert type(fused.unfuse()[1].norm) is nn.GroupNorm
+    flat = x[:, :, 0]
+    torch.testing.assert_close(norm(flat), F.group_norm(flat, 3, norm.weight, norm.bias))
