@@ -162,6 +162,7 @@ struct Bf16Kernels {
   // To nearest, ties to even; NaN stays NaN.
   void (*narrow)(PixelRun<const float> from, PixelRun<uint16_t> to, int64_t pixels, int64_t channels);
   void (*activation_backward)(const ActivationBackward16&, int64_t pixels);
+  void (*pixels_of_planes)(const PlanesCall<uint16_t>&, int64_t pixel_begin, int64_t pixel_end);
   const Norm16Kernels* norm;
   // Output pixels [pixel_begin, pixel_end) (over all images) of panels [panel_begin, panel_end).
   void (*conv)(const Conv16Call&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,

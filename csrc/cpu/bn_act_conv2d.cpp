@@ -8,6 +8,7 @@
 #include "cpu/normalise.h"
 #include "cpu/normalise_backward.h"
 #include "cpu/paired_conv.h"
+#include "cpu/planes.h"
 #include "cpu/widened.h"
 
 namespace cnnfast::cpu {
@@ -28,8 +29,7 @@ BatchNorm2dOutputs bn_act_conv2d_cpu(const at::Tensor& input, const at::Tensor& 
       {input, weight, bias, bn_weight, bn_bias, mean, var, residual, params, pre_activation});
   const bool given = present(mean);
   // Where channels are not adjacent the one copy serves the statistics and the convolution.
-  const at::Tensor images =
-      channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor images = channels_adjacent(input) ? input : channels_last_copy(input);
   const Statistics used =
       given ? Statistics{widened(*mean), widened(*var)} : batch_statistics(pixel_rows(images));
   const ScaleShift s = fold(used.mean, used.var, widened(bn_weight), widened(bn_bias), eps);

@@ -15,6 +15,7 @@
 #include "cpu/pack_cache.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
 
@@ -138,7 +139,7 @@ class GroupedConv {
   View residual_view(int64_t first, int64_t count, at::Tensor& storage) const {
     if (!present(args_.residual)) return {};
     storage = widened(images_at(*args_.residual, first, count));
-    if (!channels_adjacent(storage)) storage = storage.contiguous(at::MemoryFormat::ChannelsLast);
+    if (!channels_adjacent(storage)) storage = channels_last_copy(storage);
     return view_of(storage);
   }
 

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
 
@@ -40,8 +41,7 @@ at::Tensor global_avg_pool2d_cpu(const at::Tensor& input) {
   const at::Tensor output =
       at::empty({images, channels, 1, 1}, input.options(), at::MemoryFormat::ChannelsLast);
   if (output.numel() == 0) return output;
-  const at::Tensor source =
-      channels_adjacent(input) ? input : input.contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor source = channels_adjacent(input) ? input : channels_last_copy(input);
   const View v = view_of(source);
   // An image whose rows follow one another is one long row.
   const bool one_row = v.row == v.pixel * input.size(3);

@@ -13,6 +13,7 @@
 #include "cpu/paired_chain.h"
 #include "cpu/paired_conv.h"
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 #include "cpu/pool2d.h"
 #include "cpu/pooled_backward.h"
 #include "cpu/tensor_view.h"
@@ -108,9 +109,8 @@ std::vector<at::Tensor> inception_cpu(const at::Tensor& input, at::TensorList we
                                             values[done + 1]);
     return 1;
   };
-  return inception_by_chains(run, make_output,
-                             adjacent ? input : input.contiguous(at::MemoryFormat::ChannelsLast), weights,
-                             biases, branches);
+  return inception_by_chains(run, make_output, adjacent ? input : channels_last_copy(input), weights, biases,
+                             branches);
 }
 
 at::Tensor bias_gradient(const PairedStage& stage, const std::vector<double>& sums) {

@@ -309,6 +309,17 @@ struct NormCall {
   Activation activation;
 };
 
+// An image's planes, `plane` values from one to the next, as pixels of adjacent channels that lie side by
+// side.
+template <class T>
+struct PlanesCall {
+  const T* from;
+  int64_t plane, channels, pixels;
+  T* to;
+
+  static constexpr int64_t kAhead = 128 / sizeof(T);  // values that are fetched ahead
+};
+
 // One row of bilinear interpolation between two rows of the input.
 struct BlendCall {
   const float* upper;
@@ -410,6 +421,8 @@ struct KernelTable {
   void (*column_distances)(const float* x, int64_t stride, int64_t rows, int64_t channels, const float* from,
                            float* sum);
   void (*activate)(float* x, int64_t count, Activation);
+  // Pixels [pixel_begin, pixel_end) of an image.
+  void (*pixels_of_planes)(const PlanesCall<float>&, int64_t pixel_begin, int64_t pixel_end);
   // Output rows [row_begin, row_end) over all images.
   void (*lrn)(const LrnCall&, int64_t row_begin, int64_t row_end);
   void (*lrn_backward)(const LrnBackwardCall&, int64_t row_begin, int64_t row_end);

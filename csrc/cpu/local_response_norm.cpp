@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
 
@@ -14,7 +15,7 @@ namespace {
 constexpr int64_t kSerialElements = 1 << 13;
 
 at::Tensor with_channels_adjacent(const at::Tensor& t) {
-  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+  return channels_adjacent(t) ? t : channels_last_copy(t);
 }
 
 struct LrnParams {

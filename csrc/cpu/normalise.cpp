@@ -10,6 +10,7 @@
 #include "cpu/channel_values.h"
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 
 namespace cnnfast::cpu {
 
@@ -150,7 +151,7 @@ View normalised_with_border(const at::Tensor& t, const InputPrologue& p, Border 
   storage = output_empty({size.images, height, width, size.channels}, t.options().dtype(at::kFloat));
   View to{storage.data_ptr<float>(), height * width * size.channels, width * size.channels, size.channels};
   to.data += b.top * to.row + b.left * to.pixel;
-  const at::Tensor images = channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor images = channels_adjacent(t) ? t : channels_last_copy(t);
   const bool narrow = images.scalar_type() == at::kBFloat16;
   const View from = narrow ? View{} : view_of(images);
   const View16 from16 = narrow ? view16_of(images) : View16{};

@@ -11,6 +11,7 @@
 #include "cpu/memory_pool.h"
 #include "cpu/pack_cache.h"
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 #include "cpu/tensor_view.h"
 #include "cpu/widened.h"
 
@@ -68,8 +69,7 @@ void multiply_pairs_into(const Conv2dArgs& a, const at::Tensor& output) {
   const int64_t ph = a.params.padding[0], pw = a.params.padding[1];
   at::Tensor residual;
   if (present(a.residual))
-    residual =
-        channels_adjacent(*a.residual) ? *a.residual : a.residual->contiguous(at::MemoryFormat::ChannelsLast);
+    residual = channels_adjacent(*a.residual) ? *a.residual : channels_last_copy(*a.residual);
   const AlignedFloats shift =
       pack_panels(g, present(a.bias) ? widened(*a.bias).contiguous().const_data_ptr<float>() : nullptr);
   run(g, bring_in16(a.input, {ph, pw, ph, pw}), *packed_pairs(a.weight, g), shift, residual, output);

@@ -2,6 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include "cpu/planes.h"
+
 namespace cnnfast::cpu {
 namespace {
 
@@ -28,8 +30,7 @@ PixelRows pixel_rows(const at::Tensor& t) {
   const bool even = channels_adjacent(t) && (height == 1 || t.stride(2) == width * stride) &&
                     (t.size(0) == 1 || t.stride(0) == height * width * stride);
   const int64_t rows = t.size(0) * height * width;
-  return even ? rows_in(t, stride, rows)
-              : rows_in(t.contiguous(at::MemoryFormat::ChannelsLast), channels, rows);
+  return even ? rows_in(t, stride, rows) : rows_in(channels_last_copy(t), channels, rows);
 }
 
 }  // namespace cnnfast::cpu

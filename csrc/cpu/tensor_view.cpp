@@ -5,6 +5,7 @@
 #include "cpu/bf16_table.h"
 #include "cpu/memory_pool.h"
 #include "cpu/parallel.h"
+#include "cpu/planes.h"
 
 namespace cnnfast::cpu {
 
@@ -26,9 +27,7 @@ TensorStrides tensor_strides(const at::Tensor& t) {
 
 bool channels_adjacent(const at::Tensor& t) { return t.size(1) == 1 || t.stride(1) == 1; }
 
-at::Tensor images_of(const at::Tensor& t) {
-  return channels_adjacent(t) ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-}
+at::Tensor images_of(const at::Tensor& t) { return channels_adjacent(t) ? t : channels_last_copy(t); }
 
 View view_of(const at::Tensor& t) {
   View v;
@@ -52,8 +51,7 @@ namespace {
 
 View copy_with_border(const at::Tensor& t, Border b, at::Tensor& storage, decltype(output_empty)& empty) {
   const bool narrow = t.scalar_type() == at::kBFloat16;
-  if (narrow && !channels_adjacent(t))
-    return copy_with_border(t.contiguous(at::MemoryFormat::ChannelsLast), b, storage, empty);
+  if (narrow && !channels_adjacent(t)) return copy_with_border(channels_last_copy(t), b, storage, empty);
   const bool bordered = narrow || b.top || b.left || b.bottom || b.right;
   if (!bordered && channels_adjacent(t)) return view_of(t);
   const ImageSize size = image_size(t);

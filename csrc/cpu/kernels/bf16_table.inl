@@ -19,6 +19,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/conv16.inl"
 #include "cpu/kernels/max_pool_apart16.inl"
 #include "cpu/kernels/norm16.inl"
+#include "cpu/kernels/planes.inl"
 
 namespace {
 
@@ -29,6 +30,7 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.widen = widen;
   table.narrow = narrow;
   table.activation_backward = activation_backward;
+  table.pixels_of_planes = pixels_of_planes<uint16_t>;
   table.norm = &kNorm16;
   table.conv = gathered_conv<WidenedDot>;
   table.conv_scratch = gather_scratch<WidenedDot>;

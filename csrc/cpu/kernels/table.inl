@@ -20,6 +20,7 @@ using namespace cnnfast::cpu;
 #include "cpu/kernels/linear.inl"
 #include "cpu/kernels/lrn.inl"
 #include "cpu/kernels/norm_backward.inl"
+#include "cpu/kernels/planes.inl"
 #include "cpu/kernels/pool.inl"
 #include "cpu/kernels/pool_backward.inl"
 #include "cpu/kernels/resample.inl"
@@ -57,6 +58,7 @@ using namespace cnnfast::cpu;
    column_sum<float>,                \
    column_distances<float>,          \
    activate,                         \
+   pixels_of_planes<float>,          \
    lrn,                              \
    lrn_backward,                     \
    norm_backward_sums<float, float>, \
