@@ -291,6 +291,12 @@ def _norms(shape) -> list[Case]:
     def lrn(module):
         return lambda x: module.local_response_norm(x, 5, 1e-4, 0.75, 2.0)
 
+    def by_groups(module):
+        return lambda x, gain, b: module.group_norm2d(x, math.gcd(32, shape[1]), gain, b, activation="silu")
+
+    def by_channels(module):
+        return lambda x, gain, b: module.instance_norm2d(x, None, None, gain, b, activation="relu")
+
     shapes = [shape, vector, vector, shape]
     count = 8.0 * math.prod(shape)
     cases = []
@@ -299,10 +305,13 @@ def _norms(shape) -> list[Case]:
         name = f"{label} + residual" + (", step" if training else "")
         cases.append(_case(name, "batch_norm2d", shapes, *functions, operations=count, training=training))
         name = label + (", step" if training else "")
-        functions = lrn(reference), lrn(ops)
-        cases.append(
-            _case(name, "local_response_norm", [shape], *functions, operations=count, training=training)
-        )
+        for kind, function, own in (
+            ("local_response_norm", lrn, [shape]),
+            ("group_norm2d", by_groups, shapes[:3]),
+            ("instance_norm2d", by_channels, shapes[:3]),
+        ):
+            functions = function(reference), function(ops)
+            cases.append(_case(name, kind, own, *functions, operations=count, training=training))
     return cases
 
 
