@@ -44,7 +44,8 @@ def fuse_single(layer: nn.Conv2d | nn.GroupNorm) -> Single:
         operator = "conv2d"
     else:
         _, (*arguments, _) = builders.group_norm(graph, layer, Group("group_norm", [node]))
-        function, operator = runtime_norm.group_norm_in_its_layout, "group_norm2d"
+        function = runtime_norm.group_norm_in_its_layout
+        operator = "group_norm2d where images are channels_last, else torch's"
     call = graph.call_function(function, tuple(arguments))
     graph.erase_node(node)
     graph.output(graph.call_function(runtime.in_layout_of, (call, x)) if operator == "conv2d" else call)

@@ -56,8 +56,8 @@ def group_norm2d(
         activation: "none", "relu" (keeps NaN) or another name of cnnfast.reference.activation.activate.
 
     Returns:
-        (N, C, H, W) in channels_last memory, differentiable once in input, weight and bias. The gradient
-        keeps the input alone: what the activation was given is computed again.
+        (N, C, H, W), on CPUs in channels_last memory, differentiable once in input, weight and bias. The
+        gradient there keeps the input alone: what the activation was given is computed again.
 
     Raises:
         RuntimeError: shapes, dtypes, devices or options that do not fit; names operator, argument and shapes.
@@ -97,19 +97,20 @@ def instance_norm2d(
         As group_norm2d.
 
     Raises:
-        RuntimeError: as group_norm2d.
+        RuntimeError: as group_norm2d, and where running averages are to normalise and are missing.
         ValueError: images of one pixel with their own statistics, as torch.nn.functional.instance_norm has.
 
     Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022; torch.nn.InstanceNorm2d.
     """
-    if not use_input_stats:
+    pixels = input.size(2) * input.size(3) if input.dim() == 4 else 0
+    averages = running_mean is not None and running_var is not None
+    if not use_input_stats and averages:
         return batch_norm2d(
             input, weight, bias, running_mean, running_var, None, False, momentum, eps, activation
         )
-    pixels = input.size(2) * input.size(3) if input.dim() == 4 else 0
-    if pixels == 1:
+    if not use_input_stats or pixels == 1:  # PyTorch's to refuse
         return reference.instance_norm2d(
-            input, running_mean, running_var, weight, bias, True, momentum, eps, activation
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation
         )
     if not torch.jit.is_scripting():
         if input.is_cuda or _backend.needs_reference(input, input):

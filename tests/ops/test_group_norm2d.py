@@ -214,6 +214,13 @@ def test_instance_norm2d_as_the_module(images, own, tracked):
         torch.testing.assert_close(buffer.double(), same.get_buffer(name).double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("averages", [(None, None), (torch.zeros(3), None), (None, torch.ones(3))], ids=str)
+def test_instance_norm2d_by_averages_that_are_missing_raises_as_pytorch_does(averages):
+    for call in (ops.instance_norm2d, F.instance_norm):
+        with pytest.raises(RuntimeError, match="running_mean"):
+            call(torch.randn(2, 3, 4, 4), *averages, use_input_stats=False)
+
+
 def test_instance_norm2d_of_one_pixel_raises_as_pytorch_does():
     averages = torch.zeros(3), torch.ones(3)
     with pytest.raises(ValueError, match="spatial element"):
