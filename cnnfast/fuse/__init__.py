@@ -10,6 +10,7 @@ from cnnfast import _ext
 from cnnfast.fuse.check import (
     VerificationError,
     as_tuple,
+    calls_of,
     check_errors,
     layer_errors,
     multiply_adds,
@@ -63,13 +64,17 @@ def fuse(
     there only; nn.Identity counts as nothing. Layers that have hooks, are called twice, are parametrized
     or have a forward of their own stay as they are, and the report says so. Where a forward cannot be
     traced, or switches autocast or the recording of gradients on or off, it stays and its children are
-    fused one by one, plain convolutions and group norms too. A forward that decides by its own `training`
-    becomes two, one for each mode; torch.jit.script compiles it as it was.
+    fused one by one, plain convolutions and group norms too. A forward with optional arguments is fused for
+    calls like that of the example, without one for calls that leave them out; one that decides by sizes is
+    fused for those that decide like the example's: all other calls run it as it was, its children fused one
+    by one. A forward that decides by its own `training` becomes two, one for each mode. torch.jit.script
+    compiles all these as they were.
 
     Args:
         model: any module; inside DataParallel or DistributedDataParallel fuse first and wrap the result.
-        example_inputs: a tensor or a tuple of them, for multiply-adds in the report, for verify, and to find
-            forwards that tracing takes for others (they decide by what no graph shows): those stay.
+        example_inputs: a tensor or a tuple of them, for multiply-adds in the report, for verify, to tell what
+            forwards are called with, and to find those that tracing takes for others (they decide by what no
+            graph shows): these stay.
         filter_fn: filter_fn(name, module) -> bool chooses the layers to fuse; all without it. For a function,
             such as F.max_pool2d, module is the one whose forward calls it.
         strict: raise where a layer stays eager that filter_fn did not leave out.
@@ -88,8 +93,8 @@ def fuse(
     _check_model(model)
     if verify and example_inputs is None:
         raise ValueError("fuse: verify needs inputs: write fuse(model, example_inputs, verify=True)")
-    network, converter, rows = _converted(model, filter_fn, example_inputs)
-    report = Report(f"fuse({type(model).__name__})", rows, tuple(converter.notes))
+    network, converter, rows, unchecked = _converted(model, filter_fn, example_inputs)
+    report = Report(f"fuse({type(model).__name__})", rows, (*converter.notes, *unchecked))
     if not _ext.AVAILABLE:
         report = report.with_notes(f"The fused calls run plain PyTorch: {_ext.REASON}")
     if example_inputs is not None:
@@ -107,19 +112,22 @@ def fuse(
 
 def _converted(
     model: nn.Module, filter_fn: Callable | None, example_inputs: Tensor | tuple | None
-) -> tuple[nn.Module, Converter, tuple[Row, ...]]:
-    """The fused network; forwards whose graph is wrong for the example keep their own code."""
+) -> tuple[nn.Module, Converter, tuple[Row, ...], list[str]]:
+    """The fused network; forwards whose graph is wrong for the example keep their own code.
+
+    Last notes of what could not be checked.
+    """
     refused: dict[str, str] = {}
+    calls = {} if example_inputs is None else calls_of(model, as_tuple(example_inputs))
     while True:
         network = unfused(model)
-        converter = Converter(network, filter_fn or (lambda name, module: True), refused)
+        converter = Converter(network, filter_fn or (lambda name, module: True), refused, calls)
         rows = tuple(converter.run())
         if example_inputs is None:
-            return network, converter, rows
+            return network, converter, rows, []
         wrong, notes = wrong_units(network, converter.units, as_tuple(example_inputs))
         if wrong.keys() <= refused.keys():
-            converter.notes += notes
-            return network, converter, rows
+            return network, converter, rows, notes
         refused |= wrong
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from cnnfast.fuse.convert import Unit
+from cnnfast.fuse.given import Call, seen_call
 from cnnfast.fuse.interpret import Interpreter
 from cnnfast.fuse.shells import evaluating, shell_copy, unfused
 from cnnfast.fuse.side_effects import left_alone
@@ -106,13 +107,14 @@ def wrong_units(
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
     wrong, notes = {}, []
     for unit in units:
-        if unit.path not in calls or unit.traced is None:
+        args = _taken(unit, calls)
+        if args is None or unit.traced is None:
             continue
-        module, args = eager.get_submodule(unit.path), calls[unit.path]
+        module, call = eager.get_submodule(unit.path), calls[unit.path]
         if unit.training:
             module.train()
         try:
-            wanted = _run(eager, module, args)
+            wanted = _run(eager, module, call.args, call.kwargs)
         except Exception as error:
             if not unit.training:
                 raise
@@ -127,9 +129,17 @@ def wrong_units(
     return wrong, notes
 
 
-def _run(eager: nn.Module, runner: Callable, args: tuple) -> object:
+def _taken(unit: Unit, calls: dict[str, inspect.BoundArguments]) -> tuple | None:
+    """What a unit's graphs take in a call; None where there was none, or one of another kind."""
+    call = calls.get(unit.path)
+    if call is None or unit.given is None:
+        return None if call is None else call.args
+    return unit.given.values(call)
+
+
+def _run(eager: nn.Module, runner: Callable, args: tuple, kwargs: dict | None = None) -> object:
     with torch.no_grad(), left_alone(eager):
-        return runner(*copies(args))
+        return runner(*copies(args), **copies(kwargs or {}))
 
 
 def _why_wrong(
@@ -143,7 +153,7 @@ def _why_wrong(
     return None if same_values(got, wanted) else "its graph gives other values than its forward"
 
 
-def copies(args: tuple) -> tuple:
+def copies(args: tuple | dict) -> tuple | dict:
     """With tensors of their own, which a forward may write into."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
 
@@ -167,7 +177,8 @@ def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple)
     calls = _arguments(eager, [unit.path for unit in units], example_inputs)
     errors = {}
     for unit in units:
-        if unit.path not in calls or unit.training:
+        args = _taken(unit, calls)
+        if args is None or unit.training:
             continue  # what evaluation mode does not take
         wanted, got = (
             _Recorder(module.get_submodule(unit.path), graph, {names[i] for names in unit.values.values()})
@@ -175,10 +186,11 @@ def layer_errors(fused: nn.Module, units: Iterable[Unit], example_inputs: tuple)
         )
         for recorder in (wanted, got):  # which share their buffers
             with torch.no_grad(), left_alone(fused):
-                recorder.run(*calls[unit.path])
+                recorder.run(*args)
         for layer, (before, after) in unit.values.items():
             if before in wanted.values and after in got.values:
-                errors[layer] = relative_error(got.values[after], wanted.values[before])
+                error = relative_error(got.values[after], wanted.values[before])
+                errors[layer] = max(error, errors.get(layer, 0.0))
     return errors
 
 
@@ -208,18 +220,32 @@ def check_errors(errors: dict[str, float], dtype: torch.dtype) -> None:
         )
 
 
-def _arguments(eager: nn.Module, paths: list[str], example_inputs: tuple) -> dict[str, tuple]:
+def _arguments(
+    eager: nn.Module, paths: Iterable[str], example_inputs: tuple
+) -> dict[str, inspect.BoundArguments]:
     """What each unit is called with, the last time if more than once."""
-    calls: dict[str, tuple] = {}
+    calls: dict[str, inspect.BoundArguments] = {}
     for path in paths:
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, path: str = path) -> None:
-            calls[path] = inspect.signature(module.forward).bind(*args, **kwargs).args
+            calls[path] = inspect.signature(module.forward).bind(*args, **kwargs)
 
         eager.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
     with torch.no_grad(), left_alone(eager):
         eager(*example_inputs)
     return calls
+
+
+def calls_of(model: nn.Module, example_inputs: tuple) -> dict[str, Call]:
+    """By path, what the modules that are no layers are called with in evaluation mode."""
+    eager = evaluating(unfused(model))
+    paths = [
+        path
+        for path, module in eager.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule) and not is_layer(module)
+    ]
+    found = {path: seen_call(call) for path, call in _arguments(eager, paths, example_inputs).items()}
+    return {path: call for path, call in found.items() if call is not None}
 
 
 class _Recorder(Interpreter):

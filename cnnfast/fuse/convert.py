@@ -1,6 +1,5 @@
 """Fusing a network unit by unit: what traces as a whole becomes one generated forward."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,15 +7,18 @@ from torch import fx, nn
 
 from cnnfast.fuse.foreign import OpenedNorms, is_standardised, pads_to_same
 from cnnfast.fuse.functions import mark_functions, stand_in
+from cnnfast.fuse.given import Call, Given, given_by_default, source_for_given
 from cnnfast.fuse.groups import Group
 from cnnfast.fuse.kinds import layer_name, module_of
 from cnnfast.fuse.layout import rows_for_kept_forwards, views_as_reshapes
 from cnnfast.fuse.match import Match, find_groups
 from cnnfast.fuse.match_chains import join_chains
 from cnnfast.fuse.module import FusedModule
+from cnnfast.fuse.own_thread import OwnThreadTracer
 from cnnfast.fuse.reorder import relu_before_max_pool, without_identities
 from cnnfast.fuse.rewrite import kernel_name, replace_groups
 from cnnfast.fuse.shells import (
+    Generated,
     Guarded,
     Inlined,
     become,
@@ -26,11 +28,13 @@ from cnnfast.fuse.shells import (
     source_of,
     source_of_two,
 )
-from cnnfast.fuse.single import fuse_single, why_not_single
+from cnnfast.fuse.signature import NeedsExample, parameters_of
+from cnnfast.fuse.single import fuse_single, put_in_place, why_not_single
 from cnnfast.fuse.tracing import NotTraceable, Trace, is_layer, is_ours, trace_paths
 from cnnfast.fuse.walked import walked
 from cnnfast.report import ALREADY, DROPPED, EAGER, FUSED, Row
 
+_NAMED = 3  # modules that a note names
 _NO_WORK = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
 
 
@@ -40,6 +44,7 @@ class Unit:
 
     traced: the forward as it was written down, where `eager` is that with layers taken apart or left out.
     training: whether that is the path which the forward takes in training alone.
+    given: the calls that the graphs are for, where it is not all.
     """
 
     path: str
@@ -48,6 +53,7 @@ class Unit:
     values: dict[str, tuple[str, str]]  # by layer: the node that has its value before, and after
     traced: fx.Graph | None = None
     training: bool = False
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,22 @@ class Converter:
     """Fuses a tree of shells in place; collects a row for each layer.
 
     refused: by path, why a forward has to stay that could be traced.
+    calls: by path, what modules are called with, as far as that is known.
     """
 
     def __init__(
-        self, root: nn.Module, chosen: Callable[[str, nn.Module], bool], refused: dict[str, str] | None = None
+        self,
+        root: nn.Module,
+        chosen: Callable[[str, nn.Module], bool],
+        refused: dict[str, str] | None = None,
+        calls: dict[str, Call] | None = None,
     ):
-        self.root, self.chosen, self.refused = root, chosen, refused or {}
+        self.root, self.chosen, self.refused, self.calls = root, chosen, refused or {}, calls or {}
         self.rows: dict[str, Row] = {}
         self.units: list[Unit] = []
-        self.notes: list[str] = []
+        self.noted: dict[tuple[str, str], list[str]] = {}  # paths, by class and what is said of them
         self.functions_fused: dict[str, bool] = {}  # of modules whose forward calls convolutions as functions
+        self.beside_graphs = False  # whether what is fused here runs where a graph does not serve
         self.joins_chains = True  # values between the groups of a chain are not in its graph
         self._seen: set[nn.Module] = set()
         self._singles: dict[nn.Module, str] = {}  # layers that run by themselves, and their operators
@@ -97,6 +109,14 @@ class Converter:
             become(self.root, (FusedModule,))
         order = {name: i for i, (name, _) in enumerate(self.root.named_modules())}
         return sorted(self.rows.values(), key=lambda row: order.get(row.name, len(order)))
+
+    @property
+    def notes(self) -> list[str]:
+        return [_note(kind, paths, text) for (kind, text), paths in self.noted.items()]
+
+    def note(self, module: nn.Module, path: str, text: str) -> None:
+        """Say something of a module in the report."""
+        self.noted.setdefault((original_class(module).__name__, text), []).append(path)
 
     def convert(self, module: nn.Module, path: str) -> None:
         if module in self._seen:
@@ -111,7 +131,7 @@ class Converter:
             self.keep_forward(module, path, self.refused[path])
             return
         try:
-            traces = trace_paths(module, is_layer)
+            given, traces = self.traced(module, path)
         except NotTraceable as error:
             self.keep_forward(module, path, str(error))
             return
@@ -120,7 +140,29 @@ class Converter:
             if not is_layer(module.get_submodule(name)):
                 self.convert(module.get_submodule(name), _join(path, name))
         if any(made.groups for made in forwards):
-            self.generate(module, path, forwards)
+            self.generate(module, path, forwards, given)
+
+    def traced(self, module: nn.Module, path: str) -> tuple[Given | None, list[Trace]]:
+        """The graphs of a forward, and the calls that they are for where it is not all.
+
+        They are for all sizes where that is possible. Raises NotTraceable.
+        """
+        call = self.calls.get(path)
+        try:
+            given = given_by_default(original_class(module))
+            if given is not None and call is not None:
+                given = call.given
+            return given, trace_paths(module, is_layer, given)
+        except NotTraceable as error:
+            if isinstance(error, NeedsExample) and not self.calls:
+                raise NotTraceable(f"{error} (with example_inputs, fuse follows sizes)") from None
+            if call is None or self.beside_graphs:  # beside a graph a second one takes as long to find
+                raise
+            try:
+                traces = trace_paths(module, is_layer, call.given, call.arguments())
+                return call.with_sizes(traced.sizes for traced in traces if traced.sizes is not None), traces
+            except NotTraceable:
+                raise error from None
 
     def grouped(self, module: nn.Module, path: str, traced: Trace) -> "_Forward":
         """A graph with the groups of layers that fused operators serve; a row for each layer."""
@@ -141,8 +183,7 @@ class Converter:
 
     def keep_forward(self, module: nn.Module, path: str, reason: str) -> None:
         """Fuse the children of a module whose forward stays as it is."""
-        here = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
-        self.notes.append(f"{here} keeps its own forward: {reason}. Its children were fused one by one.")
+        self.note(module, path, f"keeps its own forward: {reason}. Its children were fused one by one.")
         for name, child in nearest(module, path):
             if is_layer(child):
                 self.rows[name] = self.keep_layer(child, name, reason)
@@ -153,34 +194,55 @@ class Converter:
         """A layer that a forward calls which stays: some can run by themselves."""
         if not self.chosen(name, layer):
             return _row(name, layer, EAGER, reason="left out by filter_fn")
-        why = why_not_single(layer)
+        why = why_not_single(layer, batch_norms=self.beside_graphs)
         if why is not None:
             return _row(name, layer, EAGER, reason=why or f"called by a forward that stays: {reason}")
         if layer not in self._seen:
             self._seen.add(layer)
             made = fuse_single(layer)
             self._singles[layer] = made.operator
-            self.units.append(Unit(name, made.eager, made.fused, {name: (made.before, made.after)}))
+            if not self.beside_graphs:
+                eager = OwnThreadTracer().trace(layer)
+                before = next(node for node in eager.nodes if node.op == "output").args[0].name
+                self.units.append(Unit(name, eager, made.fused, {name: (before, made.value)}))
+            put_in_place(made, layer)
         runs_as = f"cnnfast.ops.{self._singles[layer]}: {name}"
         return Row(name, original_class(layer).__name__, FUSED, runs_as)
 
-    def generate(self, module: nn.Module, path: str, forwards: list["_Forward"]) -> None:
+    def generate(self, module: nn.Module, path: str, forwards: list["_Forward"], given: Given | None) -> None:
         """Give the module a forward that calls the fused operators, or one for each mode."""
-        swallowed = {layer for made in forwards for layer in self.rewrite(module, path, made)}
+        swallowed = {layer for made in forwards for layer in self.rewrite(module, path, made, given)}
         opened = set.intersection(*(made.opened for made in forwards))
         passed = set.intersection(*(made.passed for made in forwards))
-        source, names = _source(module, [made.graph for made in forwards])
+        if given is not None:
+            self.serve_other_calls(module, path, given)
+        source, names = _source(module, [made.graph for made in forwards], given)
         become(module, (Guarded if path else FusedModule,), source, names)
+        alone = len(forwards) == 1 and given is None
         for container in opened:  # one of two graphs does without its forward, torch.jit does not
-            become(container, (Inlined if len(forwards) == 1 else Guarded,))
-        mark_swallowed(module, swallowed | opened | passed)
+            if not isinstance(container, Generated):
+                become(container, (Inlined if alone else Guarded,))
+        mark_swallowed(module, swallowed | opened | passed, all_calls=given is None)
         read: dict[str, set[str]] = {}
         for made in forwards:
             for name, attributes in made.traced.read.items():
                 read[name] = read.get(name, set()) | attributes
-        mark_read(module, read)
+        mark_read(module, read, all_calls=given is None)
 
-    def rewrite(self, module: nn.Module, path: str, made: "_Forward") -> set[nn.Module]:
+    def serve_other_calls(self, module: nn.Module, path: str, given: Given) -> None:
+        """The forward stays beside the generated one, and its children are fused one by one for it."""
+        calls = f"is fused for calls with {given.words()}"
+        self.note(module, path, f"{calls}; others run its own forward, whose children are fused one by one.")
+        others = Converter(self.root, self.chosen, self.refused, self.calls)
+        others.beside_graphs = True
+        others.units, others._seen, others._singles = self.units, self._seen, self._singles
+        for name, child in nearest(module, path):
+            if is_layer(child):
+                others.keep_layer(child, name, "")
+            else:
+                others.convert(child, name)
+
+    def rewrite(self, module: nn.Module, path: str, made: "_Forward", given: Given | None) -> set[nn.Module]:
         """Put fused calls into a graph; gives the layers whose work they do."""
         graph, groups = made.graph, made.groups
         eager = fx.Graph()
@@ -199,7 +261,8 @@ class Converter:
         rows_for_kept_forwards(graph, module, calls, inner=bool(path))
         after = {name: calls_of.get(node, node).name for name, node in values.items()}
         layers = {_join(path, name): (before[name], after[name]) for name in after}
-        self.units.append(Unit(path, eager, graph, layers, made.written_down, bool(made.traced.training)))
+        training = bool(made.traced.training)
+        self.units.append(Unit(path, eager, graph, layers, made.written_down, training, given))
         return swallowed
 
     def add_rows(self, rows: dict[str, Row]) -> None:
@@ -244,12 +307,23 @@ class Converter:
                 rows[name] = replace(rows[name], runs_as=rows[name].runs_as + together)
 
 
-def _source(module: nn.Module, graphs: list[fx.Graph]) -> tuple[str, dict[str, object]]:
-    sources = [source_of(graph) for graph in graphs]
+def _source(module: nn.Module, graphs: list[fx.Graph], given: Given | None) -> tuple[str, dict[str, object]]:
+    cls, sources = original_class(module), [source_of(graph) for graph in graphs]
     if len(sources) == 1:
-        return sources[0]
-    arguments = list(inspect.signature(original_class(module).forward).parameters)[1:]
-    return source_of_two(*sources, arguments)
+        source, names = sources[0]
+    else:
+        arguments = [p.name for p in parameters_of(cls)] if given is None else [a for a, _ in given.taken]
+        source, names = source_of_two(*sources, arguments)
+    return (source, names) if given is None else source_for_given(source, names, cls, given)
+
+
+def _note(kind: str, paths: list[str], text: str) -> str:
+    """What is said of one module, or of several of a class."""
+    if paths == [""]:
+        return f"{kind} {text}"
+    named = ", ".join(f"'{path}'" for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return f"{named}{more} ({kind}) {'each ' if len(paths) > 1 else ''}{text}"
 
 
 def _parts(group: Group) -> list[Group]:

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from cnnfast.fuse.number_nodes import is_number
 from cnnfast.fuse.pieces import number_of_pieces
+from cnnfast.fuse.signature import NotTraceable
 
 DECIDES = "its forward decides by the values or sizes of tensors"
 _RANKS = ("dim", "ndimension")
@@ -23,10 +24,6 @@ _INSIDE = (
     os.path.dirname(os.path.dirname(__file__)) + os.sep,
     nn.parameter.__file__,
 )
-
-
-class NotTraceable(Exception):
-    """Why a forward cannot be written down as a graph."""
 
 
 class Converted(Exception):

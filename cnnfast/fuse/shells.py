@@ -23,12 +23,15 @@ from torch.utils._pytree import tree_leaves
 
 from cnnfast.fuse.fetching import fetch_modules_once
 from cnnfast.fuse.interpret import Interpreter
+from cnnfast.fuse.signature import header_names
 
 _OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SWALLOWED = "_cnnfast_swallowed"
 _SHARED = "_cnnfast_shared"
 _READ = "_cnnfast_read"
-_ORIGINAL_FORWARD = "_cnnfast_original_forward"
+_BESIDE = "_cnnfast_beside"
+OWN_FORWARD = "_cnnfast_own_forward"
+ORIGINAL_FORWARD = "_cnnfast_original_forward"
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -142,6 +145,7 @@ class Generated:
     """Base of the generated classes: pickles by recipe."""
 
     _cnnfast_recipe: Recipe
+    _cnnfast_own_forward = False  # whether no call is served by a graph any more, where another forward stays
 
     def __reduce_ex__(self, protocol):
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
@@ -151,20 +155,19 @@ class Generated:
 class Guarded(Generated):
     """A module whose forward does the work of some children and holds the values of some attributes.
 
-    Replacing one would go unnoticed.
+    Replacing one would go unnoticed: it is refused, or the forward runs that is kept beside the graph.
     """
 
     def __setattr__(self, name, value):
-        _refuse_replacement(self, name, value)
-        _refuse_other_value(self, name, value)
+        _notice(self, name, value)
         super().__setattr__(name, value)
 
     def __delattr__(self, name):
-        _refuse_replacement(self, name, None)
+        _notice(self, name, None)
         super().__delattr__(name)
 
     def add_module(self, name, module):
-        _refuse_replacement(self, name, module)
+        _notice(self, name, module)
         super().add_module(name, module)
 
 
@@ -220,7 +223,7 @@ def source_of_two(
     lines = (
         re.sub(r"\) *->.*:$", "):", header),
         "    if torch.jit.is_scripting():",
-        f"        return self.{_ORIGINAL_FORWARD}({given})",
+        f"        return self.{ORIGINAL_FORWARD}({given})",
         "    else:",
         "        path = training_forward if self.training else evaluation_forward",
         f"        return path(self, {given})",
@@ -253,6 +256,7 @@ def class_for(recipe: Recipe) -> type:
     if made is None:
         body = {
             "__module__": recipe.original.__module__,
+            "__qualname__": recipe.original.__qualname__,  # by which libraries know what a class can do
             "__doc__": recipe.original.__doc__,
             "__jit_unused_properties__": _properties(recipe.original),
             "_cnnfast_recipe": recipe,
@@ -261,8 +265,8 @@ def class_for(recipe: Recipe) -> type:
             body |= {"recompile": _keep_forward, "__deepcopy__": _copy_state}
             if Inlined not in recipe.bases:
                 body["forward"] = _interpret
-        if _ORIGINAL_FORWARD in recipe.source:
-            body[_ORIGINAL_FORWARD] = _renamed(recipe.original.forward, _ORIGINAL_FORWARD)
+        if ORIGINAL_FORWARD in recipe.source:
+            body[ORIGINAL_FORWARD] = _renamed(recipe.original.forward, ORIGINAL_FORWARD)
         if recipe.source:
             body["forward"] = _compile_forward(recipe)
         made = type(f"{recipe.prefix}{recipe.original.__name__}", (*recipe.bases, recipe.original), body)
@@ -312,6 +316,8 @@ def _compile_forward(recipe: Recipe) -> types.FunctionType:
         name: importlib.import_module(obj) if isinstance(obj, ModuleName) else obj
         for name, obj in recipe.names.items()
     }
+    if ORIGINAL_FORWARD in recipe.source:
+        namespace |= header_names(recipe.original.forward)
     exec(compile(recipe.source, filename, "exec"), namespace)
     for name in recipe.names:
         if getattr(namespace[name], "__module__", "").startswith("cnnfast."):
@@ -326,20 +332,37 @@ def _new_instance(recipe: Recipe) -> nn.Module:
 
 
 class WatchedHooks(OrderedDict):
-    """Hooks of a layer whose forward is not called any more: adding one says so."""
+    """Hooks of a layer that some generated forwards do not call.
+
+    beside: modules that run their own forward, which calls the layer, from the first hook on. warns: whether
+    there is another that never does: adding a hook says so.
+    """
+
+    def __init__(self, beside: list[nn.Module], warns: bool):
+        super().__init__()
+        self.beside, self.warns = beside, warns
+
+    def __reduce__(self):
+        return WatchedHooks, (self.beside, self.warns), None, None, iter(self.items())
 
     def __setitem__(self, key, value):
-        warnings.warn(
-            "this layer is fused with others, so its hooks do not run: register them before cnnfast.fuse, "
-            "which then leaves the layer as it is, or on fused.unfuse()",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        for module in self.beside:
+            module.__dict__[OWN_FORWARD] = True
+        if self.warns:
+            warnings.warn(
+                "this layer is fused with others, so its hooks do not run: register them before "
+                "cnnfast.fuse, which then leaves the layer as it is, or on fused.unfuse()",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         super().__setitem__(key, value)
 
 
-def mark_swallowed(root: nn.Module, swallowed: set[nn.Module]) -> None:
-    """Remember in each parent which children's forward is not called any more."""
+def mark_swallowed(root: nn.Module, swallowed: set[nn.Module], all_calls: bool) -> None:
+    """Remember in each parent which children's forward is not called any more.
+
+    all_calls: in none; else there is a forward that calls them, for some.
+    """
     paths = list(root.named_modules(remove_duplicate=False))
     places = Counter(child for _, child in paths)
     for path, child in paths:
@@ -347,49 +370,73 @@ def mark_swallowed(root: nn.Module, swallowed: set[nn.Module]) -> None:
             continue
         parent_path, _, name = path.rpartition(".")
         parent = root.get_submodule(parent_path)
-        for mark in (_SWALLOWED, _SHARED) if places[child] > 1 else (_SWALLOWED,):
+        marks = ((_SWALLOWED, all_calls), (_SHARED, places[child] > 1))
+        if not all_calls:
+            _mark_beside(parent, [name], root)
+        for mark in [mark for mark, holds in marks if holds]:
             parent.__dict__[mark] = parent.__dict__.get(mark, frozenset()) | {name}
         for key in _FORWARD_HOOKS:
             if key in child.__dict__ and not child.__dict__[key]:
-                child.__dict__[key] = WatchedHooks()
+                present = child.__dict__[key]
+                watched = present if isinstance(present, WatchedHooks) else WatchedHooks([], False)
+                watched.beside = [*watched.beside, *([] if all_calls else [root])]
+                watched.warns |= all_calls
+                child.__dict__[key] = watched
 
 
-def mark_read(root: nn.Module, read: dict[str, set[str]]) -> None:
+def mark_read(root: nn.Module, read: dict[str, set[str]], all_calls: bool) -> None:
     """Remember in each module which attributes' values are part of a generated forward."""
     for path, names in read.items():
-        root.get_submodule(path).__dict__[_READ] = frozenset(names)
+        module = root.get_submodule(path)
+        if all_calls:
+            module.__dict__[_READ] = module.__dict__.get(_READ, frozenset()) | names
+        else:
+            _mark_beside(module, names, root)
 
 
-def _refuse_other_value(module: nn.Module, name: str, value: object) -> None:
-    if name not in module.__dict__.get(_READ, ()):
+def _mark_beside(module: nn.Module, names: Iterable[str], root: nn.Module) -> None:
+    beside = module.__dict__.setdefault(_BESIDE, {})
+    for name in names:
+        beside[name] = (*beside.get(name, ()), root)
+
+
+def _notice(module: nn.Module, name: str, value: object) -> None:
+    """Refuse what no forward would follow; what some graphs do not is left to the forwards beside them."""
+    child = module._modules.get(name) if "_modules" in module.__dict__ else None
+    differs = _is_other_value if child is None else _is_other_layer
+    if not differs(module, name, value):
         return
+    if name in module.__dict__.get(_SWALLOWED, ()):
+        raise RuntimeError(
+            f"'{name}' ({original_class(child).__name__}) is fused with the layers around it, so that "
+            "replacing it would change "
+            "nothing: take network = fused.unfuse(), change network, and call cnnfast.fuse(network) again"
+        )
+    if name in module.__dict__.get(_READ, ()):
+        raise RuntimeError(
+            f"'{name}' was read when the forward was fused, so that setting it would change nothing: "
+            "take network = fused.unfuse(), set it there, and call cnnfast.fuse(network) again; or make it a "
+            "buffer"
+        )
+    for root in module.__dict__.get(_BESIDE, {}).get(name, ()):
+        root.__dict__[OWN_FORWARD] = True
+
+
+def _is_other_value(module: nn.Module, name: str, value: object) -> bool:
     old = module.__dict__.get(name)
     plain = type(value) is type(old) and isinstance(value, (bool, int, float, str, tuple))
-    if value is old or (plain and value == old):
-        return
-    raise RuntimeError(
-        f"'{name}' was read when the forward was fused, so that setting it would change nothing: take "
-        "network = fused.unfuse(), set it there, and call cnnfast.fuse(network) again; or make it a buffer"
-    )
+    return not (value is old or (plain and value == old))
 
 
-def _refuse_replacement(module: nn.Module, name: str, value: object) -> None:
-    if name not in module.__dict__.get(_SWALLOWED, ()):
-        return
+def _is_other_layer(module: nn.Module, name: str, value: object) -> bool:
     old = module._modules.get(name)
     shared = name in module.__dict__.get(_SHARED, ())  # calls from all places read the layer at one
-    if value is old or (not shared and _serves_as_well(old, value)):
-        return
-    raise RuntimeError(
-        f"'{name}' ({original_class(old).__name__}) is fused with the layers around it, so that "
-        "replacing it would change "
-        "nothing: take network = fused.unfuse(), change network, and call cnnfast.fuse(network) again"
-    )
+    return not (value is old or (not shared and _serves_as_well(old, value)))
 
 
 def _serves_as_well(old: nn.Module, new: object) -> bool:
     """Another layer of the same kind: the generated forward reads its weights and settings at every call."""
-    if type(new) is not type(old) or next(old.children(), None) is not None or has_hooks(new):
+    if type(new) is not original_class(old) or next(old.children(), None) is not None or has_hooks(new):
         return False
     fixed = ("padding_mode", "return_indices")
     if isinstance(getattr(old, "padding", None), str) or isinstance(getattr(new, "padding", None), str):

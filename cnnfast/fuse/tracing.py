@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnfast.fuse.foreign import is_frozen_norm, is_norm_act
+from cnnfast.fuse.given import Given, take_given
 from cnnfast.fuse.number_nodes import is_number, is_training_flag
 from cnnfast.fuse.opened import functions_opened
 from cnnfast.fuse.own_thread import ONE_AT_A_TIME, OwnThreadTracer
@@ -20,6 +21,7 @@ from cnnfast.fuse.proxies import DECIDES, Converted, Names, NotTraceable, Value,
 from cnnfast.fuse.settled import settle
 from cnnfast.fuse.shells import has_hooks, original_class, shell_copy
 from cnnfast.fuse.side_effects import Watched
+from cnnfast.fuse.signature import NeedsExample, check_arguments, check_own_forward
 from cnnfast.fuse.sizes import Sizes
 from cnnfast.fuse.surroundings import RandomNumbers, differs_by_call, random_states
 
@@ -32,6 +34,7 @@ except ImportError:  # a torch of other insides: no forward is run while another
     without_hooks = None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_MOST_CLOSED = 2  # modules that resist where sizes are followed: each begins the trace anew
 
 
 @dataclass
@@ -85,16 +88,21 @@ def torch_ancestor(module: nn.Module) -> type:
     )
 
 
-def trace_paths(root: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> list[Trace]:
+def trace_paths(
+    root: nn.Module,
+    is_leaf: Callable[[nn.Module], bool],
+    given: Given | None = None,
+    args: tuple | None = None,
+) -> list[Trace]:
     """The graph of root.forward for both modes; where it decides by its `training`, that of training and
     that of evaluation.
 
-    Raises NotTraceable as `trace` does.
+    given, args: which calls it is for, as for `trace`. Raises NotTraceable as that does.
     """
     try:
-        return [trace(root, is_leaf, live_training=True)]
+        return [trace(root, is_leaf, True, args, given=given)]
     except TakesTwoPaths:
-        return [trace(root, is_leaf, live_training=True, training=flag) for flag in (True, False)]
+        return [trace(root, is_leaf, True, args, flag, given) for flag in (True, False)]
 
 
 def trace(
@@ -103,6 +111,7 @@ def trace(
     live_training: bool,
     args: tuple | None = None,
     training: bool | None = None,
+    given: Given | None = None,
 ) -> Trace:
     """The graph of root.forward; modules for which `is_leaf` holds, and those that resist, are single nodes.
 
@@ -112,14 +121,16 @@ def trace(
     args: an example of the arguments that the graph takes; others keep their defaults. Where the forward
         decides by their sizes the graph has the path of the example, and holds for some sizes. Without
         it the graph takes all arguments, and such forwards resist.
+    given: which arguments the graph takes, `args` being an example of those, and the values of the others.
     Raises NotTraceable with the reason where root's own forward resists.
     """
-    given = None if args is None else len(args)
-    _check_signature(root, given)
+    check_own_forward(root)
+    if given is None:
+        check_arguments(type(root), None if args is None else len(args))
     if live_training:
         _check_graphs(root)
     with ONE_AT_A_TIME:
-        return _traced(root, is_leaf, live_training, args, training)
+        return _traced(root, is_leaf, live_training, args, training, given)
 
 
 def _traced(
@@ -128,14 +139,18 @@ def _traced(
     live_training: bool,
     args: tuple | None,
     training: bool | None,
+    given: Given | None,
 ) -> Trace:
     closed: dict[str, str] = {}
     names = Names()
     while True:
         probe = shell_copy(root)
-        if args is not None:
+        if given is not None:
+            take_given(probe, given)
+        elif args is not None:
             _take(probe, args)
-        tracer = _Tracer(probe, is_leaf, closed, live_training, args, names, training)
+        kinds = {} if given is None else dict(given.taken)
+        tracer = _Tracer(probe, is_leaf, closed, live_training, args, names, training, kinds)
         watched, numbers = Watched(probe), RandomNumbers()
         try:
             with tracer.noting_reads(), proxies_as_values(), names.replaced():
@@ -148,9 +163,11 @@ def _traced(
             continue
         except Exception as error:
             if tracer.resisting in ("", None):
-                kind = TakesTwoPaths if isinstance(error, TakesTwoPaths) else NotTraceable
+                kind = type(error) if isinstance(error, NotTraceable) else NotTraceable
                 raise kind(first_line(error)) from error
             closed[tracer.resisting] = first_line(error)
+            if live_training and args is not None and len(closed) > _MOST_CLOSED:
+                raise NotTraceable(first_line(error)) from error
             continue
         finally:
             written = watched.take_back()
@@ -174,7 +191,7 @@ def _traced(
 class _Tracer(OwnThreadTracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, root, is_leaf, closed, live_training, args, names, training):
+    def __init__(self, root, is_leaf, closed, live_training, args, names, training, kinds):
         super().__init__()
         self.paths = {module: path for path, module in root.named_modules()}
         self._is_leaf = is_leaf
@@ -187,6 +204,7 @@ class _Tracer(OwnThreadTracer):
         self._random = random_states()
         self._args, self._shadows, self._aside = args, None, False
         self.names = names
+        self._kinds = kinds  # of arguments, by name
 
     @contextmanager
     def noting_reads(self) -> Iterator[None]:
@@ -298,7 +316,7 @@ class _Tracer(OwnThreadTracer):
     def decided(self, node: fx.Node) -> object:
         """What a node gives for the sizes of the example, which become a condition."""
         if self._args is None:
-            raise NotTraceable(DECIDES)
+            raise NeedsExample(DECIDES)
         with self._looking_ahead() as shadows:
             return shadows.decide(node)
 
@@ -340,14 +358,14 @@ class _Tracer(OwnThreadTracer):
     def constant(self, node: fx.Node) -> int:
         """A size that is the same for all inputs, such as the channels."""
         if self._args is None:
-            raise NotTraceable(DECIDES)
+            raise NeedsExample(DECIDES)
         with self._looking_ahead() as shadows:
             return shadows.constant(node)
 
     def length(self, node: fx.Node) -> int:
         """How many sizes a shape has, values a tuple, or dimensions a tensor."""
         if self._args is None:
-            raise NotTraceable("its forward asks for the length of a tensor, or of a list that it is given")
+            raise NeedsExample("its forward asks for the length of a tensor, or of a list that it is given")
         with self._looking_ahead() as shadows:
             return shadows.length(node)
 
@@ -367,6 +385,8 @@ class _Tracer(OwnThreadTracer):
                 return Tensor if isinstance(value, Tensor) else type(value)
             except NotTraceable:  # a guess below; the example run of the graph finds a wrong one
                 pass
+        if node.op == "placeholder" and self._kinds.get(node.target) is not None:
+            return self._kinds[node.target]
         if is_number(node):
             return bool if is_training_flag(node) else int
         return tuple if number_of_pieces(node) is not None else Tensor
@@ -380,7 +400,8 @@ class _Tracer(OwnThreadTracer):
             return iter([pieces[i] for i in range(number)])
         if self._args is not None and is_number(obj.node):
             return iter([obj[i] for i in range(self.length(obj.node))])
-        raise NotTraceable("its forward loops over a tensor, or over a list or dict that it is given")
+        kind = NeedsExample if self._args is None else NotTraceable
+        raise kind("its forward loops over a tensor, or over a list or dict that it is given")
 
     def get_fresh_qualname(self, prefix):
         raise NotTraceable(
@@ -411,22 +432,6 @@ def _take(probe: nn.Module, args: tuple) -> None:
         exec(source, body)
         shortened = {"forward": body["forward"], "__module__": cls.__module__}
         probe.__class__ = type(cls.__name__, (cls,), shortened)
-
-
-def _check_signature(root: nn.Module, given: int | None) -> None:
-    if "forward" in root.__dict__:
-        raise NotTraceable("its forward was replaced on the instance")
-    parameters = list(inspect.signature(type(root).forward).parameters.values())[1:]
-    rest = [] if given is None else parameters[given:]
-    rest = [p for p in rest if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if any(p.default is p.empty for p in rest):
-        raise NotTraceable(f"its forward takes more than {given} arguments")
-    for parameter in parameters[:given]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise NotTraceable(f"its forward takes any number of arguments (*{parameter.name})")
-        optional = parameter.default is not parameter.empty and given is None
-        if optional or parameter.kind is parameter.KEYWORD_ONLY:
-            raise NotTraceable(f"its forward has an optional argument ({parameter.name})")
 
 
 def _read_and_switched(root: nn.Module, read: dict[str, set[str]]) -> tuple[str, str] | None:

@@ -85,7 +85,7 @@ def test_fuse_module_that_is_no_child():
     assert "not registered" in str(check(Net()))
 
 
-def test_fuse_optional_argument_stays():
+def test_fuse_optional_argument():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -95,8 +95,8 @@ def test_fuse_optional_argument_stays():
             x = self.a(x)
             return x if mask is None else x * mask
 
-    assert "optional argument (mask)" in str(check(Net()))
-    check(Net(), (IMAGE, torch.rand(2, 1, 8, 8)))
+    for inputs in ((IMAGE,), (IMAGE, torch.rand(2, 1, 8, 8))):
+        assert "fused for calls with x, mask=None" in str(check(Net(), inputs))
 
 
 def test_fuse_block_with_optional_argument_is_traced_from_outside():
