@@ -74,19 +74,22 @@ class Given:
         return f"{words} and {sizes}" if sizes else words
 
     def condition(self, parameters: list[inspect.Parameter]) -> str:
-        """Whether the graph serves a call, as Python, by the names of the arguments."""
-        tests = [_test(name, kind) for name, kind in self.taken if kind is not None]
-        tests += [_equals(name, value) for name, value in self.fixed]
-        tests += [f"not {p.name}" for p in parameters if takes_any_number(p)]
-        tests += [f"len({name}) == {length}" for name, length in self.lengths]
+        """A function of all arguments that tells whether the graph serves a call, as Python."""
+        names = {
+            p.name: f"a{i}" for i, p in enumerate(parameters)
+        }  # no argument hides len or type by its name
+        tests = [_test(names[name], kind) for name, kind in self.taken if kind is not None]
+        tests += [_equals(names[name], value) for name, value in self.fixed]
+        tests += [f"not {names[p.name]}" for p in parameters if takes_any_number(p)]
+        tests += [f"len({names[name]}) == {length}" for name, length in self.lengths]
         several = dict(self.lengths)
         tensors = [
-            f"*{name}" if name in several else name
+            f"*{names[name]}" if name in several else names[name]
             for name, kind in self.taken
             if kind is Tensor or name in several
         ]
         tests += [f"sizes_fit([{', '.join(tensors)}], {list(sizes.program)})" for sizes in self.sizes]
-        return " and ".join(tests) or "True"
+        return f"def given_serves({', '.join(names.values())}):\n    return {' and '.join(tests) or 'True'}"
 
 
 @dataclass(frozen=True)
@@ -240,11 +243,12 @@ def source_for_given(
         "    if torch.jit.is_scripting():",
         f"        return self.{ORIGINAL_FORWARD}({handed_on})",
         "    else:",
-        f"        if not self.{OWN_FORWARD} and {given.condition(parameters)}:",
+        f"        if not self.{OWN_FORWARD} and given_serves({', '.join(p.name for p in parameters)}):",
         f"            return given_forward({taken})",
         f"        return self.{ORIGINAL_FORWARD}({handed_on})",
     ]
     if any(takes_any_number(p) for p in parameters):  # which torch.jit does not take
         lines[1:4] = []
         lines[1:] = [line[4:] for line in lines[1:]]
-    return inner.strip("\n") + "\n\n\n" + "\n".join(lines) + "\n", {**_HELPERS, **names}
+    functions = (inner.strip("\n"), given.condition(parameters), "\n".join(lines))
+    return "\n\n\n".join(functions) + "\n", {**_HELPERS, **names}

@@ -122,6 +122,26 @@ def test_flags_words_and_keywords():
         fused(IMAGE, kinds="max")
 
 
+def test_arguments_that_are_named_as_functions():
+    class Net(Masked):
+        def forward(self, len, /, type=None, list: int = 2, *, isinstance="mean", **given_by):
+            y = F.relu(self.bn(self.conv1(len))) * list
+            y = y if type is None else y + type
+            return self.conv2(y if isinstance == "mean" else -y)
+
+    model = liven(Net())
+    calls = [
+        ((IMAGE,), {}),
+        ((IMAGE, MASK), {"isinstance": "sum"}),
+        ((IMAGE,), {"type": MASK, "list": 3}),
+        ((IMAGE, None, 2.0), {"other": 1}),
+    ]
+    for example in (None, (IMAGE, MASK)):
+        fused = cnnfast.fuse(copy.deepcopy(model), example)
+        assert operators(fused)["conv1"] == "conv2d_bn_act"
+        compare_calls(fused, copy.deepcopy(model), calls)
+
+
 class Skips(nn.Module):
     """A U-Net's step up: it takes a list of values, and pads the smaller one."""
 
