@@ -26,7 +26,6 @@ from cnnfast.fuse.signature import (
 )
 from cnnfast.fuse.sizes import Sizes, sizes_fit
 
-_HELPERS = {"torch": torch, "sizes_fit": sizes_fit}
 _CONTAINERS = (tuple, list, dict)
 _NUMBERS = (int, float)
 
@@ -37,15 +36,16 @@ class Given:
 
     taken: by name, those that the graph takes, and their class; None: whatever it is.
     fixed: by name, the others, and the value that they have: a number, a word, a flag or None.
-    sizes: what holds for the sizes of the tensors in `taken`, which then are tensors, or tuples and lists of
-        as many of them as `lengths` says by name.
+    contents: by name, what those in `taken` hold that are no tensors: a tuple or list so many tensors, a dict
+        tensors by these keys.
+    sizes: what holds for the sizes of all these tensors; there is no dict then.
     Of *args and **kwargs there are none.
     """
 
     taken: tuple[tuple[str, type | None], ...]
     fixed: tuple[tuple[str, object], ...]
+    contents: tuple[tuple[str, int | frozenset[str]], ...] = ()
     sizes: tuple[Sizes, ...] = ()
-    lengths: tuple[tuple[str, int], ...] = ()
 
     def values(self, bound: inspect.BoundArguments) -> tuple | None:
         """What the graph takes in a call; None for a call that it does not serve."""
@@ -58,7 +58,7 @@ class Given:
             not any(found[name] for name in rest)
             and all(kind is None or isinstance(found[name], kind) for name, kind in self.taken)
             and all(_same(found[name], value) for name, value in self.fixed)
-            and all(len(found[name]) == length for name, length in self.lengths)
+            and all(_contents(found[name]) == contents for name, contents in self.contents)
         )
         values = tuple(found[name] for name, _ in self.taken) if fits else None
         if values is not None and self.sizes:
@@ -75,14 +75,12 @@ class Given:
 
     def condition(self, parameters: list[inspect.Parameter]) -> str:
         """A function of all arguments that tells whether the graph serves a call, as Python."""
-        names = {
-            p.name: f"a{i}" for i, p in enumerate(parameters)
-        }  # no argument hides len or type by its name
+        names = {p.name: f"a{i}" for i, p in enumerate(parameters)}  # so that none hides len or type
         tests = [_test(names[name], kind) for name, kind in self.taken if kind is not None]
         tests += [_equals(names[name], value) for name, value in self.fixed]
         tests += [f"not {names[p.name]}" for p in parameters if takes_any_number(p)]
-        tests += [f"len({names[name]}) == {length}" for name, length in self.lengths]
-        several = dict(self.lengths)
+        tests += [f"contents({names[name]}) == {contents!r}" for name, contents in self.contents]
+        several = dict(self.contents)
         tensors = [
             f"*{names[name]}" if name in several else names[name]
             for name, kind in self.taken
@@ -106,13 +104,10 @@ class Call:
     def with_sizes(self, sizes: Iterable[Sizes]) -> Given:
         """The calls whose sizes fit too. Raises NotTraceable."""
         sizes = tuple(sizes)
-        lengths = []
-        for (name, kind), value in zip(self.given.taken, self.example, strict=True):
-            if kind in (tuple, list) and all(isinstance(part, _Like) for part in value):
-                lengths.append((name, len(value)))
-            elif kind in _CONTAINERS and sizes:
-                raise NotTraceable(f"its forward decides by sizes, and takes a {kind.__name__} ({name})")
-        return replace(self.given, sizes=sizes, lengths=tuple(lengths) if sizes else ())
+        for name, kind in self.given.taken if sizes else ():
+            if kind is dict:
+                raise NotTraceable(f"its forward decides by sizes, and takes a dict ({name})")
+        return replace(self.given, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -130,6 +125,14 @@ def _like(value: object) -> object:
     if not isinstance(value, Tensor):
         return value
     return _Like(tuple(value.shape), tuple(value.stride()), value.dtype, value.device)
+
+
+def _contents(value: tuple | list | dict) -> int | frozenset[str] | None:
+    """How many tensors a tuple or list holds, or by which keys a dict; None where it holds other things."""
+    parts = value.values() if isinstance(value, dict) else value
+    if not all(isinstance(part, Tensor) for part in parts):
+        return None
+    return frozenset(value) if isinstance(value, dict) else len(value)
 
 
 def _same(found: object, value: object) -> bool:
@@ -174,6 +177,7 @@ def seen_call(bound: inspect.BoundArguments) -> Call | None:
     """The calls like this one; None where an argument is of a kind that nothing is known of."""
     taken: list[tuple[str, type | None]] = []
     fixed: list[tuple[str, object]] = []
+    contents: list[tuple[str, int | frozenset[str]]] = []
     example: list[object] = []
     for p in bound.signature.parameters.values():
         value = bound.arguments.get(p.name, p.default)
@@ -183,11 +187,15 @@ def seen_call(bound: inspect.BoundArguments) -> Call | None:
         elif (kind := _kind(value, p)) is not None:
             taken.append((p.name, kind))
             example.append(tree_map(_like, value))
+            if kind in _CONTAINERS:
+                contents.append((p.name, _contents(value)))
         elif _can_be_fixed(value):
             fixed.append((p.name, value))
         else:
             return None
-    return Call(Given(tuple(taken), tuple(fixed)), tuple(example)) if taken else None
+    if not taken or any(held is None for _, held in contents):
+        return None
+    return Call(Given(tuple(taken), tuple(fixed), tuple(contents)), tuple(example))
 
 
 def _kind(value: object, parameter: inspect.Parameter) -> type | None:
@@ -251,4 +259,5 @@ def source_for_given(
         lines[1:4] = []
         lines[1:] = [line[4:] for line in lines[1:]]
     functions = (inner.strip("\n"), given.condition(parameters), "\n".join(lines))
-    return "\n\n\n".join(functions) + "\n", {**_HELPERS, **names}
+    helpers = {"torch": torch, "sizes_fit": sizes_fit, "contents": _contents}
+    return "\n\n\n".join(functions) + "\n", helpers | names

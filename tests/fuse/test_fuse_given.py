@@ -200,6 +200,42 @@ def test_a_list_of_values_counts_as_so_many():
     compare_calls(fused, model, calls)
 
 
+class ByKey(Up):
+    def forward(self, maps, scale=None):
+        y = F.relu(self.bn(self.conv(maps["low"])))
+        if maps.get("high") is not None:
+            y = y + maps["high"]
+        return y if scale is None else y * scale
+
+
+def test_a_dict_counts_by_its_keys():
+    model = liven(ByKey())
+    low, high = torch.randn(2, 4, 8, 9), torch.randn(2, 4, 8, 9)
+    calls = [
+        (({"low": low, "high": high},), {}),
+        (({"low": low},), {}),
+        (({"low": low, "high": None}, 2), {}),
+    ]
+    for (example,), _ in calls[:2]:
+        fused = cnnfast.fuse(copy.deepcopy(model), (example,), verify=True)
+        compare_calls(fused, copy.deepcopy(model), calls)
+    assert "is fused for calls with maps (dict), scale=None" not in fused.report().notes[0], "a missing key"
+    fused = cnnfast.fuse(copy.deepcopy(model), ({"high": high, "low": low},))
+    assert "is fused for calls with maps (dict), scale=None" in fused.report().notes[0]
+
+
+def test_a_list_that_holds_other_things():
+    class Net(Up):
+        def forward(self, x, skips, scale=1):
+            y = F.relu(self.bn(self.conv(x)))
+            return (y if skips[0] is None else y + skips[0]) * scale
+
+    model, x = liven(Net()), torch.randn(2, 4, 8, 9)
+    calls = [((x, [x]), {}), ((x, [None]), {}), ((x, [None, x], 2), {}), ((x, (x,)), {"scale": 3})]
+    for (x, skips, *_), _ in calls[:3]:
+        compare_calls(cnnfast.fuse(copy.deepcopy(model), (x, skips)), copy.deepcopy(model), calls)
+
+
 def test_both_a_mode_and_arguments():
     class Net(Masked):
         def forward(self, x, mask=None):
