@@ -8,12 +8,13 @@ each argument is and how large, and all others run the forward itself.
 import inspect
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from cnnfast.fuse.shells import ORIGINAL_FORWARD, OWN_FORWARD
 from cnnfast.fuse.signature import (
@@ -49,22 +50,13 @@ class Given:
 
     def values(self, bound: inspect.BoundArguments) -> tuple | None:
         """What the graph takes in a call; None for a call that it does not serve."""
-        found = dict(bound.arguments)
-        for p in bound.signature.parameters.values():
-            if p.name not in found and p.default is not p.empty:
-                found[p.name] = p.default
-        rest = found.keys() - {name for name, _ in self.taken + self.fixed}
-        fits = (
-            not any(found[name] for name in rest)
-            and all(kind is None or isinstance(found[name], kind) for name, kind in self.taken)
-            and all(_same(found[name], value) for name, value in self.fixed)
-            and all(_contents(found[name]) == contents for name, contents in self.contents)
-        )
-        values = tuple(found[name] for name, _ in self.taken) if fits else None
-        if values is not None and self.sizes:
-            tensors = tree_leaves([value for value in values if isinstance(value, (Tensor, *_CONTAINERS))])
-            values = values if all(sizes_fit(tensors, list(s.program)) for s in self.sizes) else None
-        return values
+        whole = inspect.BoundArguments(bound.signature, OrderedDict(bound.arguments))
+        whole.apply_defaults()
+        functions = helpers()
+        exec(self.condition(list(bound.signature.parameters.values())), functions)
+        if not functions["given_serves"](*whole.arguments.values()):
+            return None
+        return tuple(whole.arguments[name] for name, _ in self.taken)
 
     def words(self) -> str:
         """What is said of the calls: `temb (Tensor), upsample_size=None`."""
@@ -135,8 +127,9 @@ def _contents(value: tuple | list | dict) -> int | frozenset[str] | None:
     return frozenset(value) if isinstance(value, dict) else len(value)
 
 
-def _same(found: object, value: object) -> bool:
-    return type(found) is type(value) and found == value
+def helpers() -> dict[str, object]:
+    """What the names in a condition stand for."""
+    return {"torch": torch, "sizes_fit": sizes_fit, "contents": _contents}
 
 
 def _test(name: str, kind: type) -> str:
@@ -259,5 +252,4 @@ def source_for_given(
         lines[1:4] = []
         lines[1:] = [line[4:] for line in lines[1:]]
     functions = (inner.strip("\n"), given.condition(parameters), "\n".join(lines))
-    helpers = {"torch": torch, "sizes_fit": sizes_fit, "contents": _contents}
-    return "\n\n\n".join(functions) + "\n", helpers | names
+    return "\n\n\n".join(functions) + "\n", helpers() | names
