@@ -236,20 +236,16 @@ def source_for_given(
 ) -> tuple[str, dict[str, object]]:
     """A forward of the original's signature that calls the one in `source` where it serves the call."""
     parameters = parameters_of(cls)
-    handed_on = passed_on(parameters)
     inner = re.sub(r"^def forward\(", "def given_forward(", source, count=1, flags=re.MULTILINE)
     taken = ", ".join(["self", *(name for name, _ in given.taken)])
-    lines = [
-        f"def forward{header(cls.forward)}:",
-        "    if torch.jit.is_scripting():",
-        f"        return self.{ORIGINAL_FORWARD}({handed_on})",
-        "    else:",
-        f"        if not self.{OWN_FORWARD} and given_serves({', '.join(p.name for p in parameters)}):",
-        f"            return given_forward({taken})",
-        f"        return self.{ORIGINAL_FORWARD}({handed_on})",
+    own = f"return self.{ORIGINAL_FORWARD}({passed_on(parameters)})"
+    body = [
+        f"if not self.{OWN_FORWARD} and given_serves({', '.join(p.name for p in parameters)}):",
+        f"    return given_forward({taken})",
+        own,
     ]
-    if any(takes_any_number(p) for p in parameters):  # which torch.jit does not take
-        lines[1:4] = []
-        lines[1:] = [line[4:] for line in lines[1:]]
+    if not any(map(takes_any_number, parameters)):  # torch.jit takes no such forward, whatever is in it
+        body = ["if torch.jit.is_scripting():", f"    {own}", "else:", *(f"    {line}" for line in body)]
+    lines = [f"def forward{header(cls.forward)}:", *(f"    {line}" for line in body)]
     functions = (inner.strip("\n"), given.condition(parameters), "\n".join(lines))
     return "\n\n\n".join(functions) + "\n", helpers() | names

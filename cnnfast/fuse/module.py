@@ -13,7 +13,9 @@ class FusedModule(Guarded):
 
     Replacing a layer that is fused with others raises RuntimeError (another layer of the same type and
     settings is taken); so does giving another value to an attribute of the network that its forward read.
-    Hooks added to such a layer do not run, and a RuntimeWarning says so.
+    Hooks added to such a layer do not run, and a RuntimeWarning says so. Where a forward was fused for some
+    calls alone (optional arguments, sizes), all three are followed instead: the original forward, whose
+    layers are fused one by one, runs in every call from then on.
     """
 
     def report(self) -> Report:

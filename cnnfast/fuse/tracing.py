@@ -34,7 +34,9 @@ except ImportError:  # a torch of other insides: no forward is run while another
     without_hooks = None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_MOST_CLOSED = 2  # modules that resist where sizes are followed: each begins the trace anew
+_MOST_CLOSED = (
+    2  # modules that resist: where sizes are followed a trace takes seconds, and each begins it anew
+)
 
 
 @dataclass
