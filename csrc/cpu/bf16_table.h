@@ -38,11 +38,11 @@ struct Conv16Call {
   const float* shift;    // padded to whole panels, or null
   int64_t channels;      // output channels
   int64_t block_pixels;  // output pixels worked on per pass over the panels where their values are gathered
-  int64_t near_pixels;   // and where they are read from the image: its part stays in the second-level cache
+  int64_t near_pixels;   // and where they are read from the image, at most: a multiple of 32
   void* scratch;         // conv_scratch bytes of the calling thread, aligned to a cache line
   Activation activation;
   // What a kernel of one pixel reads instead of x: act'(x * in_scale + in_shift), rounded. One per input
-  // channel; null: x as it is. Not for tiles.
+  // channel; null: x as it is.
   const float *in_scale, *in_shift;
   Activation in_activation;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/cache_size.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -11,10 +12,12 @@ namespace {
 // Gathered values of a block of pixels stay in the second-level cache while all panels pass over them.
 constexpr int64_t kBlockBytes = 256 * 1024;
 // So does the part of the image that a block is read from.
-constexpr int64_t kNearBytes = 768 * 1024;
+constexpr int64_t kNearBytes = 896 * 1024;
 constexpr int64_t kPixelGrain = 16;
 // Fewer weights are packed by one thread.
 constexpr int64_t kSerialWeights = 1 << 16;
+
+constexpr int64_t kNearGrain = 2 * kPixelGrain;
 
 // Pixels of a block: whole register blocks of two or three tiles.
 int64_t whole_grains(int64_t pixels) {
@@ -182,6 +185,18 @@ void Conv16Job::run_pixels(const AlignedFloats& pairs, const AlignedFloats& shif
   run_part(pairs, shift, m, {begin, end}, {0, panels_ * g_.groups});
 }
 
+int64_t Conv16Job::near_pixels() const {
+  // Pixels between those that a kernel steps over are not read.
+  const int64_t read = std::min(g_.kernel_h, g_.stride_h) * std::min(g_.kernel_w, g_.stride_w);
+  const int64_t cache = second_level_cache(team_size()), value = sizeof(uint16_t);
+  int64_t pixels = kNearBytes / (g_.group_in() * read * value);
+  // Little arithmetic for every value: where weights stay in cache, too, all channels of a pixel are written
+  // soon one after the other, and its part of the memory is in use once.
+  if (g_.kernel_h * g_.kernel_w == 1 && group_values(g_) * value <= cache / 2)
+    pixels = std::min(pixels, cache / 4 / ((g_.group_in() + g_.group_out()) * value));
+  return std::clamp<int64_t>(pixels / kNearGrain, 3, 72) * kNearGrain;
+}
+
 void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m,
                          std::pair<int64_t, int64_t> pixels, std::pair<int64_t, int64_t> units) const {
   const auto [pixel_begin, pixel_end] = pixels;
@@ -205,7 +220,7 @@ void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift,
   call.short_pairs = form_ == PairForm::kShort;
   const int64_t operand = bf16_kernels().multiplies ? sizeof(uint16_t) : sizeof(float);
   call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));
-  call.near_pixels = whole_grains(kNearBytes / (g_.group_in() * g_.stride_h * g_.stride_w * 2));
+  call.near_pixels = near_pixels();
   call.activation = g_.activation;
   call.in_scale = prologue_.scale;
   call.in_shift = prologue_.shift;

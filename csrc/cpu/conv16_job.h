@@ -35,7 +35,7 @@ enum class PairForm { kWhole, kShort };
 class Conv16Job {
  public:
   // Strides alone count in the views. The input has its padding around it. prologue: scale, shift and
-  // activation count; for kernels of one pixel, not for tiles.
+  // activation count; for kernels of one pixel.
   Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual,
             const Prologue& prologue = {}, PairForm form = PairForm::kWhole);
   // The share of `thread` out of `team`.
@@ -52,6 +52,8 @@ class Conv16Job {
   void run_part(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory,
                 std::pair<int64_t, int64_t> pixels, std::pair<int64_t, int64_t> units) const;
   std::vector<int64_t> taps(int64_t columns) const;
+  // Of a block that is read where it lies.
+  int64_t near_pixels() const;
 
   ConvGeometry g_;
   View16 input_, output_, residual_;

@@ -32,11 +32,14 @@ constexpr double kMostRepeated = 1.25;
 // Operations in the time that a byte takes to leave the cache and come again: pairs at 300 GFLOP/s, tiles at
 // some thousands, far memory at 60 GB/s.
 constexpr double kFlopsPerByte = 10, kTileFlopsPerByte = 100;
+// Operations of tiles in the time that a vector takes to finish a value: what first layers consist of.
+constexpr double kTileFlopsPerValue = 256;
 // Enough parts for some threads, where there are few images.
 constexpr int64_t kParts = 8;
 
 int64_t pixels_of(const Place& p) { return p.size.height * p.size.width; }
-int64_t image_bytes(const Place& p) { return 2 * p.image(); }
+constexpr int64_t kValueBytes = 2;
+int64_t image_bytes(const Place& p) { return kValueBytes * p.image(); }
 int64_t floats_for(int64_t values16) { return (values16 + 1) / 2; }
 
 }  // namespace
@@ -176,11 +179,18 @@ class GroupFinder {
   // In operations: the time that values save by staying in cache, less what strips compute twice.
   double worth_of_strips(const StepGroup& group) const {
     const double a_byte = cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte;
-    double flops = 0;
-    for (const RowStep* step : group.steps_) flops += step->flops();
+    double work = 0;
+    for (const RowStep* step : group.steps_) work += work_of(*step);
     const int64_t middle = group.height_ / 2;
     const auto all = group.rows_of_steps({middle, middle + group.rows_at_once_});
-    return a_byte * static_cast<double>(saved_bytes(group)) - (repeated(group, all) - 1) * flops;
+    return a_byte * static_cast<double>(saved_bytes(group)) - (repeated(group, all) - 1) * work;
+  }
+
+  // In operations.
+  static double work_of(const RowStep& step) {
+    const Place& to = step.writes();
+    const double values = static_cast<double>(to.size.images * pixels_of(to) * to.size.channels);
+    return step.flops() + (cpu::multiplies_by_tiles() ? kTileFlopsPerValue * values : 0);
   }
 
   // Whether steps [begin, end) read rows of each other's values and values from before them, and all but the
@@ -217,9 +227,9 @@ class GroupFinder {
     const auto bytes_of = [&](int64_t rows) {
       const auto all =
           group.rows_of_steps({group.height_ / 2, std::min(group.height_ / 2 + rows, group.height_)});
-      return place_inside(group, [&](const Place& p, size_t writer) {
-        return (all[writer].end - all[writer].begin + p.border.top + p.border.bottom) * p.row();
-      });
+      return read_again_bytes(group, all) + place_inside(group, [&](const Place& p, size_t writer) {
+               return (all[writer].end - all[writer].begin + p.border.top + p.border.bottom) * p.row();
+             });
     };
     int64_t rows = std::max<int64_t>(1, (group.height_ + wanted - 1) / wanted);
     rows = std::min(rows, std::max<int64_t>(1, group.height_ / 2));
@@ -235,6 +245,26 @@ class GroupFinder {
     return group;
   }
 
+  // Of rows that lie elsewhere and that a later step adds: they stay in cache until then.
+  static int64_t read_again_bytes(const StepGroup& group, const std::vector<StepGroup::Rows>& all) {
+    int64_t bytes = 0;
+    for (size_t i = 1; i < group.steps_.size(); ++i) {
+      const std::vector<Place>& reads = group.steps_[i]->reads();
+      for (size_t operand = 1; operand < reads.size(); ++operand)
+        if (!group.has_inside(reads[operand].buffer) && reads_before(group, i, reads[operand].buffer))
+          bytes += (all[i].end - all[i].begin) * reads[operand].row() * kValueBytes;
+    }
+    return bytes;
+  }
+
+  static bool reads_before(const StepGroup& group, size_t step, int buffer) {
+    return std::any_of(
+        group.steps_.begin(), group.steps_.begin() + static_cast<int64_t>(step), [&](const RowStep* other) {
+          const auto& reads = other->reads();
+          return std::any_of(reads.begin(), reads.end(), [&](const Place& p) { return p.buffer == buffer; });
+        });
+  }
+
   // What the steps compute for a strip, relative to its share of their rows.
   static double repeated(const StepGroup& group, const std::vector<StepGroup::Rows>& all) {
     const auto part =
@@ -242,9 +272,9 @@ class GroupFinder {
     double computed = 0, needed = 0;
     for (size_t i = 0; i < group.steps_.size(); ++i) {
       const auto height = static_cast<double>(group.steps_[i]->writes().size.height);
-      const double flops = group.steps_[i]->flops();
-      computed += flops * static_cast<double>(all[i].end - all[i].begin) / height;
-      needed += flops * part;
+      const double work = work_of(*group.steps_[i]);
+      computed += work * static_cast<double>(all[i].end - all[i].begin) / height;
+      needed += work * part;
     }
     return needed > 0 ? computed / needed : 1;
   }

@@ -1,6 +1,9 @@
 // Sums written over the residual they add: one buffer less where a residual block needs three.
 #include <algorithm>
 
+#include "cpu/bf16_table.h"
+#include "cpu/cache_size.h"
+#include "cpu/parallel.h"
 #include "plan/lowering.h"
 
 namespace cnnfast::plan {
@@ -29,14 +32,32 @@ int64_t Lowering::last_reader(int64_t node) const {
   return last;
 }
 
-// Whether the residual's image is one of which strips pass through the depthwise convolution in front of
-// `node`, in bfloat16 plans. The next strip reads rows of it that this one's sums would be written over.
+// Whether the residual's image is one of which strips pass through the convolutions in front of `node`, in
+// bfloat16 plans: a depthwise one; or, where tiles multiply and a kernel of one pixel waits for memory, a
+// block's that begins with the residual. The next strip reads rows of it that this one's sums would be
+// written over.
 bool Lowering::keeps_strips(int64_t node) const {
   constexpr int64_t kLeastValues = 1 << 15;  // fewer stay in cache as whole images
   const int64_t from = graph_.nodes[node].inputs[0];
   if (!graph_.half() || graph_.nodes[from].op != Op::kConv2d) return false;
   const cpu::ConvGeometry g = conv_geometry(from);
-  return g.groups > 1 && g.groups == g.in_channels && values_[node].features() >= kLeastValues;
+  const int64_t values = values_[node].features();
+  if (g.groups > 1 && g.groups == g.in_channels) return values >= kLeastValues;
+  const int64_t cache = cpu::second_level_cache(cpu::team_size()) / static_cast<int64_t>(sizeof(uint16_t));
+  const cpu::ConvGeometry last = conv_geometry(node);
+  return cpu::multiplies_by_tiles() && last.kernel_h * last.kernel_w == 1 && values > cache / 4 &&
+         begins_with(node, graph_.nodes[node].inputs[1]);
+}
+
+// Whether the convolutions that lead to `node`, one behind the other, begin with that value.
+bool Lowering::begins_with(int64_t node, int64_t value) const {
+  constexpr int kMostConvolutions = 3;
+  int64_t from = graph_.nodes[node].inputs[0];
+  for (int i = 0; i < kMostConvolutions && graph_.nodes[from].op == Op::kConv2d; ++i) {
+    from = graph_.nodes[from].inputs[0];
+    if (from == value) return true;
+  }
+  return false;
 }
 
 // The residual's buffer, where the convolution may write over it: it has no later reader, and each value of

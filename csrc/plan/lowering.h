@@ -32,6 +32,7 @@ class Lowering {
   int64_t last_step_of(int64_t reader) const;
   int64_t last_reader(int64_t node) const;
   bool keeps_strips(int64_t node) const;
+  bool begins_with(int64_t node, int64_t value) const;
   int buffer_of_residual(int64_t node) const;
   int buffer_of_operand(int64_t node) const;
   bool may_be_overwritten(int64_t operand, int64_t node) const;

@@ -10,9 +10,7 @@ namespace cnnfast::plan {
 bool Lowering::takes_pairs_here(int64_t node) const { return pairs_[node]; }
 
 // What is gathered pixel by pixel can be normalised on the way, where no padding lies among it.
-bool Lowering::takes_prologue16(int64_t node) const {
-  return !takes_pairs_here(node) || (is_plain_1x1(node) && !cpu::multiplies_by_tiles());
-}
+bool Lowering::takes_prologue16(int64_t node) const { return !takes_pairs_here(node) || is_plain_1x1(node); }
 
 // Without a norm on the way in, whose results would be no bfloat16 values.
 bool Lowering::is_max_pool_as_stored(int64_t node) const {

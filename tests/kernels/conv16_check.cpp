@@ -2,6 +2,7 @@
 // emulated. Every buffer ends where its last value ends, so that a sanitizer sees each read beyond; outputs
 // are poisoned first.
 #define CNNFAST_EMULATE_AMX
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -80,8 +81,8 @@ class Random {
 struct Case {
   int64_t images, height, width, in, out, kernel_h, kernel_w, stride_h, stride_w, dilation_w, pad, in_slice,
       out_slice;
-  bool residual, shift;
-  Activation activation;
+  bool residual, shift, norm;
+  Activation activation, in_activation;
   int64_t block_pixels, near_pixels;
   uint16_t special;  // a NaN or Inf somewhere in the input; 0: none
   uint16_t rare;     // some weights' bits, whose exponents few others have; 0: none
@@ -107,9 +108,8 @@ class Check {
     const Conv16Call call = this->call();
     if (call.length % kPairBlock != 0) return 0;
     const int64_t pixels = c_.images * out_h_ * out_w_;
-    const int64_t count = pixels < call.near_pixels ? pixels : call.near_pixels;
     std::vector<PixelTile> built(static_cast<size_t>(most_tiles(call)));
-    return straight_tiles(call, Pixel16Walk(call, 0), count, built.data());
+    return straight_tiles(call, Pixel16Walk(call, 0), near_count(call, pixels), built.data());
   }
 
   bool in_place() { return reads_straight<EmulatedDot>(call()); }
@@ -131,6 +131,13 @@ class Check {
   // Number of wrong values.
   int64_t run(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
     return run_call(name, kernel, scratch_bytes, call());
+  }
+  // A kernel whose operands are floats: values normalised on the way in are not rounded.
+  int64_t run_floats(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
+    rounds_ = false;
+    const int64_t wrong = run(name, kernel, scratch_bytes);
+    rounds_ = true;
+    return wrong;
   }
 
  private:
@@ -184,6 +191,12 @@ class Check {
     for (int64_t i = 0; c_.rare && i < 10; ++i)
       weight_[random_.below(static_cast<int64_t>(weight_.size()))] = c_.rare ^ static_cast<uint16_t>(i << 8);
     for (int64_t i = 0; i < (c_.out + 31) / 32 * 32; ++i) shift_.push_back(random_.value());
+    // Products with powers of two are exact: rounded once, with and without a fused addition.
+    const float scales[] = {0.5f, 1.0f, 2.0f, -1.0f};
+    for (int64_t i = 0; i < c_.in; ++i) {
+      in_scale_.push_back(scales[random_.below(4)]);
+      in_shift_.push_back(random_.value());
+    }
     output_.resize(static_cast<size_t>((c_.images * out_h_ * out_w_ - 1) * out_pixel_ + c_.out));
     for (size_t i = 0; i < output_.size(); ++i) residual_.push_back(rounded(random_.value()));
     const bool adjacent = c_.dilation_w == 1 && in_pixel_ == c_.in;
@@ -235,6 +248,9 @@ class Check {
     call.block_pixels = c_.block_pixels;
     call.near_pixels = c_.near_pixels;
     call.activation = c_.activation;
+    call.in_scale = c_.norm ? in_scale_.data() : nullptr;
+    call.in_shift = c_.norm ? in_shift_.data() : nullptr;
+    call.in_activation = c_.in_activation;
     return call;
   }
 
@@ -246,7 +262,8 @@ class Check {
           const int64_t first = ((n * out_h_ + y) * out_w_ + x) * out_pixel_;
           for (int64_t o = 0; o < c_.out; ++o) {
             double size = 0;
-            const double wanted = truth(n, y, x, o, first, size);
+            const double exact = truth(n, y, x, o, first, size);
+            const double wanted = std::abs(exact) > FLT_MAX ? std::copysign(INFINITY, exact) : exact;
             const double got = widened(output_[first + o]);
             const bool fits = std::isfinite(wanted)
                                   ? std::abs(got - wanted) <= half_step(wanted) + 2e-6 * size
@@ -272,24 +289,39 @@ class Check {
       for (int64_t kx = 0; kx < c_.kernel_w; ++kx)
         for (int64_t i = 0; i < c_.in; ++i, ++w) {
           const double term =
-              static_cast<double>(widened(
-                  input_[at_input(n, y * c_.stride_h + ky, x * c_.stride_w + kx * c_.dilation_w, i)])) *
+              static_cast<double>(operand(n, y * c_.stride_h + ky, x * c_.stride_w + kx * c_.dilation_w, i)) *
               widened(*w);
           sum += term;
           size += std::abs(term);
         }
     if (c_.residual) sum += widened(residual_[place + o]);
-    if (c_.activation.kind == Activation::kReLU) return sum < 0 ? 0 : sum;
-    if (c_.activation.kind == Activation::kSigmoid) return 1 / (1 + std::exp(-sum));
-    return sum;
+    return activated(c_.activation, sum);
+  }
+
+  template <class T>
+  static T activated(const Activation& activation, T x) {
+    if (activation.kind == Activation::kReLU) return x < 0 ? 0 : x;
+    if (activation.kind == Activation::kClamp)
+      return x < activation.a ? activation.a : x > activation.b ? activation.b : x;
+    if (activation.kind == Activation::kSigmoid) return 1 / (1 + std::exp(-x));
+    return x;
+  }
+
+  // What is multiplied, normalised where the case says so.
+  float operand(int64_t n, int64_t y, int64_t x, int64_t i) const {
+    const float value = widened(input_[at_input(n, y, x, i)]);
+    if (!c_.norm) return value;
+    const float normalised = activated(c_.in_activation, value * in_scale_[i] + in_shift_[i]);
+    return rounds_ ? widened(rounded(normalised)) : normalised;
   }
 
   Case c_;
   Random random_;
   int64_t padded_h_, padded_w_, out_h_, out_w_, in_pixel_, out_pixel_, length_ = 0;
   std::vector<uint16_t> input_, output_, residual_, weight_, packed_;
-  std::vector<float> shift_;
+  std::vector<float> shift_, in_scale_, in_shift_;
   std::vector<int64_t> tap_, short_;
+  bool rounds_ = true;
   int64_t stored_ = 0;
 };
 
@@ -313,10 +345,14 @@ Case drawn(Random& random) {
   c.out_slice = random.below(3) == 0 ? 1 + random.below(40) : 0;
   c.residual = random.below(2) == 0;
   c.shift = random.below(2) == 0;
-  const Activation::Kind kinds[] = {Activation::kNone, Activation::kReLU, Activation::kSigmoid};
-  c.activation = {kinds[random.below(3)], 0.0f, 0.0f};
+  const Activation kinds[] = {{Activation::kNone, 0.0f, 0.0f},
+                              {Activation::kReLU, 0.0f, 0.0f},
+                              {Activation::kClamp, -0.5f, 1.25f},
+                              {Activation::kSigmoid, 0.0f, 0.0f}};
+  c.activation = kinds[random.below(4)];
+  c.in_activation = kinds[random.below(3)];
   c.block_pixels = 16 * (1 + random.below(6));
-  c.near_pixels = 16 * (1 + random.below(20));
+  c.near_pixels = 32 * (1 + random.below(10));
   const uint16_t specials[] = {0, 0, 0, 0x7fc0, 0x7f80};
   c.special = specials[random.below(5)];
   const uint16_t rare[] = {0, 0, 0x2000, 0xa055, 0x7f80, 0xc0f1};
@@ -324,6 +360,7 @@ Case drawn(Random& random) {
   if (random.below(4) == 0) {  // pixels side by side, as most layers of one pixel have them
     c.kernel_h = c.kernel_w = c.stride_h = c.stride_w = c.dilation_w = 1;
     c.pad = 0;
+    c.norm = random.below(2) == 0;
   }
   return c;
 }
@@ -333,12 +370,12 @@ std::string text(const Case& c) {
   std::snprintf(
       line, sizeof(line),
       "%ld images %ldx%ld, %ld to %ld channels, kernel %ldx%ld, stride %ldx%ld, dilation %ld, pad %ld, "
-      "slices %ld %ld, residual %d, shift %d, activation %d, block %ld, special %x, rare weight %x",
+      "slices %ld %ld, residual %d, shift %d, norm %d, activation %d, block %ld, special %x, rare weight %x",
       static_cast<long>(c.images), static_cast<long>(c.height), static_cast<long>(c.width),
       static_cast<long>(c.in), static_cast<long>(c.out), static_cast<long>(c.kernel_h),
       static_cast<long>(c.kernel_w), static_cast<long>(c.stride_h), static_cast<long>(c.stride_w),
       static_cast<long>(c.dilation_w), static_cast<long>(c.pad), static_cast<long>(c.in_slice),
-      static_cast<long>(c.out_slice), c.residual, c.shift, static_cast<int>(c.activation.kind),
+      static_cast<long>(c.out_slice), c.residual, c.shift, c.norm, static_cast<int>(c.activation.kind),
       static_cast<long>(c.block_pixels), c.special, c.rare);
   return line;
 }
@@ -428,6 +465,12 @@ int64_t check_max_pool() {
     std::vector<uint16_t> from(held(w.in_height * w.in_width, in_step)),
         to(held(w.height * w.width, out_step), kPoison);
     for (uint16_t& x : from) x = drawn_bits(random);
+    // As behind a ReLU, now and then but for one value.
+    if (random.below(2) == 0) {
+      for (uint16_t& x : from) x &= 0x7fffu;
+      if (random.below(3) == 0)
+        from[static_cast<size_t>(random.below(static_cast<int64_t>(from.size())))] |= 0x8000u;
+    }
     MaxPool16Call call{w,
                        {from.data(), 0, w.in_width * in_step, in_step},
                        {to.data(), 0, w.width * out_step, out_step},
@@ -474,7 +517,7 @@ int main(int count, char** arguments) {
     wrong += check.run("pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
     wrong += check.run_short("short pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
     stored += check.stored_blocks() > 0;
-    wrong += check.run("widened", gathered_conv<WidenedDot>, gather_scratch<WidenedDot>);
+    wrong += check.run_floats("widened", gathered_conv<WidenedDot>, gather_scratch<WidenedDot>);
     if (wrong != before) std::printf("case %ld: %s\n", static_cast<long>(i), text(c).c_str());
   }
   Tiles::release();

@@ -113,7 +113,6 @@ inline Vec shifted_sum(const Conv16Call& c, Vec sum, const OutputPixel& pixel, i
   const uint16_t* residual = pixel.residual + channel;
   return sum + (lanes >= Vec::kWidth ? Bf16::load(residual) : Bf16::load_first(residual, lanes));
 }
-
 inline void store_vector(Vec sum, const OutputPixel& pixel, int64_t channel, int64_t lanes) {
   lanes >= Vec::kWidth ? Bf16::store_sum(sum, pixel.output + channel)
                        : Bf16::store_first(sum, pixel.output + channel, lanes);
@@ -293,30 +292,72 @@ void gather_pixel(const Conv16Call& c, const uint16_t* from, typename Dot::Opera
   for (int64_t t = 0; t < taps; ++t, to += length) Dot::gather(from + tap[t], length, to);
 }
 
-inline Vec normalised(const Conv16Call& c, Vec x, Vec scale, Vec shift) {
-  return apply(c.in_activation, Vec::fma(x, scale, shift));
+// None, ReLU and clamping, told apart once.
+class ShortActivation {
+ public:
+  explicit ShortActivation(const Activation& activation) : clamps_(activation.kind == Activation::kClamp) {
+    const bool relu = activation.kind == Activation::kReLU;
+    least_ = Vec::set1(clamps_ ? activation.a : relu ? 0.0f : -__builtin_inff());
+    most_ = Vec::set1(clamps_ ? activation.b : __builtin_inff());
+  }
+  Vec of(Vec x) const {
+    x = Vec::at_least(least_, x);
+    return clamps_ ? Vec::at_most(most_, x) : x;
+  }
+
+ private:
+  bool clamps_;
+  Vec least_, most_;
+};
+
+// What a value becomes on the way in.
+class InputNorm {
+ public:
+  explicit InputNorm(const Conv16Call& c)
+      : c_(c), is_short_(in_registers(c.in_activation)), short_(c.in_activation) {}
+  Vec whole(Vec x, int64_t i) const {
+    return activated(Vec::fma(x, Vec::load(c_.in_scale + i), Vec::load(c_.in_shift + i)));
+  }
+  Vec first(Vec x, int64_t i, int64_t count) const {
+    return activated(
+        Vec::fma(x, Vec::load_first(c_.in_scale + i, count), Vec::load_first(c_.in_shift + i, count)));
+  }
+
+ private:
+  Vec activated(Vec x) const { return is_short_ ? short_.of(x) : apply_long(c_.in_activation, x); }
+
+  const Conv16Call& c_;
+  bool is_short_;
+  ShortActivation short_;
+};
+
+inline void normalise_pixel(const Conv16Call& c, const InputNorm& norm, const uint16_t* from, uint16_t* to) {
+  constexpr int64_t kWidth = Vec::kWidth;
+  int64_t i = 0;
+  for (; i + 2 * kWidth <= c.length; i += 2 * kWidth)
+    Bf16::store_two_sums(norm.whole(Bf16::load(from + i), i),
+                         norm.whole(Bf16::load(from + i + kWidth), i + kWidth), to + i);
+  for (; i < c.length; i += kWidth) {
+    const int64_t rest = c.length - i;
+    if (rest >= kWidth)
+      Bf16::store_sum(norm.whole(Bf16::load(from + i), i), to + i);
+    else
+      Bf16::store_first(norm.first(Bf16::load_first(from + i, rest), i, rest), to + i, rest);
+  }
 }
 
-// The values of a gathered pixel on the way in.
-inline void normalise_pixel(const Conv16Call& c, uint16_t* x) {
+inline void normalise_pixel(const Conv16Call& c, const InputNorm& norm, const uint16_t* from, float* to) {
   int64_t i = 0;
-  for (; i + Vec::kWidth <= c.length; i += Vec::kWidth)
-    Bf16::store_sum(normalised(c, Bf16::load(x + i), Vec::load(c.in_scale + i), Vec::load(c.in_shift + i)),
-                    x + i);
+  for (; i + Vec::kWidth <= c.length; i += Vec::kWidth) norm.whole(Bf16::load(from + i), i).store(to + i);
   if (const int64_t rest = c.length - i; rest > 0)
-    Bf16::store_first(normalised(c, Bf16::load_first(x + i, rest), Vec::load_first(c.in_scale + i, rest),
-                                 Vec::load_first(c.in_shift + i, rest)),
-                      x + i, rest);
+    norm.first(Bf16::load_first(from + i, rest), i, rest).store_first(to + i, rest);
 }
 
-inline void normalise_pixel(const Conv16Call& c, float* x) {
-  int64_t i = 0;
-  for (; i + Vec::kWidth <= c.length; i += Vec::kWidth)
-    normalised(c, Vec::load(x + i), Vec::load(c.in_scale + i), Vec::load(c.in_shift + i)).store(x + i);
-  if (const int64_t rest = c.length - i; rest > 0)
-    normalised(c, Vec::load_first(x + i, rest), Vec::load_first(c.in_scale + i, rest),
-               Vec::load_first(c.in_shift + i, rest))
-        .store_first(x + i, rest);
+// As gather_pixel, of a kernel of one pixel.
+template <class Operand>
+void gather_normalised(const Conv16Call& c, const InputNorm& norm, const uint16_t* from, Operand* to) {
+  __builtin_memset(to + padded_depth(c) - kPairBlock, 0, kPairBlock * sizeof(*to));
+  normalise_pixel(c, norm, from, to);
 }
 
 inline int64_t gathered_pixels(const Conv16Call& c) {
@@ -359,10 +400,10 @@ bool reads_straight(const Conv16Call& c) {
 template <class Dot>
 void gather_pixels(const Conv16Call& c, const OutputPixel* pixels, int64_t count,
                    typename Dot::Operand* values) {
-  for (int64_t p = 0; p < count; ++p, values += gathered_step(c)) {
-    gather_pixel<Dot>(c, pixels[p].input, values);
-    if (c.in_scale) normalise_pixel(c, values);
-  }
+  const InputNorm norm(c);
+  for (int64_t p = 0; p < count; ++p, values += gathered_step(c))
+    c.in_scale ? gather_normalised(c, norm, pixels[p].input, values)
+               : gather_pixel<Dot>(c, pixels[p].input, values);
 }
 
 template <class Dot>

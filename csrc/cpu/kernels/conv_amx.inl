@@ -1,7 +1,8 @@
 // Direct convolution on AMX tiles. The 16 rows of a tile are input pixels at one distance, loaded from where
 // they lie, for 32 positions of the dot product at a time; a tile may reach over the end of an image row, and
 // what it computes there is dropped. Where a stretch is no multiple of 32, or pixels do not lie so that tiles
-// fill, the block's values are gathered first (as in conv16.inl), and tiles are loaded from there.
+// fill, or their values are normalised on the way in, the block's values are gathered first (as in
+// conv16.inl), and tiles are loaded from there.
 //
 // Two tiles of pixels meet both halves of a panel; three meet the one half that a narrow last panel has.
 //
@@ -120,14 +121,13 @@ class PanelEnd {
   PanelEnd(const Conv16Call& c, int64_t channel)
       : c_(c),
         channel_(channel),
-        plain_(channel + NT * kHalfPanel <= c.channels && in_registers(c.activation)) {
+        plain_(channel + NT * kHalfPanel <= c.channels && in_registers(c.activation)),
+        activation_(c.activation) {
     for (int j = 0; j < kVectors; ++j)
       shift_[j] = c.shift ? Vec::load(c.shift + channel + j * Vec::kWidth) : Vec::zero();
-    const bool clamps = c.activation.kind == Activation::kClamp,
-               relu = c.activation.kind == Activation::kReLU;
-    least_ = Vec::set1(clamps ? c.activation.a : relu ? 0.0f : -__builtin_inff());
-    most_ = Vec::set1(clamps ? c.activation.b : __builtin_inff());
   }
+  int64_t channel() const { return channel_; }
+  bool adds() const { return c_.residual.data; }
   void finish(const float* sums, const OutputPixel& pixel) const {
     if (!pixel.output) return;
     if (!plain_) return finish_vectors(sums, pixel);
@@ -136,7 +136,7 @@ class PanelEnd {
     for (int j = 0; j < kVectors; ++j) {
       v[j] = Vec::load(sums + j * Vec::kWidth) + shift_[j];
       if (pixel.residual) v[j] = v[j] + Bf16::load(pixel.residual + channel_ + j * Vec::kWidth);
-      v[j] = clamp_of(v[j], least_, most_);
+      v[j] = activation_.of(v[j]);
     }
     uint16_t* to = pixel.output + channel_;
     if constexpr (kVectors == 1) return Bf16::store_sum(v[0], to);
@@ -154,7 +154,8 @@ class PanelEnd {
   const Conv16Call& c_;
   int64_t channel_;
   bool plain_;  // whole vectors, and an activation of few instructions
-  Vec shift_[kVectors], least_, most_;
+  ShortActivation activation_;
+  Vec shift_[kVectors];
 };
 
 // A block whose sums are complete: its pixels are finished between the multiplications of the next one, which
@@ -170,6 +171,13 @@ struct Pending {
       end->finish(sums + row * NT * kHalfPanel, tiles[row / kTileRows].row[row % kTileRows]);
   }
 };
+
+// What will be added to the sums of a block, on its way while they are made.
+inline void fetch_residuals(const PixelTile* tiles, int64_t count, int64_t channel) {
+  for (int64_t t = 0; t < count; ++t)
+    for (const OutputPixel& pixel : tiles[t].row)
+      if (pixel.residual) __builtin_prefetch(pixel.residual + channel, 0, 3);
+}
 
 // The weights that the next panel begins with, on their way to the second-level cache meanwhile.
 struct Ahead {
@@ -217,19 +225,21 @@ void multiply_tiles(const TileRun& run, const DotPass& pass, const PixelTile* ti
 }
 
 // One pass of all tiles of a run, MT at a time, in one panel. partial: sums between passes, tile by tile.
+// A function of its own, whose instructions a test reads.
 template <int MT, int NT>
-void tile_pass(const TileRun& run, const DotPass& pass, const uint16_t* weight, const PanelEnd<NT>& end,
-               float* partial, Ahead& ahead) {
+[[gnu::noinline]] void tile_pass(const TileRun& run, const DotPass& pass, const uint16_t* weight,
+                                 const PanelEnd<NT>& end, float* partial, Ahead& ahead) {
   using Sums = BlockSums<MT, NT>;
-  alignas(64) float sums[2][kBlockSums];
+  alignas(64) float sums[kBlockSums];
   Pending<NT> pending{&end, nullptr, nullptr, 0, 0};
   const PixelTile* tiles = run.tiles;
   int64_t block = 0;
   for (; (block + 1) * MT <= run.count; ++block, tiles += MT, partial += MT * Sums::kTile) {
     pass.first ? Sums::zero() : Sums::load(partial);
+    if (pass.last && end.adds()) fetch_residuals(tiles, MT, end.channel());
     multiply_tiles<MT, NT>(run, pass, tiles, weight, pending, ahead);
-    Sums::store(pass.last ? sums[block % 2] : partial);
-    if (pass.last) pending = {&end, tiles, sums[block % 2], 0, MT * kTileRows};
+    Sums::store(pass.last ? sums : partial);
+    if (pass.last) pending = {&end, tiles, sums, 0, MT * kTileRows};
   }
   pending.some(pending.rows);
   if constexpr (MT > 1) {
@@ -289,7 +299,7 @@ inline int64_t tile_pixels_of(const Conv16Call& c) {
 template <class Dot>
 int64_t amx_scratch(const Conv16Call& c) {
   const int64_t values =
-      static_cast<int64_t>(sizeof(uint16_t)) * (tile_pixels_of(c) * padded_depth(c) + kOverhang);
+      static_cast<int64_t>(sizeof(uint16_t)) * (tile_pixels_of(c) * gathered_step(c) + kOverhang);
   const int64_t own = kPartialBytes + values + most_tiles(c) * static_cast<int64_t>(sizeof(PixelTile));
   return own > gather_scratch<Dot>(c) ? own : gather_scratch<Dot>(c);
 }
@@ -298,21 +308,31 @@ int64_t amx_scratch(const Conv16Call& c) {
 template <class Dot>
 int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uint16_t* values,
                        PixelTile* tiles) {
-  const int64_t depth = padded_depth(c), built = (count + kTileRows - 1) / kTileRows;
+  const int64_t depth = padded_depth(c), step = gathered_step(c), built = divide_up(count, kTileRows);
+  const InputNorm norm(c);
   for (int64_t t = 0, i = 0; t < built; ++t) {
-    tiles[t].first = values + t * kTileRows * depth;
+    tiles[t].first = values + t * kTileRows * step;
     for (int64_t r = 0; r < kTileRows; ++r, ++i) {
-      uint16_t* to = values + i * depth;
+      uint16_t* to = values + i * step;
       tiles[t].row[r] = i < count ? walk.here() : OutputPixel{};
       if (i >= count) {
         __builtin_memset(to, 0, static_cast<size_t>(depth) * sizeof(uint16_t));
         continue;
       }
-      gather_pixel<Dot>(c, walk.here().input, to);
+      c.in_scale ? gather_normalised(c, norm, walk.here().input, to)
+                 : gather_pixel<Dot>(c, walk.here().input, to);
       walk.step();
     }
   }
   return built;
+}
+
+// Pixels of the next block out of `left` read where they lie. All weights are read again for every block:
+// none is much smaller than the others.
+inline int64_t near_count(const Conv16Call& c, int64_t left) {
+  const int64_t blocks = divide_up(left, c.near_pixels), grain = 2 * kTileRows;
+  const int64_t even = divide_up(divide_up(left, blocks), grain) * grain;
+  return even < left ? even : left;
 }
 
 // Dot: products of pairs in vectors, for few pixels.
@@ -324,17 +344,17 @@ void amx_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, int64
   static const int64_t kNoTap = 0;
   auto* partial = static_cast<float*>(c.scratch);
   auto* values = reinterpret_cast<uint16_t*>(static_cast<char*>(c.scratch) + kPartialBytes);
-  auto* tiles = reinterpret_cast<PixelTile*>(values + tile_pixels_of(c) * padded_depth(c) + kOverhang);
+  auto* tiles = reinterpret_cast<PixelTile*>(values + tile_pixels_of(c) * gathered_step(c) + kOverhang);
   for (int64_t at = pixel_begin; at < pixel_end;) {
     const Pixel16Walk walk(c, at);
     const int64_t left = pixel_end - at;
-    int64_t count = left < c.near_pixels ? left : c.near_pixels;
+    int64_t count = near_count(c, left);
     TileRun run{tiles, 0, c.stride_w * c.input.pixel, c.tile_tap, c.tile_taps, c.tile_length};
-    if (c.tile_length % kDepthStep == 0) run.count = straight_tiles(c, walk, count, tiles);
+    if (c.tile_length % kDepthStep == 0 && !c.in_scale) run.count = straight_tiles(c, walk, count, tiles);
     if (run.count == 0) {
       count = left < c.block_pixels ? left : c.block_pixels;
-      const int64_t depth = padded_depth(c);
-      run = {tiles, gathered_tiles<Dot>(c, walk, count, values, tiles), depth, &kNoTap, 1, depth};
+      run = {tiles,          gathered_tiles<Dot>(c, walk, count, values, tiles), gathered_step(c), &kNoTap, 1,
+             padded_depth(c)};
     }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel)
       tile_panel(c, run, panel, panel + 1 < panel_end ? panel + 1 : panel_begin, partial);
