@@ -34,9 +34,8 @@ except ImportError:  # a torch of other insides: no forward is run while another
     without_hooks = None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_MOST_CLOSED = (
-    2  # modules that resist: where sizes are followed a trace takes seconds, and each begins it anew
-)
+# Modules that resist: where sizes are followed a trace takes seconds, and each begins it anew.
+_MOST_CLOSED = 2
 
 
 @dataclass

@@ -17,8 +17,6 @@ constexpr int64_t kPixelGrain = 16;
 // Fewer weights are packed by one thread.
 constexpr int64_t kSerialWeights = 1 << 16;
 
-constexpr int64_t kNearGrain = 2 * kPixelGrain;
-
 // Pixels of a block: whole register blocks of two or three tiles.
 int64_t whole_grains(int64_t pixels) {
   constexpr int64_t kBlock = 6 * kPixelGrain;
@@ -29,6 +27,20 @@ int64_t padded_depth(const ConvGeometry& g) { return round_up(g.depth(), kPairBl
 
 // Values of one group.
 int64_t group_values(const ConvGeometry& g) { return padded_depth(g) * round_up(g.group_out(), kHalfPanel); }
+
+// Of a block that is read where it lies.
+int64_t near_pixels_of(const ConvGeometry& g) {
+  constexpr int64_t kGrain = 2 * kPixelGrain, kLeast = 3, kMost = 72, kValueBytes = sizeof(uint16_t);
+  // Pixels between those that a kernel steps over are not read.
+  const int64_t read = std::min(g.kernel_h, g.stride_h) * std::min(g.kernel_w, g.stride_w);
+  int64_t pixels = kNearBytes / (g.group_in() * read * kValueBytes);
+  // Little arithmetic for every value: where weights stay in cache, all channels of a pixel are written soon
+  // one after the other, so that its lines come and go once.
+  const int64_t cache = second_level_cache(team_size());
+  if (g.kernel_h * g.kernel_w == 1 && group_values(g) * kValueBytes <= cache / 2)
+    pixels = std::min(pixels, cache / 4 / ((g.group_in() + g.group_out()) * kValueBytes));
+  return std::clamp(pixels / kGrain, kLeast, kMost) * kGrain;
+}
 
 // Input channels that are moved at once, an even number: as in conv_pack.cpp.
 constexpr int64_t kPackInputs = 16;
@@ -142,7 +154,8 @@ Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, 
       residual_(residual),
       prologue_(prologue),
       form_(form),
-      panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels) {
+      panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels),
+      near_pixels_(near_pixels_of(g_)) {
   // Pixels side by side are one stretch, unless tiles take each by itself.
   const bool adjacent = g_.dilation_w == 1 && input.pixel == g_.group_in();
   length_ = adjacent ? g_.kernel_w * g_.group_in() : g_.group_in();
@@ -185,18 +198,6 @@ void Conv16Job::run_pixels(const AlignedFloats& pairs, const AlignedFloats& shif
   run_part(pairs, shift, m, {begin, end}, {0, panels_ * g_.groups});
 }
 
-int64_t Conv16Job::near_pixels() const {
-  // Pixels between those that a kernel steps over are not read.
-  const int64_t read = std::min(g_.kernel_h, g_.stride_h) * std::min(g_.kernel_w, g_.stride_w);
-  const int64_t cache = second_level_cache(team_size()), value = sizeof(uint16_t);
-  int64_t pixels = kNearBytes / (g_.group_in() * read * value);
-  // Little arithmetic for every value: where weights stay in cache, too, all channels of a pixel are written
-  // soon one after the other, and its part of the memory is in use once.
-  if (g_.kernel_h * g_.kernel_w == 1 && group_values(g_) * value <= cache / 2)
-    pixels = std::min(pixels, cache / 4 / ((g_.group_in() + g_.group_out()) * value));
-  return std::clamp<int64_t>(pixels / kNearGrain, 3, 72) * kNearGrain;
-}
-
 void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m,
                          std::pair<int64_t, int64_t> pixels, std::pair<int64_t, int64_t> units) const {
   const auto [pixel_begin, pixel_end] = pixels;
@@ -220,7 +221,7 @@ void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift,
   call.short_pairs = form_ == PairForm::kShort;
   const int64_t operand = bf16_kernels().multiplies ? sizeof(uint16_t) : sizeof(float);
   call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));
-  call.near_pixels = near_pixels();
+  call.near_pixels = near_pixels_;
   call.activation = g_.activation;
   call.in_scale = prologue_.scale;
   call.in_shift = prologue_.shift;

@@ -52,14 +52,13 @@ class Conv16Job {
   void run_part(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory,
                 std::pair<int64_t, int64_t> pixels, std::pair<int64_t, int64_t> units) const;
   std::vector<int64_t> taps(int64_t columns) const;
-  // Of a block that is read where it lies.
-  int64_t near_pixels() const;
 
   ConvGeometry g_;
   View16 input_, output_, residual_;
   Prologue prologue_;
   PairForm form_;
-  int64_t panels_;  // of one group
+  int64_t panels_;       // of one group
+  int64_t near_pixels_;  // of a block that is read where it lies
   std::vector<int64_t> tap_, tile_tap_;
   int64_t length_, tile_length_;
 };

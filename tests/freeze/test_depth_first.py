@@ -85,6 +85,12 @@ def assert_as_eager(model, frozen, x):
     assert error <= 2 * allowed + 2**-11 * wanted.abs().max()
 
 
+def assert_right_by_strips(model, frozen, x):
+    assert_as_eager(model, frozen, x)
+    assert_independent_of_threads(frozen, x)
+    assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
+
+
 @needs_pairs
 @pytest.mark.parametrize("network", NETWORKS)
 def test_whole_images_at_a_time(network):
@@ -157,9 +163,7 @@ def test_strips_through_depthwise_convolutions(kernel, stride):
     found = re.findall(r"depth first: (\d+) steps \d+ rows at a time", steps_of(frozen, x))
     # Strips through a 5x5 kernel would compute too many rows of the expansion twice.
     assert found and max(map(int, found)) >= (3 if kernel == 3 else 2), steps_of(frozen, x)
-    assert_as_eager(model, frozen, x)
-    assert_independent_of_threads(frozen, x)
-    assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
+    assert_right_by_strips(model, frozen, x)
 
 
 class DepthwiseFirst(nn.Module):
@@ -186,9 +190,7 @@ def test_strips_that_add_what_they_hand_on(kernel):
     frozen, x = frozen_and_images(model, (3, 3, 243, 250))
     found = re.findall(r"depth first: (\d+) steps \d+ rows at a time", steps_of(frozen, x))
     assert found and max(map(int, found)) >= 3, steps_of(frozen, x)
-    assert_as_eager(model, frozen, x)
-    assert_independent_of_threads(frozen, x)
-    assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
+    assert_right_by_strips(model, frozen, x)
 
 
 class Bottlenecks(nn.Module):
@@ -219,9 +221,7 @@ def test_strips_that_add_what_they_begin_with():
     frozen, x = frozen_and_images(model, (3, 3, 98, 95))
     found = [int(n) for n in re.findall(r"depth first: (\d+) steps \d+ rows at a time", steps_of(frozen, x))]
     assert max(found, default=0) >= 3 or _ext.active_isa() != "amx", steps_of(frozen, x)
-    assert_as_eager(model, frozen, x)
-    assert_independent_of_threads(frozen, x)
-    assert torch.equal(frozen(x[1:2]), frozen(x)[1:2])
+    assert_right_by_strips(model, frozen, x)
 
 
 class SqueezeExcite(nn.Module):
