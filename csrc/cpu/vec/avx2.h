@@ -15,8 +15,25 @@ struct Vec {
   static Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  static Vec load_first(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
-  void store_first(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
+  static Vec load_first(const float* p, int64_t n) {
+    return n >= kWidth ? load(p) : Vec{_mm256_maskload_ps(p, first(n))};
+  }
+  // By parts: a store with a mask takes AMD's CPUs a dozen cycles and more.
+  void store_first(float* p, int64_t n) const {
+    if (n >= kWidth) return store(p);
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+      _mm_storeu_ps(p, part);
+      part = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+      part = _mm_movehl_ps(part, part);
+      p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, part);
+  }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }

@@ -8,15 +8,27 @@ struct Bf16 {
   static constexpr bool kCoarse = false;
   static Vec load(const uint16_t* p) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static Vec load_first(const uint16_t* p, int64_t n) {
+    if (n >= Vec::kWidth) return load(p);
     alignas(16) uint16_t lanes[8] = {};
     __builtin_memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t));
     return load(lanes);
   }
   static void store(Vec x, uint16_t* p) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(x)); }
   static void store_first(Vec x, uint16_t* p, int64_t n) {
-    alignas(16) uint16_t lanes[8];
-    store(x, lanes);
-    __builtin_memcpy(p, lanes, static_cast<size_t>(n) * sizeof(uint16_t));
+    if (n >= Vec::kWidth) return store(x, p);
+    __m128i part = narrowed(x);
+    if (n & 4) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(p), part);
+      part = _mm_unpackhi_epi64(part, part);
+      p += 4;
+    }
+    if (n & 2) {
+      const int32_t two = _mm_cvtsi128_si32(part);
+      __builtin_memcpy(p, &two, sizeof(two));
+      part = _mm_srli_epi64(part, 32);
+      p += 2;
+    }
+    if (n & 1) *p = static_cast<uint16_t>(_mm_extract_epi16(part, 0));
   }
   static void store_two(Vec x, Vec y, uint16_t* p) {
     store(x, p);
