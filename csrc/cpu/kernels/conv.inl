@@ -2,6 +2,8 @@
 // broadcasts of the input and by packed weights. Linear layers and 1x1 convolutions are the case of one
 // stretch.
 #pragma once
+#include <utility>
+
 #include "cpu/kernels/conv_pixels.inl"
 #include "cpu/kernels/stream.inl"
 
@@ -15,6 +17,30 @@ struct Tile {
   int64_t pixel;      // distance of two input pixels
   float* output[R];
   const float* residual[R];
+
+  float* output_at(int r) const { return output[r]; }
+  const float* residual_at(int r) const { return residual[r]; }
+  void activate_behind(int64_t channels, const Activation& activation) const {
+    activate_rows(output, R, channels, activation);
+  }
+};
+
+// The same where pixels lie at equal distances, so that few registers hold all their addresses.
+template <int R>
+struct EvenTile {
+  const float* input;
+  const float* next;
+  int64_t pixel;
+  float* output;
+  int64_t output_pixel;
+  const float* residual;
+  int64_t residual_pixel;
+
+  float* output_at(int r) const { return output + r * output_pixel; }
+  const float* residual_at(int r) const { return residual + r * residual_pixel; }
+  void activate_behind(int64_t channels, const Activation& activation) const {
+    activate_pixels(output, output_pixel, R, channels, activation);
+  }
 };
 
 // Part of the dot products that one pass covers.
@@ -50,8 +76,8 @@ inline void store_lane_group(Vec x, float* p, int j, int64_t last_lanes) {
     x.store(p + j * Vec::kWidth);
 }
 
-template <int NV, int R>
-inline void finish(Vec (&acc)[R][NV], const Tile<R>& tile, const Epilogue& e) {
+template <int NV, int R, class AnyTile>
+[[gnu::always_inline]] inline void finish(Vec (&acc)[R][NV], const AnyTile& tile, const Epilogue& e) {
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) {
     if (e.scale) {
@@ -67,7 +93,7 @@ inline void finish(Vec (&acc)[R][NV], const Tile<R>& tile, const Epilogue& e) {
     if (e.has_residual) {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        acc[r][j] = acc[r][j] + load_lane_group<NV>(tile.residual[r], j, e.last_lanes);
+        acc[r][j] = acc[r][j] + load_lane_group<NV>(tile.residual_at(r), j, e.last_lanes);
     }
     if (e.activation.kind == Activation::kReLU) {
 #pragma GCC unroll 16
@@ -106,20 +132,36 @@ template <int NV, int R, int kSteps>
   }
 }
 
-template <int NV, int R, bool kFetchesInput>
-void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
+template <int NV, int R, class AnyTile>
+[[gnu::always_inline]] inline void start_sums(Vec (&acc)[R][NV], const AnyTile& tile, const Pass& pass,
+                                              const Epilogue& e) {
   if (pass.fetches_output) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) __builtin_prefetch(tile.output[r] + j * Vec::kWidth, 1, 3);
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(tile.output_at(r) + j * Vec::kWidth, 1, 3);
   }
-  Vec acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j)
-      acc[r][j] = pass.first ? Vec::zero() : load_lane_group<NV>(tile.output[r], j, e.last_lanes);
+      acc[r][j] = pass.first ? Vec::zero() : load_lane_group<NV>(tile.output_at(r), j, e.last_lanes);
+}
+
+template <int NV, int R, class AnyTile>
+[[gnu::always_inline]] inline void store_sums(Vec (&acc)[R][NV], const AnyTile& tile, const Pass& pass,
+                                              const Epilogue& e) {
+  if (pass.last) finish<NV, R>(acc, tile, e);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store_lane_group<NV>(acc[r][j], tile.output_at(r), j, e.last_lanes);
+}
+
+template <int NV, int R, bool kFetchesInput>
+void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
+  Vec acc[R][NV];
+  start_sums<NV, R>(acc, tile, pass, e);
   const float* w = pass.weight;
   for (int64_t t = 0; t < pass.taps; ++t) {
     const int64_t offset = pass.tap[t] + pass.start;
@@ -138,11 +180,81 @@ void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
       for (; k < end; ++k, w += NV * Vec::kWidth) multiply<NV, R, 1>(x, k, w, pass.stream, acc);
     }
   }
-  if (pass.last) finish<NV, R>(acc, tile, e);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
+  store_sums<NV, R>(acc, tile, pass, e);
+}
+
+// Three pixels share an address: two of them lie one and two distances behind it.
+template <int R>
+struct EvenPixels {
+  static constexpr int kAddresses = (R + 2) / 3;
+  const float* at[kAddresses];
+  int64_t distance;
+
+  EvenPixels(const float* first, int64_t pixel) : distance(pixel) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kAddresses; ++i) at[i] = first + 3 * i * pixel;
+  }
+  [[gnu::always_inline]] void advance(int64_t values) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kAddresses; ++i) {
+      at[i] += values;
+      // Else the compiler makes one address per pixel of it, more than there are registers.
+      __asm__("" : "+r"(at[i]));
+    }
+  }
+};
+
+// One step of the dot products, kStep floats behind where the addresses point.
+template <int kStep, int NV, int R, int... r>
+[[gnu::always_inline]] inline void multiply_step(const EvenPixels<R>& x, const float* w, Vec (&acc)[R][NV],
+                                                 std::integer_sequence<int, r...>) {
+  Vec b[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store_lane_group<NV>(acc[r][j], tile.output[r], j, e.last_lanes);
+  for (int j = 0; j < NV; ++j) b[j] = Vec::load(w + (kStep * NV + j) * Vec::kWidth);
+  (add_products<r % 3, kStep>(x.at[r / 3], x.distance, b, acc[r]), ...);
+}
+
+template <bool kStreams, int NV, int R, int... steps>
+[[gnu::always_inline]] inline void multiply_even(EvenPixels<R>& x, const float*& w, const Stream& stream,
+                                                 Vec (&acc)[R][NV], std::integer_sequence<int, steps...>) {
+  const auto fetch = [&](int step) {
+    if constexpr (kStreams) stream.fetch(w + step * NV * Vec::kWidth);
+  };
+  ((fetch(steps), multiply_step<steps>(x, w, acc, std::make_integer_sequence<int, R>())), ...);
+  w += static_cast<int>(sizeof...(steps)) * NV * Vec::kWidth;
+  x.advance(sizeof...(steps));
+}
+
+template <int NV, int R, bool kFetchesInput, bool kStreams>
+[[gnu::always_inline]] inline void multiply_even_taps(const EvenTile<R>& tile, const Pass& pass,
+                                                      Vec (&acc)[R][NV]) {
+  const float* w = pass.weight;
+  for (int64_t t = 0; t < pass.taps; ++t) {
+    const int64_t offset = pass.tap[t] + pass.start;
+    EvenPixels<R> x(tile.input + offset, tile.pixel);
+    for (int64_t k = 0; k < pass.length;) {
+      int64_t steps = pass.length - k;
+      if constexpr (kFetchesInput) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) __builtin_prefetch(tile.next + r * tile.pixel + offset + k, 0, 3);
+        if (steps > kLineFloats) steps = kLineFloats;
+      }
+      k += steps;
+      constexpr std::make_integer_sequence<int, 4> kFour{};
+      for (; steps >= 4; steps -= 4) multiply_even<kStreams>(x, w, pass.stream, acc, kFour);
+      constexpr std::make_integer_sequence<int, 1> kOne{};
+      for (; steps > 0; --steps) multiply_even<kStreams>(x, w, pass.stream, acc, kOne);
+    }
+  }
+}
+
+template <int NV, int R, bool kFetchesInput>
+void compute_tile(const EvenTile<R>& tile, const Pass& pass, const Epilogue& e) {
+  Vec acc[R][NV];
+  start_sums<NV, R>(acc, tile, pass, e);
+  pass.stream.lines ? multiply_even_taps<NV, R, kFetchesInput, true>(tile, pass, acc)
+                    : multiply_even_taps<NV, R, kFetchesInput, false>(tile, pass, acc);
+  store_sums<NV, R>(acc, tile, pass, e);
 }
 
 // Walks over output pixels in memory order.
@@ -154,6 +266,21 @@ class PixelWalk {
     y_ = row % c.height;
     n_ = row / c.height;
     locate();
+  }
+
+  // Whether the next pixels are neighbours in a row.
+  bool is_even(int64_t pixels) const { return x_ + pixels <= c_.width; }
+
+  template <int R>
+  void take(EvenTile<R>& tile) {
+    tile = {input_,    nullptr,          c_.stride_w * c_.input.pixel, output_, c_.output.pixel,
+            residual_, c_.residual.pixel};
+    x_ += R - 1;
+    input_ += (R - 1) * tile.pixel;
+    output_ += (R - 1) * tile.output_pixel;
+    if (residual_) residual_ += (R - 1) * tile.residual_pixel;
+    step();
+    tile.next = input_;
   }
 
   template <int R>
@@ -199,14 +326,26 @@ class PixelWalk {
   const float* residual_;
 };
 
-template <int NV, int R>
-void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
-  Tile<R> tile;
-  walk.take(tile);
+template <int NV, int R, class AnyTile>
+[[gnu::always_inline]] inline void run_taken(const AnyTile& tile, const Pass& pass, const Epilogue& e) {
   pass.fetches_input ? compute_tile<NV, R, true>(tile, pass, e) : compute_tile<NV, R, false>(tile, pass, e);
   // What is too long to unroll into every register block runs over what it has just written.
   if (pass.last && !in_registers(e.activation))
-    activate_rows(tile.output, R, (NV - 1) * Vec::kWidth + e.last_lanes, e.activation);
+    tile.activate_behind((NV - 1) * Vec::kWidth + e.last_lanes, e.activation);
+}
+
+template <int NV, int R>
+void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
+  if constexpr (kEvenTiles) {
+    if (walk.is_even(R)) {
+      EvenTile<R> tile;
+      walk.take(tile);
+      return run_taken<NV, R>(tile, pass, e);
+    }
+  }
+  Tile<R> tile;
+  walk.take(tile);
+  run_taken<NV, R>(tile, pass, e);
 }
 
 template <int NV>
@@ -242,10 +381,11 @@ template <int NV>
 void run_block(PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e, bool streams) {
   const int64_t tiles = (pixels + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
   const int64_t ahead = pass.taps * pass.length * NV * Vec::kWidth;
+  const int64_t least = pixels / tiles, larger = pixels % tiles;
   Pass part = pass;
   for (int64_t t = 0; t < tiles; ++t) {
     if (streams) part.stream = Stream::share<NV>(ahead, t, tiles);
-    run_tile_of<NV>(pixels * (t + 1) / tiles - pixels * t / tiles, walk, part, e);
+    run_tile_of<NV>(least + (t < larger), walk, part, e);
   }
 }
 
@@ -279,8 +419,31 @@ void for_each_pass(const ConvCall& c, const float* weight, int64_t lanes, F&& bo
     }
 }
 
-void conv(const ConvCall& c, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end) {
-  if (has_pixels_in_lanes(c)) return conv_pixels(c, pixel_begin, pixel_end);
+// Rows that lie behind one another in all tensors are one.
+ConvCall with_long_rows(ConvCall c) {
+  const auto follows = [&](const View& v, int64_t stride_h, int64_t stride_w) {
+    return !v.data || v.row * stride_h == c.width * v.pixel * stride_w;
+  };
+  const auto images_follow = [&](const View& v, int64_t stride_h) {
+    return !v.data || v.image == c.height * v.row * stride_h;
+  };
+  if (!follows(c.input, c.stride_h, c.stride_w) || !follows(c.output, 1, 1) || !follows(c.residual, 1, 1))
+    return c;
+  const bool one_image =
+      images_follow(c.input, c.stride_h) && images_follow(c.output, 1) && images_follow(c.residual, 1);
+  c.width *= c.height;
+  c.height = 1;
+  if (one_image) {
+    c.width *= c.images;
+    c.images = 1;
+  }
+  return c;
+}
+
+void conv(const ConvCall& call, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
+          int64_t panel_end) {
+  if (has_pixels_in_lanes(call)) return conv_pixels(call, pixel_begin, pixel_end);
+  const ConvCall c = kEvenTiles ? with_long_rows(call) : call;
   const int64_t lanes = c.panel_vectors * Vec::kWidth, depth = c.taps * c.length;
   const bool streams = (panel_end - panel_begin) * lanes * depth > kResidentFloats;
   const int64_t pixels_here = pixel_end - pixel_begin;

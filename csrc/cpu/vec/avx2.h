@@ -120,6 +120,51 @@ struct Vec {
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
+// With addresses and their distances in few registers: sixteen do not hold one for each pixel beside the
+// Pixels at equal distances: sixteen registers do not hold an address for each beside the rest.
+constexpr bool kEvenTiles = true;
+
+// acc[j] += value * w[j], where the value lies kTimes distances and kStep floats behind `base`. Compilers add
+// constants to distances in registers of their own and then have too few of both kinds.
+template <int kTimes, int kStep>
+[[gnu::always_inline]] inline void add_products(const float* base, int64_t distance, const Vec (&w)[1],
+                                                Vec (&acc)[1]) {
+  static_assert(kTimes <= 2, "what an address multiplies by");
+  const auto& memory = *reinterpret_cast<const float (*)[]>(base);
+  __m256 value;
+  if constexpr (kTimes == 0)
+    __asm__ volatile("vbroadcastss %c[step](%[base]), %[value]\n\tvfmadd231ps %[w0], %[value], %[acc0]"
+                     : [value] "=&x"(value), [acc0] "+x"(acc[0].v)
+                     : [base] "r"(base), [step] "i"(kStep * 4), [w0] "x"(w[0].v), "m"(memory));
+  else
+    __asm__ volatile(
+        "vbroadcastss %c[step](%[base],%[distance],%c[scale]), %[value]\n\tvfmadd231ps %[w0], %[value], "
+        "%[acc0]"
+        : [value] "=&x"(value), [acc0] "+x"(acc[0].v)
+        : [base] "r"(base), [distance] "r"(distance), [step] "i"(kStep * 4), [scale] "i"(kTimes * 4),
+          [w0] "x"(w[0].v), "m"(memory));
+}
+
+template <int kTimes, int kStep>
+[[gnu::always_inline]] inline void add_products(const float* base, int64_t distance, const Vec (&w)[2],
+                                                Vec (&acc)[2]) {
+  static_assert(kTimes <= 2, "what an address multiplies by");
+  const auto& memory = *reinterpret_cast<const float (*)[]>(base);
+  __m256 value;
+  if constexpr (kTimes == 0)
+    __asm__ volatile(
+        "vbroadcastss %c[step](%[base]), %[value]\n\tvfmadd231ps %[w0], %[value], %[acc0]\n\t"
+        "vfmadd231ps %[w1], %[value], %[acc1]"
+        : [value] "=&x"(value), [acc0] "+x"(acc[0].v), [acc1] "+x"(acc[1].v)
+        : [base] "r"(base), [step] "i"(kStep * 4), [w0] "x"(w[0].v), [w1] "x"(w[1].v), "m"(memory));
+  else
+    __asm__ volatile(
+        "vbroadcastss %c[step](%[base],%[distance],%c[scale]), %[value]\n\tvfmadd231ps %[w0], %[value], "
+        "%[acc0]\n\tvfmadd231ps %[w1], %[value], %[acc1]"
+        : [value] "=&x"(value), [acc0] "+x"(acc[0].v), [acc1] "+x"(acc[1].v)
+        : [base] "r"(base), [distance] "r"(distance), [step] "i"(kStep * 4), [scale] "i"(kTimes * 4),
+          [w0] "x"(w[0].v), [w1] "x"(w[1].v), "m"(memory));
+}
 
 // The same for Winograd's products.
 constexpr int kWinogradVectors = 2;

@@ -118,9 +118,12 @@ struct Vec {
 
 // Register block: output pixels per panel width; accumulators, weights and one broadcast fit 32 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {16, 8, 8, 6};
+constexpr bool kEvenTiles = false;
 
 // The same for Winograd's products, whose rows lie at fixed distances and need one address register.
 constexpr int kWinogradVectors = 2;
 constexpr int kWinogradRows[kWinogradVectors] = {14, 14};
 
 }  // namespace
+
+#include "cpu/vec/products.h"

@@ -93,9 +93,12 @@ struct Vec {
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
+constexpr bool kEvenTiles = false;
 
 // The same for Winograd's products.
 constexpr int kWinogradVectors = 2;
 constexpr int kWinogradRows[kWinogradVectors] = {8, 6};
 
 }  // namespace
+
+#include "cpu/vec/products.h"
