@@ -8,7 +8,7 @@ bool ConvGeometry::narrow_groups() const {
   const int64_t channels = group_in();
   if (groups == 1 || channels != group_out()) return false;
   if (channels == 1) return true;
-  return (channels == 4 || channels == 8) && channels < kernels().vector_width && kernel_w == 3 &&
+  return (channels == 4 || channels == 8) && channels <= kernels().vector_width && kernel_w == 3 &&
          dilation_w == 1 && stride_w <= 2;
 }
 

@@ -5,7 +5,7 @@
 namespace {
 
 // Output pixels of a block; with the weights of one kernel row and an input they fit the registers.
-constexpr int kDepthwisePixels = Vec::kWidth == 16 ? 8 : 4;
+constexpr int kDepthwisePixels = Vec::kWidth >= 8 ? 8 : 4;
 
 // What a block works on: pointers to its first pixel's first channel here.
 struct DepthwiseBlock {
@@ -77,6 +77,30 @@ struct NeighbourGroups {
   }
 };
 
+// The same for groups of as many channels as a vector has: an input channel is read into all lanes.
+template <int K, int S>
+struct NeighbourVectors {
+  template <int R, class Lanes>
+  static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes&, Vec (&acc)[R]) {
+    const int64_t pixel = c.input.pixel;
+    const float* row = b.weight;
+    for (int64_t t = 0; t < c.taps; t += K, row += K * Vec::kWidth * Vec::kWidth)
+      for (int64_t g = 0; g < Vec::kWidth; ++g) {
+        Vec w[K];
+#pragma GCC unroll 8
+        for (int k = 0; k < K; ++k) w[k] = Vec::load(row + (k * Vec::kWidth + g) * Vec::kWidth);
+        const float* p = b.x + c.tap[t] + g;
+#pragma GCC unroll 32
+        for (int i = 0; i < (R - 1) * S + K; ++i, p += pixel) {
+          const Vec x = Vec::set1(*p);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r)
+            if (i >= r * S && i < r * S + K) acc[r] = Vec::fma(x, w[i - r * S], acc[r]);
+        }
+      }
+  }
+};
+
 struct AnyPositions {
   template <int R, class Lanes>
   static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
@@ -89,21 +113,45 @@ struct AnyPositions {
   }
 };
 
+// One question per block, not per pixel.
+template <int R, class Lanes>
+[[gnu::always_inline]] inline void finish_block(const DepthwiseCall& c, const DepthwiseBlock& b,
+                                                const Lanes& at, Vec (&acc)[R]) {
+  if (b.scale) {
+    const Vec scale = at.load(b.scale);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = acc[r] * scale;
+  }
+  if (b.shift) {
+    const Vec shift = at.load(b.shift);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = acc[r] + shift;
+  }
+  if (b.residual) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = acc[r] + at.load(b.residual + r * c.residual.pixel);
+  }
+  if (c.activation.kind == Activation::kReLU) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = relu_of(acc[r]);
+  } else if (c.activation.kind == Activation::kClamp) {
+    const Vec least = Vec::set1(c.activation.a), most = Vec::set1(c.activation.b);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = clamp_of(acc[r], least, most);
+  }
+}
+
 template <class Positions, int R, class Lanes>
 inline void depthwise_block(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at) {
   Vec acc[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) acc[r] = Vec::zero();
   Positions::template sum<R>(c, b, at, acc);
-  const Vec scale = b.scale ? at.load(b.scale) : Vec::zero();
-  const Vec shift = b.shift ? at.load(b.shift) : Vec::zero();
+  finish_block<R>(c, b, at, acc);
+  const int64_t pixel =
+      c.output.pixel;  // read once: the compiler does not know that stores leave it as it is
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    if (b.scale) acc[r] = acc[r] * scale;
-    if (b.shift) acc[r] = acc[r] + shift;
-    if (b.residual) acc[r] = acc[r] + at.load(b.residual + r * c.residual.pixel);
-    at.store(apply_short(c.activation, acc[r]), b.y + r * c.output.pixel);
-  }
+  for (int r = 0; r < R; ++r) at.store(acc[r], b.y + r * pixel);
 }
 
 // All channels of R pixels.
@@ -156,6 +204,9 @@ void group_rows(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
   if constexpr (G < Vec::kWidth)
     c.stride_w == 1 ? depthwise_rows<NeighbourGroups<3, 1, G>>(c, row_begin, row_end)
                     : depthwise_rows<NeighbourGroups<3, 2, G>>(c, row_begin, row_end);
+  if constexpr (G == Vec::kWidth)
+    c.stride_w == 1 ? depthwise_rows<NeighbourVectors<3, 1>>(c, row_begin, row_end)
+                    : depthwise_rows<NeighbourVectors<3, 2>>(c, row_begin, row_end);
 }
 
 void depthwise(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
