@@ -1,6 +1,7 @@
 #include "plan/steps.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <sstream>
@@ -164,16 +165,11 @@ class ConvPool : public Step {
         max_(max),
         pool_(pool),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {
-    const int64_t row = g.out_width * g.out_channels;
-    for (const Strip& strip : strips_) {
-      if (jobs_.count(strip.rows())) continue;
-      cpu::ConvGeometry part = g;
-      part.images = 1;
-      part.out_height = strip.rows();
-      part.far_input = reads_[0].image() * g.images > kFarFloats;
-      jobs_.emplace(strip.rows(), cpu::ConvJob(part, reads_[0].strides(),
-                                               {nullptr, strip.rows() * row, row, g.out_channels}, View{}));
-      scratch_ = std::max(scratch_, strip.rows() * row);
+    for (size_t i = 0; i < strips_.size(); ++i) {
+      const int64_t rows = strips_[i].rows();
+      add_job(rows);
+      add_job(rows - rows_kept(i));
+      scratch_ = std::max(scratch_, rows * row_floats());
     }
   }
 
@@ -191,19 +187,44 @@ class ConvPool : public Step {
     const auto [begin, end] = cpu::share(writes_.size.images * count, 1, thread, team);
     if (begin >= end) return;
     float* rows = cpu::thread_scratch(cpu::ScratchSlot::kStrip, norm_ ? 2 * scratch_ : scratch_);
-    for (int64_t unit = begin; unit < end; ++unit)
-      run_strip(memory, unit / count, strips_[unit % count], rows);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const auto strip = static_cast<size_t>(unit % count);
+      run_strip(memory, unit / count, strip, unit == begin ? 0 : rows_kept(strip), rows);
+    }
   }
 
  private:
-  void run_strip(const Memory& memory, int64_t image, const Strip& strip, float* rows) const {
+  int64_t row_floats() const { return geometry_.out_width * geometry_.out_channels; }
+  void add_job(int64_t rows) {
+    if (jobs_.count(rows)) return;
+    cpu::ConvGeometry part = geometry_;
+    part.images = 1;
+    part.out_height = rows;
+    part.far_input = reads_[0].image() * geometry_.images > kFarFloats;
+    const View strip{nullptr, rows * row_floats(), row_floats(), geometry_.out_channels};
+    jobs_.emplace(rows, cpu::ConvJob(part, reads_[0].strides(), strip, View{}));
+  }
+  // The first rows that the strip before this one has computed, too. Not of Winograd's algorithm: rows would
+  // lie elsewhere in its tiles than where the strip is a thread's first, and differ in their last bits.
+  int64_t rows_kept(size_t strip) const {
+    if (strip == 0 || !geometry_.algorithm.direct()) return 0;
+    const int64_t kept = strips_[strip - 1].row_end - strips_[strip].row_begin;
+    return kept > 0 && kept < strips_[strip].rows() ? kept : 0;
+  }
+
+  // kept: rows that `rows` holds of the strip before.
+  void run_strip(const Memory& memory, int64_t image, size_t number, int64_t kept, float* rows) const {
+    const Strip& strip = strips_[number];
+    const int64_t row = row_floats();
+    if (kept > 0)
+      std::memmove(rows, rows + (strip.row_begin - strips_[number - 1].row_begin) * row,
+                   static_cast<size_t>(kept * row) * sizeof(float));
     const View in = reads_[0].view(memory);
     const float* first =
-        in.data + first_tap_ + image * in.image + strip.row_begin * geometry_.stride_h * in.row;
-    jobs_.at(strip.rows())
-        .run_at({constants_->weight, kNoScale, constants_->shift}, first, rows, nullptr, 0, 1);
+        in.data + first_tap_ + image * in.image + (strip.row_begin + kept) * geometry_.stride_h * in.row;
+    jobs_.at(strip.rows() - kept)
+        .run_at({constants_->weight, kNoScale, constants_->shift}, first, rows + kept * row, nullptr, 0, 1);
     cpu::PoolCall call = pool_;
-    const int64_t row = geometry_.out_width * geometry_.out_channels;
     if (norm_) {
       const View computed{rows, 0, row, geometry_.out_channels};
       rows += scratch_;  // a channel's neighbours are read as they were

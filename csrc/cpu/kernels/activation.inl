@@ -8,9 +8,12 @@
 namespace {
 
 // 2^n * p(f) with n = round(x / ln 2), f the rest and p a polynomial (Cephes expf coefficients); relative
-// error below 2e-7. Underflows to 0 and overflows to infinity where e^x does. NaN stays.
-inline Vec exp_of(Vec x) {
-  x = Vec::at_least(Vec::set1(-104.0f), Vec::at_most(Vec::set1(89.0f), x));
+// error below 2e-7. NaN stays.
+struct Exponential {
+  Vec power, polynomial;  // n and p(f)
+};
+
+inline Exponential exponential_of(Vec x) {
   const Vec n = Vec::round(x * Vec::set1(1.44269504088896341f));
   Vec f = Vec::fma(n, Vec::set1(-0.693359375f), x);
   f = Vec::fma(n, Vec::set1(2.12194440e-4f), f);
@@ -20,11 +23,23 @@ inline Vec exp_of(Vec x) {
   p = Vec::fma(p, f, Vec::set1(4.1665795894e-2f));
   p = Vec::fma(p, f, Vec::set1(1.6666665459e-1f));
   p = Vec::fma(p, f, Vec::set1(5.0000001201e-1f));
-  p = Vec::fma(p, f * f, f + Vec::set1(1.0f));
-  if constexpr (Vec::kScalesByAnyPower) return Vec::scale_by_power(p, n);
+  return {n, Vec::fma(p, f * f, f + Vec::set1(1.0f))};
+}
+
+// Underflows to 0 and overflows to infinity where e^x does.
+inline Vec exp_of(Vec x) {
+  const Exponential e = exponential_of(Vec::at_least(Vec::set1(-104.0f), Vec::at_most(Vec::set1(89.0f), x)));
+  if constexpr (Vec::kScalesByAnyPower) return Vec::scale_by_power(e.polynomial, e.power);
   // 2^128 and 2^-149 are no floats with a plain exponent: in two steps.
-  const Vec half = Vec::round(n * Vec::set1(0.5f));
-  return Vec::scale_by_power(Vec::scale_by_power(p, half), n - half);
+  const Vec half = Vec::round(e.power * Vec::set1(0.5f));
+  return Vec::scale_by_power(Vec::scale_by_power(e.polynomial, half), e.power - half);
+}
+
+// 1 + e^x in one step: infinity from e^88.03 on, and 1 where e^x adds nothing to it.
+inline Vec one_plus_exp_of(Vec x) {
+  if constexpr (Vec::kScalesByAnyPower) return Vec::set1(1.0f) + exp_of(x);
+  const Exponential e = exponential_of(Vec::at_least(Vec::set1(-87.0f), Vec::at_most(Vec::set1(89.0f), x)));
+  return Vec::set1(1.0f) + Vec::scale_by_power(e.polynomial, e.power);
 }
 
 // e^x - 1 for x <= 0, without cancellation near 0. Minimax polynomial, relative error 3e-10 before rounding.
@@ -51,9 +66,7 @@ inline Vec relu_of(Vec x) { return Vec::at_least(Vec::zero(), x); }
 
 inline Vec clamp_of(Vec x, Vec least, Vec most) { return Vec::at_most(most, Vec::at_least(least, x)); }
 
-inline Vec sigmoid_of(Vec x) {
-  return Vec::ratio(Vec::set1(1.0f), Vec::set1(1.0f) + exp_of(Vec::zero() - x));
-}
+inline Vec sigmoid_of(Vec x) { return Vec::ratio(Vec::set1(1.0f), one_plus_exp_of(Vec::zero() - x)); }
 
 // clamp(x + 3, 0, 6) / 6, exact at both ends
 inline Vec hardsigmoid_of(Vec x) {
@@ -65,7 +78,7 @@ inline Vec hardswish_of(Vec x) {
   return x * Vec::set1(1.0f / 6.0f) * clamp_of(x + Vec::set1(3.0f), Vec::zero(), Vec::set1(6.0f));
 }
 
-inline Vec silu_of(Vec x) { return Vec::ratio(x, Vec::set1(1.0f) + exp_of(Vec::zero() - x)); }
+inline Vec silu_of(Vec x) { return Vec::ratio(x, one_plus_exp_of(Vec::zero() - x)); }
 
 // Near 0 an odd minimax polynomial (relative error 7e-9 before rounding), else 1 - 2 / (e^(2 |x|) + 1).
 inline Vec tanh_of(Vec x) {
@@ -110,7 +123,7 @@ inline Vec gelu_of(Vec x) {
 // 0.5 x (1 + tanh u) = x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 inline Vec gelu_tanh_of(Vec x) {
   const Vec u = Vec::fma(x * x * x, Vec::set1(0.044715f), x) * Vec::set1(-2.0f * 0.79788456f);
-  return x / (Vec::set1(1.0f) + exp_of(u));
+  return x / one_plus_exp_of(u);
 }
 
 // x tanh(ln(1 + e^x)) = x w / (w + 2), w = e^x (e^x + 2)
@@ -186,6 +199,11 @@ inline void apply_to(F f, float* x, int64_t count) {
     for (int j = 0; j < 4; ++j) v[j] = f(Vec::load(x + i + j * Vec::kWidth));
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) v[j].store(x + i + j * Vec::kWidth);
+  }
+  for (; i + 2 * Vec::kWidth <= count; i += 2 * Vec::kWidth) {
+    const Vec first = f(Vec::load(x + i)), second = f(Vec::load(x + i + Vec::kWidth));
+    first.store(x + i);
+    second.store(x + i + Vec::kWidth);
   }
   for (; i + Vec::kWidth <= count; i += Vec::kWidth) f(Vec::load(x + i)).store(x + i);
   if (i < count) f(Vec::load_first(x + i, count - i)).store_first(x + i, count - i);
