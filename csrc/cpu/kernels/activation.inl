@@ -35,11 +35,12 @@ inline Vec exp_of(Vec x) {
   return Vec::scale_by_power(Vec::scale_by_power(e.polynomial, half), e.power - half);
 }
 
-// 1 + e^x in one step: infinity from e^88.03 on, and 1 where e^x adds nothing to it.
+// 1 + e^x, in one step where that needs two: below e^-86, which adds nothing to 1, there is no need to go on.
 inline Vec one_plus_exp_of(Vec x) {
-  if constexpr (Vec::kScalesByAnyPower) return Vec::set1(1.0f) + exp_of(x);
-  const Exponential e = exponential_of(Vec::at_least(Vec::set1(-87.0f), Vec::at_most(Vec::set1(89.0f), x)));
-  return Vec::set1(1.0f) + Vec::scale_by_power(e.polynomial, e.power);
+  const Vec one = Vec::set1(1.0f);
+  if constexpr (Vec::kScalesByAnyPower) return one + exp_of(x);
+  const Exponential e = exponential_of(Vec::at_least(Vec::set1(-86.0f), Vec::at_most(Vec::set1(89.0f), x)));
+  return one + Vec::scale_by_power(e.polynomial + e.polynomial, e.power - one);
 }
 
 // e^x - 1 for x <= 0, without cancellation near 0. Minimax polynomial, relative error 3e-10 before rounding.

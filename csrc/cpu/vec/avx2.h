@@ -51,7 +51,7 @@ struct Vec {
     return {_mm256_blendv_ps(m, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))};
   }
   static Vec round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  // x * 2^n for a whole number n from -126 to 127, and infinity for 128.
+  // x * 2^n for a whole number n with |n| < 127.
   static Vec scale_by_power(Vec x, Vec n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};

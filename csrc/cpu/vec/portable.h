@@ -52,7 +52,7 @@ struct Vec {
     const Float4 magic = set1(12582912.0f).v;
     return {(x.v + magic) - magic};
   }
-  // x * 2^n for a whole number n from -126 to 127, and infinity for 128.
+  // x * 2^n for a whole number n with |n| < 127.
   static Vec scale_by_power(Vec x, Vec n) {
     Int4 bits;
     for (int i = 0; i < 4; ++i) bits[i] = n.v[i] == n.v[i] ? (static_cast<int32_t>(n.v[i]) + 127) << 23 : 0;
