@@ -7,7 +7,7 @@
 namespace {
 
 // Blocks of kernel positions: accumulators, vectors of gradients and pointers to inputs fit the registers.
-constexpr int kPositions[] = {8, 8, 8, 6};
+constexpr int kPositions[] = {8, Vec::kWidth == 16 ? 8 : 6, 8, 6};
 // Gradients of one panel of a strip of pixels, copied to lie side by side, stay in the first-level cache.
 constexpr int64_t kStripFloats = 6144;
 constexpr int64_t kStripRuns = kStripFloats / Vec::kWidth;
