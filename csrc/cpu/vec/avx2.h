@@ -130,7 +130,7 @@ template <int kTimes, int kStep>
 [[gnu::always_inline]] inline void add_products(const float* base, int64_t distance, const Vec (&w)[1],
                                                 Vec (&acc)[1]) {
   static_assert(kTimes <= 2, "what an address multiplies by");
-  const auto& memory = *reinterpret_cast<const float (*)[]>(base);
+  const auto& memory = *reinterpret_cast<const float (*)[1 << 20]>(base);  // as far as anything is read
   __m256 value;
   if constexpr (kTimes == 0)
     __asm__ volatile("vbroadcastss %c[step](%[base]), %[value]\n\tvfmadd231ps %[w0], %[value], %[acc0]"
@@ -149,7 +149,7 @@ template <int kTimes, int kStep>
 [[gnu::always_inline]] inline void add_products(const float* base, int64_t distance, const Vec (&w)[2],
                                                 Vec (&acc)[2]) {
   static_assert(kTimes <= 2, "what an address multiplies by");
-  const auto& memory = *reinterpret_cast<const float (*)[]>(base);
+  const auto& memory = *reinterpret_cast<const float (*)[1 << 20]>(base);  // as far as anything is read
   __m256 value;
   if constexpr (kTimes == 0)
     __asm__ volatile(
