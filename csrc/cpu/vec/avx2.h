@@ -120,7 +120,6 @@ struct Vec {
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
-// With addresses and their distances in few registers: sixteen do not hold one for each pixel beside the
 // Pixels at equal distances: sixteen registers do not hold an address for each beside the rest.
 constexpr bool kEvenTiles = true;
 
