@@ -1,5 +1,5 @@
-// Products of register blocks of neighbouring pixels (kEvenTiles), which only AVX2 has so far: other sets need
-// the name, and may take the blocks once they are measured there.
+// Products of register blocks of neighbouring pixels (kEvenTiles), which only AVX2 has so far: other sets
+// need the name, and may take the blocks once they are measured there.
 #pragma once
 #include <stdint.h>
 
