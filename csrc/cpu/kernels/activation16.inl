@@ -8,7 +8,7 @@ inline Vec coarse_sigmoid(Vec numerator, Vec x) {
   if constexpr (B::kCoarse)
     return numerator * B::reciprocal(Vec::set1(1.0f) + B::power_of_two(x * Vec::set1(-1.44269504088896341f)));
   else
-    return Vec::ratio(numerator, one_plus_exp_of(Vec::zero() - x));
+    return Vec::ratio(numerator, one_plus_exp_of_minus(x));
 }
 
 template <class Body>

@@ -56,6 +56,10 @@ struct Vec {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(x.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
   }
+  // 2^(k - 127), where the last nine bits of x hold 0 < k < 255.
+  static Vec power_in_last_bits(Vec x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), 23))};
+  }
   static Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
   // g where y is positive or NaN, else 0: ReLU's gradient from its output.
   static Vec where_positive(Vec y, Vec g) {

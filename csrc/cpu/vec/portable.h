@@ -60,6 +60,14 @@ struct Vec {
     __builtin_memcpy(&power, &bits, sizeof(power));
     return {x.v * power};
   }
+  // 2^(k - 127), where the last nine bits of x hold 0 < k < 255.
+  static Vec power_in_last_bits(Vec x) {
+    uint32_t bits[kWidth];
+    __builtin_memcpy(bits, &x.v, sizeof(bits));
+    for (uint32_t& b : bits) b <<= 23;
+    __builtin_memcpy(&x.v, bits, sizeof(bits));
+    return x;
+  }
   static Vec sqrt(Vec x) {
     for (int i = 0; i < 4; ++i) x.v[i] = __builtin_sqrtf(x.v[i]);
     return x;
