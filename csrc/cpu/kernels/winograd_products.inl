@@ -1,41 +1,9 @@
 // The n x n matrix products of transformed tiles with packed weights.
 #pragma once
-#include <utility>
-
+#include "cpu/kernels/conv_tile.inl"
 #include "cpu/kernels/winograd_tiles.inl"
 
 namespace {
-
-// One of several steps of products whose rows lie at a known distance.
-template <int kStep, int NV, int R, int... r>
-[[gnu::always_inline]] inline void multiply_row_step(const float* a, const float* b, Vec (&acc)[R][NV],
-                                                     std::integer_sequence<int, r...>) {
-  Vec w[NV];
-#pragma GCC unroll 4
-  for (int j = 0; j < NV; ++j) w[j] = Vec::load(b + (kStep * NV + j) * Vec::kWidth);
-  (add_products<0, static_cast<int>(r * kBlockChannels) + kStep>(a, 0, w, acc[r]), ...);
-}
-
-template <bool kStreams, int NV, int R, int... steps>
-[[gnu::always_inline]] inline void multiply_row_steps(const float*& a, const float*& b, const Stream& stream,
-                                                      Vec (&acc)[R][NV],
-                                                      std::integer_sequence<int, steps...>) {
-  const auto fetch = [&](int step) {
-    if constexpr (kStreams) stream.fetch(b + step * NV * Vec::kWidth);
-  };
-  ((fetch(steps), multiply_row_step<steps>(a, b, acc, std::make_integer_sequence<int, R>())), ...);
-  a += sizeof...(steps);
-  b += static_cast<int>(sizeof...(steps)) * NV * Vec::kWidth;
-}
-
-template <bool kStreams, int NV, int R>
-[[gnu::always_inline]] inline void multiply_rows(const float* a, const float*& b, int64_t length,
-                                                 const Stream& stream, Vec (&acc)[R][NV]) {
-  constexpr std::make_integer_sequence<int, 4> kFour{};
-  constexpr std::make_integer_sequence<int, 1> kOne{};
-  for (; length >= 4; length -= 4) multiply_row_steps<kStreams>(a, b, stream, acc, kFour);
-  for (; length > 0; --length) multiply_row_steps<kStreams>(a, b, stream, acc, kOne);
-}
 
 // R tiles x channels times channels x (NV vectors): `a` begins the first block of channels, `block` is the
 // distance of the next. Added to what is there, or in its place.
@@ -50,9 +18,12 @@ void winograd_multiply(const float* a, int64_t block, const float* b, int64_t ch
       acc[r][j] = adds ? Vec::load(out + r * out_row + j * Vec::kWidth) : Vec::zero();
   for (; channels > 0; channels -= kBlockChannels, a += block) {
     const int64_t length = channels < kBlockChannels ? channels : kBlockChannels;
-    if constexpr (kEvenTiles) {
-      stream.lines ? multiply_rows<true>(a, b, length, stream, acc)
-                   : multiply_rows<false>(a, b, length, stream, acc);
+    if constexpr (kAddressedProducts) {
+      const float* rows[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) rows[r] = a + r * kBlockChannels;
+      stream.lines ? multiply_until<true>(rows, 0, length, b, stream, acc)
+                   : multiply_until<false>(rows, 0, length, b, stream, acc);
     } else {
       for (int64_t k = 0; k < length; ++k, b += NV * Vec::kWidth) {
         stream.fetch(b);

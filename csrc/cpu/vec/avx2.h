@@ -124,49 +124,24 @@ struct Vec {
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
-// Pixels at equal distances: sixteen registers do not hold an address for each beside the rest.
-constexpr bool kEvenTiles = true;
+// Sixteen registers: compilers would have too few for addresses or for sums.
+constexpr bool kAddressedProducts = true;
 
-// acc[j] += value * w[j], where the value lies kTimes distances and kStep floats behind `base`. Compilers add
-// constants to distances in registers of their own and then have too few of both kinds.
-template <int kTimes, int kStep>
-[[gnu::always_inline]] inline void add_products(const float* base, int64_t distance, const Vec (&w)[1],
-                                                Vec (&acc)[1]) {
-  static_assert(kTimes <= 2, "what an address multiplies by");
+// acc[j] += base[k + kStep] * w[j]. The address as one instruction takes it, with no arithmetic in front; sums
+// stay in the registers where they are.
+template <int kStep, int NV>
+[[gnu::always_inline]] inline void add_products(const float* base, int64_t k, const Vec (&w)[NV],
+                                                Vec (&acc)[NV]) {
   const auto& memory = *reinterpret_cast<const float (*)[1 << 20]>(base);  // as far as anything is read
   __m256 value;
-  if constexpr (kTimes == 0)
-    __asm__ volatile("vbroadcastss %c[step](%[base]), %[value]\n\tvfmadd231ps %[w0], %[value], %[acc0]"
-                     : [value] "=&x"(value), [acc0] "+x"(acc[0].v)
-                     : [base] "r"(base), [step] "i"(kStep * 4), [w0] "x"(w[0].v), "m"(memory));
-  else
-    __asm__ volatile(
-        "vbroadcastss %c[step](%[base],%[distance],%c[scale]), %[value]\n\tvfmadd231ps %[w0], %[value], "
-        "%[acc0]"
-        : [value] "=&x"(value), [acc0] "+x"(acc[0].v)
-        : [base] "r"(base), [distance] "r"(distance), [step] "i"(kStep * 4), [scale] "i"(kTimes * 4),
-          [w0] "x"(w[0].v), "m"(memory));
-}
-
-template <int kTimes, int kStep>
-[[gnu::always_inline]] inline void add_products(const float* base, int64_t distance, const Vec (&w)[2],
-                                                Vec (&acc)[2]) {
-  static_assert(kTimes <= 2, "what an address multiplies by");
-  const auto& memory = *reinterpret_cast<const float (*)[1 << 20]>(base);  // as far as anything is read
-  __m256 value;
-  if constexpr (kTimes == 0)
-    __asm__ volatile(
-        "vbroadcastss %c[step](%[base]), %[value]\n\tvfmadd231ps %[w0], %[value], %[acc0]\n\t"
-        "vfmadd231ps %[w1], %[value], %[acc1]"
-        : [value] "=&x"(value), [acc0] "+x"(acc[0].v), [acc1] "+x"(acc[1].v)
-        : [base] "r"(base), [step] "i"(kStep * 4), [w0] "x"(w[0].v), [w1] "x"(w[1].v), "m"(memory));
-  else
-    __asm__ volatile(
-        "vbroadcastss %c[step](%[base],%[distance],%c[scale]), %[value]\n\tvfmadd231ps %[w0], %[value], "
-        "%[acc0]\n\tvfmadd231ps %[w1], %[value], %[acc1]"
-        : [value] "=&x"(value), [acc0] "+x"(acc[0].v), [acc1] "+x"(acc[1].v)
-        : [base] "r"(base), [distance] "r"(distance), [step] "i"(kStep * 4), [scale] "i"(kTimes * 4),
-          [w0] "x"(w[0].v), [w1] "x"(w[1].v), "m"(memory));
+  __asm__ volatile("vbroadcastss %c[step](%[base],%[k],4), %[value]"
+                   : [value] "=x"(value)
+                   : [base] "r"(base), [k] "r"(k), [step] "i"(kStep * 4), "m"(memory));
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j)
+    __asm__ volatile("vfmadd231ps %[w], %[value], %[acc]"
+                     : [acc] "+x"(acc[j].v)
+                     : [value] "x"(value), [w] "x"(w[j].v));
 }
 
 // The same for Winograd's products.

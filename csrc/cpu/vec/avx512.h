@@ -122,7 +122,7 @@ struct Vec {
 
 // Register block: output pixels per panel width; accumulators, weights and one broadcast fit 32 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {16, 8, 8, 6};
-constexpr bool kEvenTiles = false;
+constexpr bool kAddressedProducts = false;
 
 // The same for Winograd's products, whose rows lie at fixed distances and need one address register.
 constexpr int kWinogradVectors = 2;

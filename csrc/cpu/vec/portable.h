@@ -101,7 +101,7 @@ struct Vec {
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
-constexpr bool kEvenTiles = false;
+constexpr bool kAddressedProducts = false;
 
 // The same for Winograd's products.
 constexpr int kWinogradVectors = 2;
