@@ -10,8 +10,9 @@ namespace {
 
 // A block of tiles and its products should stay in the second-level cache beside the weights, where those do.
 constexpr int64_t kTileBytes = 450 * 1024;
-// Where they do not, they are read once per block: so many tiles, in register blocks, pay for that.
-constexpr int64_t kRowBlocks = 3;
+// Where they do not, they are read once per block: about so many tiles pay for that, in whole register blocks.
+// With 18 of them the weights of 512 channels, more than some third-level caches hold, want 11 GB/s a thread.
+constexpr int64_t kFarTiles = 48;
 // Transformed weights beyond this are read once per thread rather than by every thread.
 constexpr int64_t kSharedWeightBytes = 4 << 20;
 
@@ -42,7 +43,7 @@ bool ConvJob::split_tiles_by_channels(int64_t tiles, int team) const {
 int64_t ConvJob::winograd_block(bool raw) const {
   if (raw) return raw_block(g_);
   const int64_t rows = kernels().winograd_rows(panels_.vectors), width = kernels().vector_width;
-  if (g_.packed_bytes() / g_.groups > kNearWeightBytes) return kRowBlocks * rows;
+  if (g_.packed_bytes() / g_.groups > kNearWeightBytes) return kFarTiles / rows * rows;
   const int64_t channels = round_up(g_.group_in(), width) + round_up(g_.group_out(), width);
   const int64_t tile_bytes = g_.products() * channels * 4;
   return std::clamp<int64_t>(kTileBytes / tile_bytes, rows, 4 * rows);

@@ -168,14 +168,10 @@ template <int kStep, int NV, int R, int... r>
   (add_products<kStep>(x[r], k, b, acc[r]), ...);
 }
 
-template <bool kStreams, int NV, int R, int... steps>
+template <int NV, int R, int... steps>
 [[gnu::always_inline]] inline void multiply_steps(const float* const (&x)[R], int64_t& k, const float*& w,
-                                                  const Stream& stream, Vec (&acc)[R][NV],
-                                                  std::integer_sequence<int, steps...>) {
-  const auto fetch = [&](int step) {
-    if constexpr (kStreams) stream.fetch(w + step * NV * Vec::kWidth);
-  };
-  ((fetch(steps), multiply_step<steps>(x, k, w, acc, std::make_integer_sequence<int, R>())), ...);
+                                                  Vec (&acc)[R][NV], std::integer_sequence<int, steps...>) {
+  (multiply_step<steps>(x, k, w, acc, std::make_integer_sequence<int, R>()), ...);
   w += static_cast<int>(sizeof...(steps)) * NV * Vec::kWidth;
   k += static_cast<int>(sizeof...(steps));
 }
@@ -185,10 +181,13 @@ template <bool kStreams, int NV, int R>
 [[gnu::always_inline]] inline void multiply_until(const float* const (&x)[R], int64_t k, int64_t end,
                                                   const float*& w, const Stream& stream, Vec (&acc)[R][NV]) {
   if constexpr (kAddressedProducts) {
-    constexpr std::make_integer_sequence<int, 4> kFour{};
+    constexpr std::make_integer_sequence<int, kStreamSteps> kMany{};
     constexpr std::make_integer_sequence<int, 1> kOne{};
-    while (k + 4 <= end) multiply_steps<kStreams>(x, k, w, stream, acc, kFour);
-    while (k < end) multiply_steps<kStreams>(x, k, w, stream, acc, kOne);
+    while (k + kStreamSteps <= end) {
+      if constexpr (kStreams) stream.fetch(w);
+      multiply_steps(x, k, w, acc, kMany);
+    }
+    while (k < end) multiply_steps(x, k, w, acc, kOne);
   } else {
     if constexpr (kManyPixels<R>)
       for (; k + 4 <= end; k += 4, w += 4 * NV * Vec::kWidth) multiply<NV, R, 4>(x, k, w, stream, acc);

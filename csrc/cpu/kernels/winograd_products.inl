@@ -54,17 +54,23 @@ inline void winograd_multiply_rows(int64_t rows, const float* a, int64_t block, 
     winograd_multiply_rows<NV, R - 1>(rows, a, block, b, channels, out, out_row, stream, adds);
 }
 
-// One panel of one point: all tiles of a block, by register blocks of equal size. `ahead`: where the weights
-// of the next panel lie, in floats from these; 0 where they are not fetched.
+// One panel of one point: all tiles of a block, by register blocks of equal size, so many channels at a time
+// that their weights stay in the first-level cache from one register block to the next. `ahead`: where the
+// weights of the next panel lie, in floats from these; 0 where they are not fetched.
 template <int NV>
 void winograd_product(const WinogradCall& c, const WinogradScratch& s, const float* input,
                       const float* weight, int64_t ahead, float* product, int64_t tiles) {
   const int64_t blocks = (tiles + kWinogradRows[NV - 1] - 1) / kWinogradRows[NV - 1];
-  for (int64_t t = 0; t < blocks; ++t) {
-    const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
-    const Stream stream = ahead ? Stream::share<NV>(ahead, t, blocks) : Stream{};
-    winograd_multiply_rows<NV>(end - begin, input + begin * s.input.row, s.input.block, weight, c.in_channels,
-                               product + begin * s.product_row, s.product_row, stream, false);
+  for (int64_t channel = 0; channel < c.in_channels; channel += kWinogradChannels) {
+    const int64_t channels =
+        c.in_channels - channel < kWinogradChannels ? c.in_channels - channel : kWinogradChannels;
+    for (int64_t t = 0; t < blocks; ++t) {
+      const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
+      const Stream stream = ahead ? Stream::share<NV>(ahead, t, blocks) : Stream{};
+      winograd_multiply_rows<NV>(end - begin, input + s.input.offset(begin, channel), s.input.block,
+                                 weight + channel * NV * Vec::kWidth, channels,
+                                 product + begin * s.product_row, s.product_row, stream, channel > 0);
+    }
   }
 }
 

@@ -147,5 +147,6 @@ template <int kStep, int NV>
 // The same for Winograd's products.
 constexpr int kWinogradVectors = 2;
 constexpr int kWinogradRows[kWinogradVectors] = {8, 6};
+constexpr int64_t kWinogradChannels = 256;  // at a time
 
 }  // namespace

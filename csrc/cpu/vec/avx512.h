@@ -127,6 +127,7 @@ constexpr bool kAddressedProducts = false;
 // The same for Winograd's products, whose rows lie at fixed distances and need one address register.
 constexpr int kWinogradVectors = 2;
 constexpr int kWinogradRows[kWinogradVectors] = {14, 14};
+constexpr int64_t kWinogradChannels = int64_t{1} << 40;  // at a time: all
 
 }  // namespace
 

@@ -106,6 +106,7 @@ constexpr bool kAddressedProducts = false;
 // The same for Winograd's products.
 constexpr int kWinogradVectors = 2;
 constexpr int kWinogradRows[kWinogradVectors] = {8, 6};
+constexpr int64_t kWinogradChannels = int64_t{1} << 40;  // at a time: all
 
 }  // namespace
 
