@@ -235,11 +235,34 @@ void activate_pixels(float* x, int64_t step, int64_t pixels, int64_t channels, c
   });
 }
 
-// `channels` from each of several addresses.
-void activate_rows(float* const* rows, int64_t count, int64_t channels, const Activation& activation) {
+[[gnu::noinline]] void activate_long(const Activation& activation, Vec* sums, int count) {
   with_function(activation, [&](auto f) {
-    for (int64_t i = 0; i < count; ++i) apply_to(f, rows[i], channels);
+    int i = 0;
+    for (; i + 4 <= count; i += 4) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sums[i + j] = f(sums[i + j]);
+    }
+    for (; i < count; ++i) sums[i] = f(sums[i]);
   });
+}
+
+// for_each(f): replaces each of the N sums of a register block by f of it. Long activations run over a copy:
+// what the block is written to may be far memory, which is written once.
+template <int N, class ForEach>
+[[gnu::always_inline]] inline void activate_block(const Activation& activation, ForEach&& for_each) {
+  if (activation.kind == Activation::kNone) return;
+  if (activation.kind == Activation::kReLU) return for_each([](Vec x) { return relu_of(x); });
+  if (activation.kind == Activation::kHardswish) return for_each([](Vec x) { return hardswish_of(x); });
+  if (activation.kind == Activation::kClamp) {
+    const Vec least = Vec::set1(activation.a), most = Vec::set1(activation.b);
+    return for_each([=](Vec x) { return clamp_of(x, least, most); });
+  }
+  Vec copy[N];
+  int i = 0;
+  for_each([&](Vec x) { return copy[i++] = x; });
+  activate_long(activation, copy, N);
+  i = 0;
+  for_each([&](Vec) { return copy[i++]; });
 }
 
 // The gradient in front of an activation, from what the activation gave: for those kinds whose output tells.

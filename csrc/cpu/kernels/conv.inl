@@ -79,9 +79,6 @@ class PixelWalk {
 template <int NV, int R, class AnyTile>
 [[gnu::always_inline]] inline void run_taken(const AnyTile& tile, const Pass& pass, const Epilogue& e) {
   pass.fetches_input ? compute_tile<NV, R, true>(tile, pass, e) : compute_tile<NV, R, false>(tile, pass, e);
-  // What is too long to unroll into every register block runs over what it has just written.
-  if (pass.last && !in_registers(e.activation))
-    tile.activate_behind((NV - 1) * Vec::kWidth + e.last_lanes, e.activation);
 }
 
 template <int NV, int R>

@@ -19,9 +19,6 @@ struct Tile {
   const float* input_at(int r) const { return input[r]; }
   float* output_at(int r) const { return output[r]; }
   const float* residual_at(int r) const { return residual[r]; }
-  void activate_behind(int64_t channels, const Activation& activation) const {
-    activate_rows(output, R, channels, activation);
-  }
 };
 
 // The same where pixels lie at equal distances: no arrays of addresses are written and read.
@@ -38,9 +35,6 @@ struct EvenTile {
   const float* input_at(int r) const { return input + r * pixel; }
   float* output_at(int r) const { return output + r * output_pixel; }
   const float* residual_at(int r) const { return residual + r * residual_pixel; }
-  void activate_behind(int64_t channels, const Activation& activation) const {
-    activate_pixels(output, output_pixel, R, channels, activation);
-  }
 };
 
 // Part of the dot products that one pass covers.
@@ -95,15 +89,13 @@ template <int NV, int R, class AnyTile>
       for (int r = 0; r < R; ++r)
         acc[r][j] = acc[r][j] + load_lane_group<NV>(tile.residual_at(r), j, e.last_lanes);
     }
-    if (e.activation.kind == Activation::kReLU) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) acc[r][j] = relu_of(acc[r][j]);
-    } else if (e.activation.kind == Activation::kClamp) {
-      const Vec least = Vec::set1(e.activation.a), most = Vec::set1(e.activation.b);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) acc[r][j] = clamp_of(acc[r][j], least, most);
-    }
   }
+  activate_block<R * NV>(e.activation, [&](auto f) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[r][j] = f(acc[r][j]);
+  });
 }
 
 // More pixels than there are registers for their addresses: several steps share one load of each.
@@ -151,11 +143,17 @@ template <int NV, int R, class AnyTile>
 template <int NV, int R, class AnyTile>
 [[gnu::always_inline]] inline void store_sums(Vec (&acc)[R][NV], const AnyTile& tile, const Pass& pass,
                                               const Epilogue& e) {
-  if (pass.last) finish<NV, R>(acc, tile, e);
+  // Of a copy: compilers keep no sums in registers whose addresses have been taken.
+  Vec sums[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store_lane_group<NV>(acc[r][j], tile.output_at(r), j, e.last_lanes);
+    for (int j = 0; j < NV; ++j) sums[r][j] = acc[r][j];
+  if (pass.last) finish<NV, R>(sums, tile, e);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store_lane_group<NV>(sums[r][j], tile.output_at(r), j, e.last_lanes);
 }
 
 // The same by products that take addresses, for sets of too few registers to leave that to compilers.

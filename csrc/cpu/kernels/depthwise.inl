@@ -2,6 +2,10 @@
 // neighbouring output pixels of a row. Where kernel positions of a row are neighbouring pixels, the block
 // reads each of those once for all outputs that meet it. Vectors of channels run inside blocks of pixels, so
 // that memory is read in order.
+#pragma once
+#include "cpu/kernels/activation.inl"
+#include "cpu/kernels/stream.inl"
+
 namespace {
 
 // Output pixels of a block; with the weights of one kernel row and an input they fit the registers.
@@ -131,14 +135,10 @@ template <int R, class Lanes>
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r] = acc[r] + at.load(b.residual + r * c.residual.pixel);
   }
-  if (c.activation.kind == Activation::kReLU) {
+  activate_block<R>(c.activation, [&](auto f) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = relu_of(acc[r]);
-  } else if (c.activation.kind == Activation::kClamp) {
-    const Vec least = Vec::set1(c.activation.a), most = Vec::set1(c.activation.b);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = clamp_of(acc[r], least, most);
-  }
+    for (int r = 0; r < R; ++r) acc[r] = f(acc[r]);
+  });
 }
 
 template <class Positions, int R, class Lanes>
@@ -154,12 +154,20 @@ inline void depthwise_block(const DepthwiseCall& c, const DepthwiseBlock& b, con
   for (int r = 0; r < R; ++r) at.store(acc[r], b.y + r * pixel);
 }
 
+// A line of each of the R pixels behind R others: where one row ends the next begins, as a rule.
+template <int R>
+inline void fetch_next_pixels(const float* y, int64_t pixel) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) __builtin_prefetch(y + (R + r) * pixel, 1, 3);
+}
+
 // All channels of R pixels.
 template <class Positions, int R>
-void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const float* residual) {
+void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const float* residual, bool far) {
   const auto from = [](const float* p, int64_t channel) { return p ? p + channel : nullptr; };
   int64_t channel = 0;
   for (; channel < c.channels; channel += Vec::kWidth) {
+    if (far && channel % kLineFloats == 0) fetch_next_pixels<R>(y + channel, c.output.pixel);
     const DepthwiseBlock block{x + channel,
                                c.weight + channel * c.taps * c.group,
                                from(c.scale, channel),
@@ -172,19 +180,20 @@ void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const fl
     else
       depthwise_block<Positions, R>(c, block, PartOfVector{block.lanes});
   }
-  if (!in_registers(c.activation)) activate_pixels(y, c.output.pixel, R, c.channels, c.activation);
 }
 
 template <class Positions, int R = kDepthwisePixels>
 void depthwise_pixels_of(int64_t pixels, const DepthwiseCall& c, const float* x, float* y,
-                         const float* residual) {
-  if (pixels == R) return depthwise_pixels<Positions, R>(c, x, y, residual);
-  if constexpr (R > 1) depthwise_pixels_of<Positions, R - 1>(pixels, c, x, y, residual);
+                         const float* residual, bool far) {
+  if (pixels == R) return depthwise_pixels<Positions, R>(c, x, y, residual, far);
+  if constexpr (R > 1) depthwise_pixels_of<Positions, R - 1>(pixels, c, x, y, residual, far);
 }
 
 template <class Positions>
 void depthwise_rows(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
   const int64_t blocks = (c.width + kDepthwisePixels - 1) / kDepthwisePixels;
+  // Far memory is asked for before it is written.
+  const bool far = kFetchesOutput && (row_end - row_begin) * c.output.row > kNearFloats;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / c.height, y = row % c.height;
     const float* in = c.input.data + n * c.input.image + y * c.stride_h * c.input.row;
@@ -194,7 +203,7 @@ void depthwise_rows(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) 
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t x = c.width * block / blocks, end = c.width * (block + 1) / blocks;
       depthwise_pixels_of<Positions>(end - x, c, in + x * c.stride_w * c.input.pixel,
-                                     out + x * c.output.pixel, res ? res + x * c.residual.pixel : nullptr);
+                                     out + x * c.output.pixel, res ? res + x * c.residual.pixel : nullptr, far);
     }
   }
 }

@@ -122,6 +122,9 @@ struct Vec {
   }
 };
 
+// Whether depthwise convolutions ask for what they write.
+constexpr bool kFetchesOutput = true;
+
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
 // Sixteen registers: compilers would have too few for addresses or for sums.

@@ -120,6 +120,9 @@ struct Vec {
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };
 
+// Whether depthwise convolutions ask for what they write; not measured here.
+constexpr bool kFetchesOutput = false;
+
 // Register block: output pixels per panel width; accumulators, weights and one broadcast fit 32 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {16, 8, 8, 6};
 constexpr bool kAddressedProducts = false;

@@ -99,6 +99,9 @@ struct Vec {
   }
 };
 
+// Whether depthwise convolutions ask for what they write; not measured here.
+constexpr bool kFetchesOutput = false;
+
 // Register block: accumulators, weights and one broadcast fit 16 registers.
 constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
 constexpr bool kAddressedProducts = false;
