@@ -10,8 +10,9 @@ namespace {
 
 // A block of tiles and its products should stay in the second-level cache beside the weights, where those do.
 constexpr int64_t kTileBytes = 450 * 1024;
-// Where they do not, they are read once per block: about so many tiles pay for that, in whole register blocks.
-// With 18 of them the weights of 512 channels, more than some third-level caches hold, want 11 GB/s a thread.
+// Where they do not, they are read once per block: about so many tiles pay for that, in whole register
+// blocks. With 18 of them the weights of 512 channels, more than some third-level caches hold, want 11 GB/s a
+// thread.
 constexpr int64_t kFarTiles = 48;
 // Transformed weights beyond this are read once per thread rather than by every thread.
 constexpr int64_t kSharedWeightBytes = 4 << 20;

@@ -36,8 +36,8 @@ inline Vec exp_of(Vec x) {
 }
 
 // 1 + e^-x. Where powers are scaled by multiplying: a sum with `magic` is n = round(-x / ln 2) behind it and
-// n + 126 in its last bits, so that shifting those gives 2^(n - 1); the polynomial is 2 e^-f (minimax, relative
-// error 2e-9 before rounding). Beyond the bounds e^-x is infinite, or nothing beside 1.
+// n + 126 in its last bits, so that shifting those gives 2^(n - 1); the polynomial is 2 e^-f (minimax,
+// relative error 2e-9 before rounding). Beyond the bounds e^-x is infinite, or nothing beside 1.
 inline Vec one_plus_exp_of_minus(Vec x) {
   const Vec one = Vec::set1(1.0f);
   if constexpr (Vec::kScalesByAnyPower) return one + exp_of(Vec::zero() - x);
@@ -246,17 +246,26 @@ void activate_pixels(float* x, int64_t step, int64_t pixels, int64_t channels, c
   });
 }
 
-// for_each(f): replaces each of the N sums of a register block by f of it. Long activations run over a copy:
-// what the block is written to may be far memory, which is written once.
-template <int N, class ForEach>
-[[gnu::always_inline]] inline void activate_block(const Activation& activation, ForEach&& for_each) {
-  if (activation.kind == Activation::kNone) return;
+// Kinds that register blocks have in their registers: where a block's sums are finished, one more is no
+// burden.
+inline bool in_blocks(const Activation& a) { return in_registers(a) || a.kind == Activation::kHardswish; }
+
+// One of those. for_each(f): replaces each sum of a register block by f of it.
+template <class ForEach>
+[[gnu::always_inline]] inline void activate_in_block(const Activation& activation, ForEach&& for_each) {
   if (activation.kind == Activation::kReLU) return for_each([](Vec x) { return relu_of(x); });
   if (activation.kind == Activation::kHardswish) return for_each([](Vec x) { return hardswish_of(x); });
   if (activation.kind == Activation::kClamp) {
     const Vec least = Vec::set1(activation.a), most = Vec::set1(activation.b);
     return for_each([=](Vec x) { return clamp_of(x, least, most); });
   }
+}
+
+// Any, of N sums. Long ones run over a copy: what the block is written to may be far memory, which is written
+// once.
+template <int N, class ForEach>
+[[gnu::always_inline]] inline void activate_block(const Activation& activation, ForEach&& for_each) {
+  if (in_blocks(activation)) return activate_in_block(activation, for_each);
   Vec copy[N];
   int i = 0;
   for_each([&](Vec x) { return copy[i++] = x; });

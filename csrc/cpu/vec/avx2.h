@@ -130,8 +130,8 @@ constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
 // Sixteen registers: compilers would have too few for addresses or for sums.
 constexpr bool kAddressedProducts = true;
 
-// acc[j] += base[k + kStep] * w[j]. The address as one instruction takes it, with no arithmetic in front; sums
-// stay in the registers where they are.
+// acc[j] += base[k + kStep] * w[j]. The address as one instruction takes it, with no arithmetic in front;
+// sums stay in the registers where they are.
 template <int kStep, int NV>
 [[gnu::always_inline]] inline void add_products(const float* base, int64_t k, const Vec (&w)[NV],
                                                 Vec (&acc)[NV]) {

@@ -1,5 +1,5 @@
-// The products of register blocks by address (kAddressedProducts), which only AVX2 has so far: other sets need
-// the name, and may take them once they are measured there.
+// The products of register blocks by address (kAddressedProducts), which only AVX2 has so far: other sets
+// need the name, and may take them once they are measured there.
 #pragma once
 #include <stdint.h>
 
