@@ -156,7 +156,7 @@ template <int NV, int R, class AnyTile>
     for (int j = 0; j < NV; ++j) store_lane_group<NV>(sums[r][j], tile.output_at(r), j, e.last_lanes);
 }
 
-// The same by products that take addresses, for sets of too few registers to leave that to compilers.
+// Step k + kStep by products that take addresses, for sets of too few registers to leave that to compilers.
 template <int kStep, int NV, int R, int... r>
 [[gnu::always_inline]] inline void multiply_step(const float* const (&x)[R], int64_t k, const float* w,
                                                  Vec (&acc)[R][NV], std::integer_sequence<int, r...>) {
