@@ -17,7 +17,10 @@ def fused_equal(model, x, **options):
     """The report, behind a check that the fused network computes what the model does."""
     wanted = model(x)
     fused = cnnfast.fuse(model, **options)
-    torch.testing.assert_close(fused(x), wanted, rtol=0, atol=1e-5 * max(1.0, wanted.abs().max().item()))
+    # sums that end close to the middle between two values of bfloat16 may be rounded either way
+    last_digit = torch.finfo(torch.bfloat16).eps if wanted.dtype == torch.bfloat16 else 0.0
+    atol = 1e-5 * max(1.0, wanted.abs().max().item())
+    torch.testing.assert_close(fused(x), wanted, rtol=last_digit, atol=atol)
     return fused.report()
 
 
