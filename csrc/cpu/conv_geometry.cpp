@@ -24,16 +24,25 @@ int64_t ConvGeometry::packed_bytes() const {
 
 namespace {
 
-Panels cut_panels(int64_t channels, int64_t most) {
+int64_t vectors_of(int64_t channels) {
   const int64_t width = kernels().vector_width;
-  const int64_t vectors = std::max<int64_t>(1, (channels + width - 1) / width);
-  const int64_t count = (vectors + most - 1) / most;
+  return std::max<int64_t>(1, (channels + width - 1) / width);
+}
+
+Panels cut_panels(int64_t channels, int64_t most) {
+  const int64_t vectors = vectors_of(channels), count = (vectors + most - 1) / most;
   return {(vectors + count - 1) / count, count};
 }
 
 }  // namespace
 
-Panels Panels::of(int64_t channels) { return cut_panels(channels, kernels().max_panel_vectors); }
+// A panel of one vector loads nearly as much as it computes.
+Panels Panels::of(int64_t channels) {
+  const auto ends_alone = [&](const Panels& p) { return (vectors_of(channels) - 1) % p.vectors == 0; };
+  const Panels usual = cut_panels(channels, kernels().panel_vectors);
+  const Panels wide = cut_panels(channels, kernels().max_panel_vectors);
+  return ends_alone(usual) && !ends_alone(wide) ? wide : usual;
+}
 
 Panels Panels::of(const ConvGeometry& g) {
   return g.algorithm.direct() ? of(g.group_out()) : cut_panels(g.group_out(), kernels().max_winograd_vectors);

@@ -38,22 +38,28 @@ inline Vec exp_of(Vec x) {
 // 1 + e^-x. Where powers are scaled by multiplying: a sum with `magic` is n = round(-x / ln 2) behind it and
 // n + 126 in its last bits, so that shifting those gives 2^(n - 1); the polynomial is 2 e^-f (minimax,
 // relative error 2e-9 before rounding). Beyond the bounds e^-x is infinite, or nothing beside 1.
-inline Vec one_plus_exp_of_minus(Vec x) {
-  const Vec one = Vec::set1(1.0f);
-  if constexpr (Vec::kScalesByAnyPower) return one + exp_of(Vec::zero() - x);
-  x = Vec::at_least(Vec::set1(-89.0f), Vec::at_most(Vec::set1(86.0f), x));
-  const Vec magic = Vec::set1(12582912.0f + 126.0f);
-  const Vec sum = Vec::fma(x, Vec::set1(-1.44269504088896341f), magic), n = sum - magic;
-  Vec f = Vec::fma(n, Vec::set1(0.693359375f), x);
-  f = Vec::fma(n, Vec::set1(-2.12194440e-4f), f);
-  Vec p = Vec::set1(2.76735891e-3f);
-  p = Vec::fma(p, f, Vec::set1(-1.67497136e-2f));
-  p = Vec::fma(p, f, Vec::set1(8.33364576e-2f));
-  p = Vec::fma(p, f, Vec::set1(-3.33328396e-1f));
-  p = Vec::fma(p, f, Vec::set1(9.99999821e-1f));
-  p = Vec::fma(p, f, Vec::set1(-2.0f));
-  p = Vec::fma(p, f, Vec::set1(2.0f));
-  return Vec::fma(p, Vec::power_in_last_bits(sum), one);
+//
+// A template, so that sets which scale by any power need no power_in_last_bits.
+template <class V>
+inline V one_plus_exp_of_minus(V x) {
+  const V one = V::set1(1.0f);
+  if constexpr (V::kScalesByAnyPower) {
+    return one + exp_of(V::zero() - x);
+  } else {
+    x = V::at_least(V::set1(-89.0f), V::at_most(V::set1(86.0f), x));
+    const V magic = V::set1(12582912.0f + 126.0f);
+    const V sum = V::fma(x, V::set1(-1.44269504088896341f), magic), n = sum - magic;
+    V f = V::fma(n, V::set1(0.693359375f), x);
+    f = V::fma(n, V::set1(-2.12194440e-4f), f);
+    V p = V::set1(2.76735891e-3f);
+    p = V::fma(p, f, V::set1(-1.67497136e-2f));
+    p = V::fma(p, f, V::set1(8.33364576e-2f));
+    p = V::fma(p, f, V::set1(-3.33328396e-1f));
+    p = V::fma(p, f, V::set1(9.99999821e-1f));
+    p = V::fma(p, f, V::set1(-2.0f));
+    p = V::fma(p, f, V::set1(2.0f));
+    return V::fma(p, V::power_in_last_bits(sum), one);
+  }
 }
 
 // e^x - 1 for x <= 0, without cancellation near 0. Minimax polynomial, relative error 3e-10 before rounding.
@@ -235,15 +241,19 @@ void activate_pixels(float* x, int64_t step, int64_t pixels, int64_t channels, c
   });
 }
 
-[[gnu::noinline]] void activate_long(const Activation& activation, Vec* sums, int count) {
-  with_function(activation, [&](auto f) {
-    int i = 0;
-    for (; i + 4 <= count; i += 4) {
+// Four sums at a time, as above.
+template <class F>
+inline void apply_to_sums(F f, Vec* sums, int count) {
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sums[i + j] = f(sums[i + j]);
-    }
-    for (; i < count; ++i) sums[i] = f(sums[i]);
-  });
+    for (int j = 0; j < 4; ++j) sums[i + j] = f(sums[i + j]);
+  }
+  for (; i < count; ++i) sums[i] = f(sums[i]);
+}
+
+[[gnu::noinline]] void activate_long(const Activation& activation, Vec* sums, int count) {
+  with_function(activation, [&](auto f) { apply_to_sums(f, sums, count); });
 }
 
 // Kinds that register blocks have in their registers: where a block's sums are finished, one more is no

@@ -25,14 +25,7 @@ inline void with_function16(const Activation& activation, Body&& body) {
 
 // For activations that are not in_registers.
 [[gnu::noinline]] void activate_long_sums(const Activation& activation, Vec* sums, int count) {
-  with_function16(activation, [&](auto f) {
-    int i = 0;
-    for (; i + 4 <= count; i += 4) {
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sums[i + j] = f(sums[i + j]);
-    }
-    for (; i < count; ++i) sums[i] = f(sums[i]);
-  });
+  with_function16(activation, [&](auto f) { apply_to_sums(f, sums, count); });
 }
 
 // The sums themselves stay in registers: of a copy alone the address is taken.

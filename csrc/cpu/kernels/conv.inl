@@ -18,17 +18,18 @@ class PixelWalk {
     locate();
   }
 
-  // Whether the next pixels are neighbours in a row.
-  bool is_even(int64_t pixels) const { return x_ + pixels <= c_.width; }
+  int64_t pixels_in_row() const { return c_.width - x_; }
 
+  // The first of so many tiles in a row.
   template <int R>
-  void take(EvenTile<R>& tile) {
+  void take(EvenTile<R>& tile, int64_t tiles) {
     tile = {input_,    nullptr,          c_.stride_w * c_.input.pixel, output_, c_.output.pixel,
             residual_, c_.residual.pixel};
-    x_ += R - 1;
-    input_ += (R - 1) * tile.pixel;
-    output_ += (R - 1) * tile.output_pixel;
-    if (residual_) residual_ += (R - 1) * tile.residual_pixel;
+    const int64_t steps = R * tiles - 1;
+    x_ += steps;
+    input_ += steps * tile.pixel;
+    output_ += steps * tile.output_pixel;
+    if (residual_) residual_ += steps * tile.residual_pixel;
     step();
     tile.next = input_;
   }
@@ -76,32 +77,51 @@ class PixelWalk {
   const float* residual_;
 };
 
-template <int NV, int R, class AnyTile>
-[[gnu::always_inline]] inline void run_taken(const AnyTile& tile, const Pass& pass, const Epilogue& e) {
+template <int NV, int R>
+void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
+  Tile<R> tile;
+  walk.take(tile);
   pass.fetches_input ? compute_tile<NV, R, true>(tile, pass, e) : compute_tile<NV, R, false>(tile, pass, e);
 }
 
+template <int NV, int R, bool kStreams>
+void run_row(int64_t tiles, PixelWalk& walk, const Pass& pass, const Epilogue& e) {
+  EvenTile<R> tile;
+  walk.take(tile, tiles);
+  pass.fetches_input ? compute_tiles<NV, R, true, kStreams>(tile, tiles, pass, e)
+                     : compute_tiles<NV, R, false, kStreams>(tile, tiles, pass, e);
+}
+
+// Tiles [begin, end) of `all` tiles of a block.
 template <int NV, int R>
-void run_tile(PixelWalk& walk, const Pass& pass, const Epilogue& e) {
-  if constexpr (kAddressedProducts) {
-    if (walk.is_even(R)) {
-      EvenTile<R> tile;
-      walk.take(tile);
-      return run_taken<NV, R>(tile, pass, e);
+void run_tiles(int64_t begin, int64_t end, int64_t all, PixelWalk& walk, Pass& pass, const Epilogue& e,
+               bool streams) {
+  for (int64_t t = begin; t < end;) {
+    if (streams) pass.stream = Stream::share<NV>(pass.taps * pass.length * NV * Vec::kWidth, t, all);
+    if constexpr (kAddressedProducts) {
+      int64_t tiles = walk.pixels_in_row() / R;
+      if (streams && tiles > 1) tiles = 1;
+      if (tiles > end - t) tiles = end - t;
+      if (tiles > 0) {
+        pass.stream.lines ? run_row<NV, R, true>(tiles, walk, pass, e)
+                          : run_row<NV, R, false>(tiles, walk, pass, e);
+        t += tiles;
+        continue;
+      }
     }
+    run_tile<NV, R>(walk, pass, e);
+    ++t;
   }
-  Tile<R> tile;
-  walk.take(tile);
-  run_taken<NV, R>(tile, pass, e);
 }
 
 template <int NV>
-void run_tile_of(int64_t pixels, PixelWalk& walk, const Pass& pass, const Epilogue& e) {
+void run_tiles_of(int64_t pixels, int64_t begin, int64_t end, int64_t all, PixelWalk& walk, Pass& pass,
+                  const Epilogue& e, bool streams) {
   static_assert(kTilePixels[NV - 1] <= 16, "add cases below");
   switch (pixels) {
-#define CNNFAST_CASE(R)                                                            \
-  case R:                                                                          \
-    if constexpr (R <= kTilePixels[NV - 1]) return run_tile<NV, R>(walk, pass, e); \
+#define CNNFAST_CASE(R)                                                                                \
+  case R:                                                                                              \
+    if constexpr (R <= kTilePixels[NV - 1]) run_tiles<NV, R>(begin, end, all, walk, pass, e, streams); \
     break;
     CNNFAST_CASE(1)
     CNNFAST_CASE(2)
@@ -125,25 +145,21 @@ void run_tile_of(int64_t pixels, PixelWalk& walk, const Pass& pass, const Epilog
 
 // All tiles of a block of pixels in one panel and one pass; tiles as equal as possible, so that none is tiny.
 template <int NV>
-void run_block(PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e, bool streams) {
+void run_block(PixelWalk walk, int64_t pixels, Pass pass, const Epilogue& e, bool streams) {
   const int64_t tiles = (pixels + kTilePixels[NV - 1] - 1) / kTilePixels[NV - 1];
-  const int64_t ahead = pass.taps * pass.length * NV * Vec::kWidth;
   const int64_t least = pixels / tiles, larger = pixels % tiles;
-  Pass part = pass;
-  for (int64_t t = 0; t < tiles; ++t) {
-    if (streams) part.stream = Stream::share<NV>(ahead, t, tiles);
-    run_tile_of<NV>(least + (t < larger), walk, part, e);
-  }
+  if (larger) run_tiles_of<NV>(least + 1, 0, larger, tiles, walk, pass, e, streams);
+  run_tiles_of<NV>(least, larger, tiles, tiles, walk, pass, e, streams);
 }
 
 void run_block_of(int64_t vectors, PixelWalk walk, int64_t pixels, const Pass& pass, const Epilogue& e,
                   bool streams) {
   if (vectors == 1) return run_block<1>(walk, pixels, pass, e, streams);
-  if constexpr (Vec::kPanelVectors >= 2)
+  if constexpr (Vec::kMaxPanelVectors >= 2)
     if (vectors == 2) return run_block<2>(walk, pixels, pass, e, streams);
-  if constexpr (Vec::kPanelVectors >= 3)
+  if constexpr (Vec::kMaxPanelVectors >= 3)
     if (vectors == 3) return run_block<3>(walk, pixels, pass, e, streams);
-  if constexpr (Vec::kPanelVectors >= 4)
+  if constexpr (Vec::kMaxPanelVectors >= 4)
     if (vectors == 4) return run_block<4>(walk, pixels, pass, e, streams);
 }
 

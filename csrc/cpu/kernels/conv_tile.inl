@@ -35,6 +35,11 @@ struct EvenTile {
   const float* input_at(int r) const { return input + r * pixel; }
   float* output_at(int r) const { return output + r * output_pixel; }
   const float* residual_at(int r) const { return residual + r * residual_pixel; }
+  void advance() {
+    input += R * pixel;
+    output += R * output_pixel;
+    if (residual) residual += R * residual_pixel;
+  }
 };
 
 // Part of the dot products that one pass covers.
@@ -150,10 +155,21 @@ template <int NV, int R, class AnyTile>
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) sums[r][j] = acc[r][j];
   if (pass.last) finish<NV, R>(sums, tile, e);
+  // Read first: compilers do not know that stores leave the tile as it is.
+  float* output[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) output[r] = tile.output_at(r);
+  if (e.last_lanes >= Vec::kWidth) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) sums[r][j].store(output[r] + j * Vec::kWidth);
+    return;
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store_lane_group<NV>(sums[r][j], tile.output_at(r), j, e.last_lanes);
+    for (int j = 0; j < NV; ++j) store_lane_group<NV>(sums[r][j], output[r], j, e.last_lanes);
 }
 
 // Step k + kStep by products that take addresses, for sets of too few registers to leave that to compilers.
@@ -214,17 +230,26 @@ template <int NV, int R, bool kFetchesInput, bool kStreams, class AnyTile>
   }
 }
 
-template <int NV, int R, bool kFetchesInput, class AnyTile>
-void compute_tile(const AnyTile& tile, const Pass& pass, const Epilogue& e) {
+template <int NV, int R, bool kFetchesInput>
+void compute_tile(const Tile<R>& tile, const Pass& pass, const Epilogue& e) {
   Vec acc[R][NV];
   start_sums<NV, R>(acc, tile, pass, e);
-  if constexpr (kAddressedProducts) {
-    pass.stream.lines ? multiply_taps<NV, R, kFetchesInput, true>(tile, pass, acc)
-                      : multiply_taps<NV, R, kFetchesInput, false>(tile, pass, acc);
-  } else {
-    multiply_taps<NV, R, kFetchesInput, true>(tile, pass, acc);
-  }
+  multiply_taps<NV, R, kFetchesInput, true>(tile, pass, acc);
   store_sums<NV, R>(acc, tile, pass, e);
+}
+
+// Tiles that follow one another in a row; `tile` is the first, `tile.next` what follows the last. A call for
+// each would take as long as a short dot product.
+template <int NV, int R, bool kFetchesInput, bool kStreams>
+void compute_tiles(EvenTile<R> tile, int64_t tiles, const Pass& pass, const Epilogue& e) {
+  const float* const behind = tile.next;
+  for (; tiles > 0; --tiles, tile.advance()) {
+    tile.next = tiles > 1 ? tile.input + R * tile.pixel : behind;
+    Vec acc[R][NV];
+    start_sums<NV, R>(acc, tile, pass, e);
+    multiply_taps<NV, R, kFetchesInput, kStreams>(tile, pass, acc);
+    store_sums<NV, R>(acc, tile, pass, e);
+  }
 }
 
 }  // namespace

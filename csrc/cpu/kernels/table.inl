@@ -32,6 +32,7 @@ using namespace cnnfast::cpu;
   {name,                             \
    Vec::kWidth,                      \
    Vec::kPanelVectors,               \
+   Vec::kMaxPanelVectors,            \
    kWinogradVectors,                 \
    tile_pixels,                      \
    conv,                             \

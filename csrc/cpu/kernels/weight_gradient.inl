@@ -7,7 +7,7 @@
 namespace {
 
 // Blocks of kernel positions: accumulators, vectors of gradients and pointers to inputs fit the registers.
-constexpr int kPositions[] = {8, Vec::kWidth == 16 ? 8 : 6, 8, 6};
+constexpr int kPositions[] = {8, Vec::kWidth == 16 ? 8 : 6, Vec::kWidth == 16 ? 8 : 4, 6};
 // Gradients of one panel of a strip of pixels, copied to lie side by side, stay in the first-level cache.
 constexpr int64_t kStripFloats = 6144;
 constexpr int64_t kStripRuns = kStripFloats / Vec::kWidth;
@@ -94,7 +94,7 @@ inline void strip_products_of(int64_t positions, const PixelRuns& runs, const in
   if constexpr (R > 1) strip_products_of<NV, R - 1>(positions, runs, offset, grad, sums, first, feed);
 }
 
-template <int NV = Vec::kPanelVectors>
+template <int NV = Vec::kMaxPanelVectors>
 inline void panel_products(int64_t vectors, int64_t positions, const PixelRuns& runs, const int64_t* offset,
                            const float* grad, float* sums, bool first, const Feed& feed = {}) {
   if (vectors == NV) return strip_products_of<NV>(positions, runs, offset, grad, sums, first, feed);

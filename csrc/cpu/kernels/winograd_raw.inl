@@ -42,17 +42,6 @@ class RawFetch {
   int64_t at_ = 0, y_ = 0, x_ = 0, line_ = 0;
 };
 
-template <int NV>
-void raw_product(const WinogradScratch& s, const float* input, const float* weight, int64_t channels,
-                 float* product, int64_t tiles, bool adds) {
-  const int64_t blocks = (tiles + kWinogradRows[NV - 1] - 1) / kWinogradRows[NV - 1];
-  for (int64_t t = 0; t < blocks; ++t) {
-    const int64_t begin = tiles * t / blocks, end = tiles * (t + 1) / blocks;
-    winograd_multiply_rows<NV>(end - begin, input + begin * s.input.row, s.input.block, weight, channels,
-                               product + begin * s.product_row, s.product_row, Stream{}, adds);
-  }
-}
-
 // One panel of all points, its weights transformed for some input channels at a time, which stay in the
 // second-level cache while all tiles of the block meet them.
 template <int N, int M>
@@ -82,11 +71,13 @@ void raw_products(const WinogradCall& c, const WinogradScratch& s, const float* 
                    rest < kRawChannels ? rest : kRawChannels,
                    next_panel < panel_end ? lanes_of(next_panel) : 0);
     const int64_t lines = (ahead.lines() + N * N - 1) / (N * N);
-    const auto run = stored == Vec::kWidth ? raw_product<1> : raw_product<2>;
+    const auto run = stored == Vec::kWidth ? winograd_blocks<1> : winograd_blocks<2>;
     for (int point = 0; point < N * N; ++point) {
       ahead.fetch(lines);
-      run(s, input + point * s.input.point + first / kBlockChannels * s.input.block,
-          kernels + point * s.kernel_point, inputs, product + point * s.product_point, tiles, first > 0);
+      run({input + point * s.input.point + first / kBlockChannels * s.input.block, s.input.block,
+           kernels + point * s.kernel_point, inputs, product + point * s.product_point, s.product_row,
+           first > 0},
+          tiles, 0);
     }
   }
 }

@@ -8,6 +8,7 @@ namespace {
 struct Vec {
   static constexpr int64_t kWidth = 8;
   static constexpr int kPanelVectors = 2;
+  static constexpr int kMaxPanelVectors = 3;
   static constexpr bool kScalesByAnyPower = false;
   __m256 v;
 
@@ -126,7 +127,7 @@ struct Vec {
 constexpr bool kFetchesOutput = true;
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
-constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
+constexpr int kTilePixels[Vec::kMaxPanelVectors] = {8, 6, 4};
 // Sixteen registers: compilers would have too few for addresses or for sums.
 constexpr bool kAddressedProducts = true;
 

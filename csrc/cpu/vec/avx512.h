@@ -13,6 +13,7 @@ namespace {
 struct Vec {
   static constexpr int64_t kWidth = 16;
   static constexpr int kPanelVectors = 4;
+  static constexpr int kMaxPanelVectors = 4;
   static constexpr bool kScalesByAnyPower = true;
   __m512 v;
 
@@ -49,10 +50,6 @@ struct Vec {
   }
   // x * 2^n for a whole number n.
   static Vec scale_by_power(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
-  // 2^(k - 127), where the last nine bits of x hold 0 < k < 255.
-  static Vec power_in_last_bits(Vec x) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 23))};
-  }
   static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
   // g where y is positive or NaN, else 0: ReLU's gradient from its output.
   static Vec where_positive(Vec y, Vec g) {
@@ -124,7 +121,7 @@ struct Vec {
 constexpr bool kFetchesOutput = false;
 
 // Register block: output pixels per panel width; accumulators, weights and one broadcast fit 32 registers.
-constexpr int kTilePixels[Vec::kPanelVectors] = {16, 8, 8, 6};
+constexpr int kTilePixels[Vec::kMaxPanelVectors] = {16, 8, 8, 6};
 constexpr bool kAddressedProducts = false;
 
 // The same for Winograd's products, whose rows lie at fixed distances and need one address register.

@@ -10,6 +10,7 @@ typedef int32_t Int4 __attribute__((vector_size(16)));
 struct Vec {
   static constexpr int64_t kWidth = 4;
   static constexpr int kPanelVectors = 2;
+  static constexpr int kMaxPanelVectors = 2;
   static constexpr bool kScalesByAnyPower = false;
   Float4 v;
 
@@ -103,7 +104,7 @@ struct Vec {
 constexpr bool kFetchesOutput = false;
 
 // Register block: accumulators, weights and one broadcast fit 16 registers.
-constexpr int kTilePixels[Vec::kPanelVectors] = {8, 6};
+constexpr int kTilePixels[Vec::kMaxPanelVectors] = {8, 6};
 constexpr bool kAddressedProducts = false;
 
 // The same for Winograd's products.
