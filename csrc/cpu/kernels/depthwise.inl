@@ -10,6 +10,11 @@ namespace {
 
 // Output pixels of a block; with the weights of one kernel row and an input they fit the registers.
 constexpr int kDepthwisePixels = Vec::kWidth >= 8 ? 8 : 4;
+// As many as leave room for a row of so many kernel positions: eight sums are enough for two additions per
+// cycle only where none is ever late.
+constexpr int block_pixels(int positions) {
+  return kAddressedProducts && positions < 7 ? 15 - positions : kDepthwisePixels;
+}
 
 // What a block works on: pointers to its first pixel's first channel here.
 struct DepthwiseBlock {
@@ -36,18 +41,20 @@ struct PartOfVector {
 // K kernel positions of a row, S pixels between outputs.
 template <int K, int S>
 struct Neighbours {
+  static constexpr int kPixels = block_pixels(K);
+
   template <int R, class Lanes>
   static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
     const int64_t pixel = c.input.pixel;
     for (int64_t t = 0; t < c.taps; t += K) {
       Vec w[K];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int k = 0; k < K; ++k) w[k] = Vec::load(b.weight + (t + k) * Vec::kWidth);
       const float* p = b.x + c.tap[t];
 #pragma GCC unroll 32
       for (int i = 0; i < (R - 1) * S + K; ++i, p += pixel) {
         const Vec x = at.load(p);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
           if (i >= r * S && i < r * S + K) acc[r] = Vec::fma(x, w[i - r * S], acc[r]);
       }
@@ -59,6 +66,8 @@ struct Neighbours {
 // all outputs and kernel positions that meet it.
 template <int K, int S, int G>
 struct NeighbourGroups {
+  static constexpr int kPixels = block_pixels(K);
+
   template <int R, class Lanes>
   static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
     const int64_t pixel = c.input.pixel;
@@ -68,10 +77,10 @@ struct NeighbourGroups {
 #pragma GCC unroll 32
       for (int i = 0; i < (R - 1) * S + K; ++i, p += pixel) {
         const Vec x = at.load(p);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int g = 0; g < G; ++g) {
           const Vec spread = Vec::spread(x, G, g);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int r = 0; r < R; ++r)
             if (i >= r * S && i < r * S + K)
               acc[r] = Vec::fma(spread, Vec::load(w + ((i - r * S) * G + g) * Vec::kWidth), acc[r]);
@@ -84,6 +93,8 @@ struct NeighbourGroups {
 // The same for groups of as many channels as a vector has: an input channel is read into all lanes.
 template <int K, int S>
 struct NeighbourVectors {
+  static constexpr int kPixels = block_pixels(K);
+
   template <int R, class Lanes>
   static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes&, Vec (&acc)[R]) {
     const int64_t pixel = c.input.pixel;
@@ -91,13 +102,13 @@ struct NeighbourVectors {
     for (int64_t t = 0; t < c.taps; t += K, row += K * Vec::kWidth * Vec::kWidth)
       for (int64_t g = 0; g < Vec::kWidth; ++g) {
         Vec w[K];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int k = 0; k < K; ++k) w[k] = Vec::load(row + (k * Vec::kWidth + g) * Vec::kWidth);
         const float* p = b.x + c.tap[t] + g;
 #pragma GCC unroll 32
         for (int i = 0; i < (R - 1) * S + K; ++i, p += pixel) {
           const Vec x = Vec::set1(*p);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int r = 0; r < R; ++r)
             if (i >= r * S && i < r * S + K) acc[r] = Vec::fma(x, w[i - r * S], acc[r]);
         }
@@ -106,11 +117,13 @@ struct NeighbourVectors {
 };
 
 struct AnyPositions {
+  static constexpr int kPixels = kDepthwisePixels;
+
   template <int R, class Lanes>
   static void sum(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at, Vec (&acc)[R]) {
     for (int64_t t = 0; t < c.taps; ++t) {
       const Vec w = Vec::load(b.weight + t * Vec::kWidth);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
         acc[r] = Vec::fma(at.load(b.x + c.tap[t] + r * c.stride_w * c.input.pixel), w, acc[r]);
     }
@@ -123,20 +136,20 @@ template <int R, class Lanes>
                                                 const Lanes& at, Vec (&acc)[R]) {
   if (b.scale) {
     const Vec scale = at.load(b.scale);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r] = acc[r] * scale;
   }
   if (b.shift) {
     const Vec shift = at.load(b.shift);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r] = acc[r] + shift;
   }
   if (b.residual) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r] = acc[r] + at.load(b.residual + r * c.residual.pixel);
   }
   activate_in_block(c.activation, [&](auto f) __attribute__((always_inline)) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r] = f(acc[r]);
   });
 }
@@ -144,20 +157,20 @@ template <int R, class Lanes>
 template <class Positions, int R, class Lanes>
 inline void depthwise_block(const DepthwiseCall& c, const DepthwiseBlock& b, const Lanes& at) {
   Vec acc[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) acc[r] = Vec::zero();
   Positions::template sum<R>(c, b, at, acc);
   finish_block<R>(c, b, at, acc);
   const int64_t pixel =
       c.output.pixel;  // read once: the compiler does not know that stores leave it as it is
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) at.store(acc[r], b.y + r * pixel);
 }
 
 // A line of each of the R pixels behind R others: where one row ends the next begins, as a rule.
 template <int R>
 inline void fetch_next_pixels(const float* y, int64_t pixel) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) __builtin_prefetch(y + (R + r) * pixel, 1, 3);
 }
 
@@ -184,7 +197,7 @@ void depthwise_pixels(const DepthwiseCall& c, const float* x, float* y, const fl
   if (!in_blocks(c.activation)) activate_pixels(y, c.output.pixel, R, c.channels, c.activation);
 }
 
-template <class Positions, int R = kDepthwisePixels>
+template <class Positions, int R = Positions::kPixels>
 void depthwise_pixels_of(int64_t pixels, const DepthwiseCall& c, const float* x, float* y,
                          const float* residual, bool far) {
   if (pixels == R) return depthwise_pixels<Positions, R>(c, x, y, residual, far);
@@ -193,7 +206,7 @@ void depthwise_pixels_of(int64_t pixels, const DepthwiseCall& c, const float* x,
 
 template <class Positions>
 void depthwise_rows(const DepthwiseCall& c, int64_t row_begin, int64_t row_end) {
-  const int64_t blocks = (c.width + kDepthwisePixels - 1) / kDepthwisePixels;
+  const int64_t blocks = (c.width + Positions::kPixels - 1) / Positions::kPixels;
   // Far memory is asked for before it is written.
   const bool far = kFetchesOutput && (row_end - row_begin) * c.output.row > kNearFloats;
   for (int64_t row = row_begin; row < row_end; ++row) {

@@ -84,6 +84,7 @@ struct Vec {
   }
   // Lane k of each `group` lanes, in all of them; constants after inlining.
   static Vec spread(Vec x, int group, int k) {
+    if (group == 4) return {spread_quarter(x.v, k)};
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i first = _mm256_and_si256(lane, _mm256_set1_epi32(-group));
     return {_mm256_permutevar8x32_ps(x.v, _mm256_add_epi32(first, _mm256_set1_epi32(k)))};
@@ -117,6 +118,18 @@ struct Vec {
   }
 
  private:
+  static __m256 spread_quarter(__m256 x, int k) {
+    switch (k) {
+      case 0:
+        return _mm256_permute_ps(x, 0x00);
+      case 1:
+        return _mm256_permute_ps(x, 0x55);
+      case 2:
+        return _mm256_permute_ps(x, 0xaa);
+      default:
+        return _mm256_permute_ps(x, 0xff);
+    }
+  }
   static __m256i first(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
