@@ -379,8 +379,8 @@ constexpr int64_t kLimitFloats = 256;
 struct KernelTable {
   const char* name;
   int64_t vector_width;                           // floats
-  int64_t panel_vectors;                          // of a panel of the direct convolution kernels
-  int64_t max_panel_vectors;                      // where that would leave a panel of one vector
+  int64_t panel_vectors;                          // most of a panel of the direct convolution kernels
+  int64_t max_panel_vectors;                      // the same where that leaves one with a single vector
   int64_t max_winograd_vectors;                   // and of Winograd's
   int64_t (*tile_pixels)(int64_t panel_vectors);  // output pixels of one register block
 
