@@ -181,9 +181,25 @@ class GroupFinder {
     const double a_byte = cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte;
     double work = 0;
     for (const RowStep* step : group.steps_) work += work_of(*step);
-    const int64_t middle = group.height_ / 2;
-    const auto all = group.rows_of_steps({middle, middle + group.rows_at_once_});
-    return a_byte * static_cast<double>(saved_bytes(group)) - (repeated(group, all) - 1) * work;
+    return a_byte * static_cast<double>(saved_bytes(group)) -
+           (repeated(group, group.rows_at_once_) - 1) * work - begun_work(group);
+  }
+
+  // In operations: what threads compute that begin within an image, because no strip before it is theirs.
+  static double begun_work(const StepGroup& group) {
+    const int64_t parts = group.images_ * group.strips(), team = std::min<int64_t>(cpu::team_size(), parts);
+    int64_t begun = 0;
+    for (int64_t thread = 1; thread < team; ++thread) begun += parts * thread / team % group.strips() != 0;
+    const int64_t middle = group.height_ / 2, end = std::min(middle + group.rows_at_once_, group.height_);
+    const auto all = group.rows_of_steps({middle, end}), computed = computed_rows(group, group.rows_at_once_);
+    double work = 0;
+    for (size_t i = 0; i < group.steps_.size(); ++i) {
+      const Place& to = group.steps_[i]->writes();
+      const int64_t rows = (all[i].end - all[i].begin) - (computed[i].end - computed[i].begin);
+      work += work_of(*group.steps_[i]) * static_cast<double>(rows) /
+              static_cast<double>(to.size.images * to.size.height);
+    }
+    return static_cast<double>(begun) * work;
   }
 
   // In operations.
@@ -223,6 +239,7 @@ class GroupFinder {
 
   StepGroup of_strips(size_t begin, size_t end) const {
     StepGroup group = of_steps(begin, end);
+    for (StepGroup::Inside& inside : group.inside_) inside.keeps = may_keep(group, inside);
     const int64_t wanted = std::max<int64_t>(1, kParts / std::max<int64_t>(1, group.images_));
     const auto bytes_of = [&](int64_t rows) {
       const auto all =
@@ -236,13 +253,39 @@ class GroupFinder {
     while (rows > 1 && bytes_of(rows) > shares_.strip) --rows;
     group.rows_at_once_ = 0;
     if (bytes_of(rows) > shares_.strip) return group;
-    const auto all = group.rows_of_steps({group.height_ / 2, group.height_ / 2 + rows});
+    const auto all = computed_rows(group, rows);
     for (size_t i = 0; i < group.steps_.size(); ++i) {
       const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;
       if (group.steps_[i]->constant_bytes() > kNearConstants && pixels < kHidingPixels) return group;
     }
-    if (repeated(group, all) <= kMostRepeated) group.rows_at_once_ = rows;
+    if (repeated(group, rows) <= kMostRepeated) group.rows_at_once_ = rows;
     return group;
+  }
+
+  // Whether a buffer's rows may stay for the next strip: those are wanted there again, and no step writes
+  // over what it reads. Steps that write into it side by side are asked for the same rows.
+  bool may_keep(const StepGroup& group, const StepGroup::Inside& inside) const {
+    const int64_t middle = group.height_ / 2;
+    const auto first = group.rows_of_steps({middle, middle + 1}),
+               next = group.rows_of_steps({middle + 1, middle + 2});
+    const int buffer = inside.place.buffer;
+    for (size_t i = 0; i < group.steps_.size(); ++i) {
+      const RowStep& step = *group.steps_[i];
+      if (step.writes().buffer != buffer) continue;
+      const auto& reads = step.reads();
+      if (std::any_of(reads.begin(), reads.end(), [&](const Place& p) { return p.buffer == buffer; }))
+        return false;
+      if (first[i].begin != first[inside.writer].begin || first[i].end != first[inside.writer].end)
+        return false;
+    }
+    return next[inside.writer].begin < first[inside.writer].end;
+  }
+
+  // What the steps compute for `rows` rows in the middle behind as many.
+  static std::vector<StepGroup::Rows> computed_rows(const StepGroup& group, int64_t rows) {
+    const int64_t middle = group.height_ / 2, end = std::min(middle + rows, group.height_);
+    return group.rows_to_compute(group.rows_of_steps({middle, end}),
+                                 group.rows_of_steps({std::max<int64_t>(0, middle - rows), middle}));
   }
 
   // Of rows that lie elsewhere and that a later step adds: they stay in cache until then.
@@ -265,8 +308,9 @@ class GroupFinder {
         });
   }
 
-  // What the steps compute for a strip, relative to its share of their rows.
-  static double repeated(const StepGroup& group, const std::vector<StepGroup::Rows>& all) {
+  // What the steps compute for a strip of so many rows, relative to its share of their rows.
+  static double repeated(const StepGroup& group, int64_t rows) {
+    const auto all = computed_rows(group, rows);
     const auto part =
         static_cast<double>(all.back().end - all.back().begin) / static_cast<double>(group.height_);
     double computed = 0, needed = 0;
@@ -299,8 +343,9 @@ class GroupFinder {
     std::vector<Lifetime> lifetimes;
     for (const auto& inside : group.inside_) {
       const Use& u = uses_.at(inside.place.buffer);
-      lifetimes.push_back({floats_for(values(inside.place, inside.writer)), static_cast<int64_t>(u.first),
-                           static_cast<int64_t>(u.last)});
+      const Use used = inside.keeps ? Use{group.begin(), group.end()} : u;
+      lifetimes.push_back({floats_for(values(inside.place, inside.writer)), static_cast<int64_t>(used.first),
+                           static_cast<int64_t>(used.last)});
     }
     const auto offsets = place_buffers(lifetimes, group.scratch_floats_);
     for (size_t i = 0; i < offsets.size(); ++i) group.inside_[i].offset = offsets[i];

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <sstream>
 
 #include "cpu/parallel.h"
@@ -54,9 +55,13 @@ void StepGroup::run(const Memory& memory, int thread, int team, double* seconds)
     return;
   }
   const auto [begin, end] = cpu::share(images_ * strips(), 1, thread, team);
+  std::vector<Rows> left;
   for (int64_t part = begin; part < end; ++part) {
     const int64_t first = part % strips() * rows_at_once_;
-    run_strip(local, part / strips(), {first, std::min(first + rows_at_once_, height_)}, scratch, seconds);
+    if (first == 0) left.clear();
+    std::vector<Rows> wanted = rows_of_steps({first, std::min(first + rows_at_once_, height_)});
+    run_strip(local, part / strips(), wanted, left, scratch, seconds);
+    left = std::move(wanted);
   }
 }
 
@@ -116,19 +121,44 @@ std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows last) const {
   return all;
 }
 
-void StepGroup::run_strip(Memory& local, int64_t image, Rows rows, float* scratch, double* seconds) const {
-  const std::vector<Rows> all = rows_of_steps(rows);
+std::vector<StepGroup::Rows> StepGroup::rows_to_compute(std::vector<Rows> wanted,
+                                                        const std::vector<Rows>& left) const {
+  for (const Inside& inside : inside_) {
+    if (!inside.keeps || left.empty()) continue;
+    for (size_t i = 0; i + 1 < steps_.size(); ++i)
+      if (steps_[i]->writes().buffer == inside.place.buffer)
+        wanted[i].begin = std::clamp(left[i].end, wanted[i].begin, wanted[i].end);
+  }
+  return wanted;
+}
+
+void StepGroup::move_kept(float* scratch, const std::vector<Rows>& wanted,
+                          const std::vector<Rows>& left) const {
+  for (const Inside& inside : inside_) {
+    const Rows &now = wanted[inside.writer], &before = left[inside.writer];
+    const int64_t row = inside.place.row(), rows = std::min(before.end, now.end) - now.begin;
+    if (!inside.keeps || rows <= 0) continue;
+    uint16_t* to = values16(scratch + inside.offset) + inside.place.border.top * row;
+    std::memmove(to, to + (now.begin - before.begin) * row, rows * row * sizeof(uint16_t));
+  }
+}
+
+void StepGroup::run_strip(Memory& local, int64_t image, const std::vector<Rows>& wanted,
+                          const std::vector<Rows>& left, float* scratch, double* seconds) const {
   for (const Inside& inside : inside_)
     local.buffers[inside.place.buffer] =
         reinterpret_cast<float*>(values16(scratch + inside.offset) - image * inside.place.image() -
-                                 all[inside.writer].begin * inside.place.row());
-  if (rows.begin == 0) steps_.back()->fill_borders(local, image, image + 1);
+                                 wanted[inside.writer].begin * inside.place.row());
+  if (!left.empty()) move_kept(scratch, wanted, left);
+  const std::vector<Rows> computed = rows_to_compute(wanted, left);
+  if (computed.back().begin == 0) steps_.back()->fill_borders(local, image, image + 1);
   const auto rows_of = [&](size_t i) {
     const Place& to = steps_[i]->writes();
+    const Rows& rows = computed[i];
     if (to.fills_border && i + 1 < steps_.size())
-      cpu::zero_border_of_rows(to.view16(local), to.size, to.border, image, all[i].begin, all[i].end);
+      cpu::zero_border_of_rows(to.view16(local), to.size, to.border, image, rows.begin, rows.end);
     const int64_t first = image * to.size.height;
-    return Rows{first + all[i].begin, first + all[i].end};
+    return Rows{first + rows.begin, first + rows.end};
   };
   run_steps(local, rows_of, seconds);
 }

@@ -31,18 +31,25 @@ class StepGroup {
   // A buffer's memory during a part.
   struct Inside {
     Place place;
-    size_t writer;   // step of the group that writes it, where parts are strips
-    int64_t offset;  // floats
+    size_t writer;       // step of the group that writes it, where parts are strips
+    int64_t offset;      // floats
+    bool keeps = false;  // the next strip finds the rows there that it wants, too
   };
 
   int64_t strips() const { return (height_ + rows_at_once_ - 1) / rows_at_once_; }
   // local: the memory of the call, where buffers inside are moved to the part.
   void run_images(Memory& local, int64_t begin, int64_t end, float* scratch, double* seconds) const;
-  void run_strip(Memory& local, int64_t image, Rows rows, float* scratch, double* seconds) const;
+  // wanted: rows_of_steps of the strip; left: of the one before, if it was the image's and this thread's.
+  void run_strip(Memory& local, int64_t image, const std::vector<Rows>& wanted, const std::vector<Rows>& left,
+                 float* scratch, double* seconds) const;
+  // Rows that strips keep move to where the next one looks for them.
+  void move_kept(float* scratch, const std::vector<Rows>& wanted, const std::vector<Rows>& left) const;
   template <class RowsOf>
   void run_steps(const Memory& memory, RowsOf&& rows_of, double* seconds) const;
-  // What every step has to compute for rows of the last.
+  // What every step's readers want for rows of the last.
   std::vector<Rows> rows_of_steps(Rows last) const;
+  // What every step has to compute, behind what is left.
+  std::vector<Rows> rows_to_compute(std::vector<Rows> wanted, const std::vector<Rows>& left) const;
 
   size_t begin_ = 0;
   std::vector<const RowStep*> steps_;

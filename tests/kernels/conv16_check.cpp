@@ -48,10 +48,21 @@ struct EmulatedDot {
   static void gather(const uint16_t* from, int64_t count, uint16_t* to) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(uint16_t));
   }
-  static void copy_short(const uint16_t* from, int64_t count, uint16_t* to) {
-    std::memset(to, 0, kPairBlock * sizeof(uint16_t));
-    gather(from, count, to);
+  struct Block {
+    uint16_t value[kPairBlock];
+  };
+  static Block no_values() { return {}; }
+  static Block with(Block block, const uint16_t* from, uint32_t lanes) {
+    for (int64_t i = 0; i < kPairBlock; ++i)
+      if (lanes >> i & 1u) block.value[i] = from[i];
+    return block;
   }
+  static Block with_read(Block block, const uint16_t* from, uint32_t lanes) {
+    Block all;
+    std::memcpy(&all, from, sizeof(all));
+    return with(block, all.value, lanes);
+  }
+  static void store(const Block& block, uint16_t* to) { std::memcpy(to, &block, sizeof(block)); }
   static Weights load(const uint16_t* pairs) {
     Weights w;
     Bf16::load_pairs(pairs, w.even, w.odd);

@@ -30,11 +30,14 @@ inline void with_function16(const Activation& activation, Body&& body) {
 
 // The sums themselves stay in registers: of a copy alone the address is taken.
 template <int N>
-inline void activate_sums(const Activation& activation, Vec (&sums)[N]) {
-  if (in_registers(activation)) {
+[[gnu::always_inline]] inline void activate_sums(const Activation& activation, Vec (&sums)[N]) {
+  const auto for_each = [&](auto f) __attribute__((always_inline)) {
 #pragma GCC unroll 64
-    for (int i = 0; i < N; ++i) sums[i] = apply_short(activation, sums[i]);
-    return;
+    for (int i = 0; i < N; ++i) sums[i] = f(sums[i]);
+  };
+  if (in_blocks(activation)) return activate_in_block(activation, for_each);
+  if constexpr (Bf16::kCoarse) {
+    if (activation.kind == Activation::kSiLU) return for_each([](Vec x) { return coarse_sigmoid(x, x); });
   }
   Vec copy[N];
 #pragma GCC unroll 64

@@ -105,13 +105,16 @@ inline int64_t gathered_step(const Conv16Call& c) {
   return depth % 512 ? depth : depth + kPairBlock;
 }
 
+inline Vec with_residual(Vec sum, const OutputPixel& pixel, int64_t channel, int64_t lanes) {
+  const uint16_t* residual = pixel.residual + channel;
+  return sum + (lanes >= Vec::kWidth ? Bf16::load(residual) : Bf16::load_first(residual, lanes));
+}
+
 // What stands between a sum and its activation, for channels [channel, channel + lanes).
 inline Vec shifted_sum(const Conv16Call& c, Vec sum, const OutputPixel& pixel, int64_t channel,
                        int64_t lanes) {
   if (c.shift) sum = sum + Vec::load(c.shift + channel);
-  if (!pixel.residual) return sum;
-  const uint16_t* residual = pixel.residual + channel;
-  return sum + (lanes >= Vec::kWidth ? Bf16::load(residual) : Bf16::load_first(residual, lanes));
+  return pixel.residual ? with_residual(sum, pixel, channel, lanes) : sum;
 }
 inline void store_vector(Vec sum, const OutputPixel& pixel, int64_t channel, int64_t lanes) {
   lanes >= Vec::kWidth ? Bf16::store_sum(sum, pixel.output + channel)
@@ -153,54 +156,79 @@ class NextPixels {
 };
 
 // What the sums of a block meet when they are done: far memory by then, for every pixel elsewhere.
-inline void fetch_outputs(const OutputPixel* pixels, int count, int64_t channel) {
+template <int R>
+[[gnu::always_inline]] inline void fetch_outputs(const Conv16Call& c, const OutputPixel* pixels,
+                                                 int64_t channel) {
 #pragma GCC unroll 16
-  for (int r = 0; r < count; ++r) {
-    if (pixels[r].residual) __builtin_prefetch(pixels[r].residual + channel, 0, 3);
-    __builtin_prefetch(pixels[r].output + channel, 1, 3);
+  for (int r = 0; r < R; ++r) __builtin_prefetch(pixels[r].output + channel, 1, 3);
+  if (!c.residual.data) return;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) __builtin_prefetch(pixels[r].residual + channel, 0, 3);
+}
+
+// Sums of R pixels, NV vectors of channels each, begin at what is added to them.
+template <int R, int NV>
+[[gnu::always_inline]] inline void start_block(const Conv16Call& c, Vec (&acc)[R * NV], int64_t channel) {
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    const Vec first = c.shift ? Vec::load(c.shift + channel + j * Vec::kWidth) : Vec::zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) acc[r * NV + j] = first;
   }
 }
 
-// What stands behind the sums of R pixels, NV vectors of channels each. In registers: inlined everywhere.
+// What stands behind them. In registers: inlined everywhere.
 template <int R, int NV>
 [[gnu::always_inline]] inline void finish_block(const Conv16Call& c, Vec (&acc)[R * NV],
                                                 const OutputPixel* pixels, int64_t channel) {
   const int64_t left = c.channels - channel;
+  if (c.residual.data) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
+          acc[r * NV + j] = with_residual(acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
+  }
+  activate_sums(c.activation, acc);
+  if (NV == 2 && left >= NV * Vec::kWidth) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+      Bf16::store_two_sums(acc[r * NV], acc[r * NV + NV - 1], pixels[r].output + channel);
+    return;
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j)
       if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
-        acc[r * NV + j] = shifted_sum(c, acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
-  activate_sums(c.activation, acc);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    if (NV == 2 && left >= NV * Vec::kWidth) {
-      Bf16::store_two_sums(acc[r * NV], acc[r * NV + NV - 1], pixels[r].output + channel);
-      continue;
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j)
-      if (const int64_t lanes = left - j * Vec::kWidth; lanes > 0)
         store_vector(acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
-  }
 }
 
-// R pixels of H halves of a panel. x: gathered values, `step` apart; halves: those that the panel stores.
+// Weights of H halves of a panel that stores `halves`, and where their channels begin.
+struct DotPanel {
+  const uint16_t* weight;
+  int64_t halves, channel;
+};
+
+// One register block: R pixels. x: gathered values, `step` apart.
 template <class Dot, int H, bool kFetches, int R>
-void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
-               const uint16_t* weight, int64_t halves, int64_t channel) {
+[[gnu::always_inline]] inline void dot_block(const Conv16Call& c, const typename Dot::Operand* x,
+                                             int64_t step, const OutputPixel* pixels, const DotPanel& panel) {
   constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
   constexpr bool kStreams = R <= kStreamPixels;
-  fetch_outputs(pixels, R, channel);
+  fetch_outputs<R>(c, pixels, panel.channel);
   Vec acc[R * NV];
-#pragma GCC unroll 32
-  for (int i = 0; i < R * NV; ++i) acc[i] = Vec::zero();
-  for (int64_t k = 0; k < padded_depth(c); k += kPairBlock) {
-    const uint16_t* w = weight + k * halves * kHalfPanel;
+  start_block<R, NV>(c, acc, panel.channel);
+  const int64_t all = (depth_of(c) + 1) / 2;
+  const uint16_t* weight = panel.weight;
+  for (int64_t first = 0; first < all;
+       first += kPairBlock / 2, weight += panel.halves * kHalfPanel * kPairBlock) {
+    const uint16_t* w = weight;
     if constexpr (kFetches && kStreams)
       for (int64_t i = 0; i < H * kPairBlock * kHalfPanel; i += kLineValues) fetch16(w + kFarAheadValues + i);
-    const int64_t left = (depth_of(c) - k + 1) / 2, pairs = left < kPairBlock / 2 ? left : kPairBlock / 2;
+    const int64_t left = all - first, pairs = left < kPairBlock / 2 ? left : kPairBlock / 2;
+    const auto* block = x + 2 * first;
     for (int64_t p = 0; p < pairs; ++p, w += 2 * kHalfPanel) {
       typename Dot::Weights loaded[NV];
       if constexpr (kFetches && !kStreams) {
@@ -212,23 +240,13 @@ void dot_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t step
         loaded[j] = Dot::load(w + j / kPerHalf * (kPairBlock * kHalfPanel) + j % kPerHalf * 2 * Vec::kWidth);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const auto* pair = x + r * step + k + 2 * p;
+        const auto* pair = block + r * step + 2 * p;
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) acc[r * NV + j] = Dot::add(loaded[j], pair, acc[r * NV + j]);
       }
     }
   }
-  finish_block<R, NV>(c, acc, pixels, channel);
-}
-
-template <class Dot, int H, bool kFetches, int R = kDotPixels>
-void dot_block_of(int64_t count, const Conv16Call& c, const typename Dot::Operand* x, int64_t step,
-                  const OutputPixel* pixels, const uint16_t* weight, int64_t halves, int64_t channel) {
-  if constexpr (R > 1) {
-    if (count < R)
-      return dot_block_of<Dot, H, kFetches, R - 1>(count, c, x, step, pixels, weight, halves, channel);
-  }
-  dot_block<Dot, H, kFetches, R>(c, x, step, pixels, weight, halves, channel);
+  finish_block<R, NV>(c, acc, pixels, panel.channel);
 }
 
 // Where the values of a block's pixels lie, `step` apart.
@@ -240,19 +258,44 @@ struct BlockValues {
 
 inline int64_t register_blocks(int64_t count) { return (count + kDotPixels - 1) / kDotPixels; }
 
-// Register blocks as equal as possible, so that none is tiny.
-template <class Dot, int H>
-void dot_blocks(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x, const OutputPixel* pixels,
-                int64_t count, const uint16_t* weight, int64_t halves, int64_t channel, NextPixels& next) {
-  const int64_t blocks = register_blocks(count);
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = count * b / blocks, last = count * (b + 1) / blocks;
-    const bool fetches = b == 0 && c.channels * padded_depth(c) > kResidentValues;
+// Register blocks of R pixels that follow one another: a call for each would take as long as a short dot
+// product.
+template <class Dot, int H, bool kFetches, int R>
+void dot_run(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
+             int64_t blocks, const DotPanel& panel, NextPixels& next) {
+  for (; blocks > 0; --blocks, x += R * step, pixels += R) {
     next.ask();
-    (fetches ? dot_block_of<Dot, H, true>
-             : dot_block_of<Dot, H, false>)(last - first, c, x.first + first * x.step, x.step, pixels + first,
-                                            weight, halves, channel);
+    dot_block<Dot, H, kFetches, R>(c, x, step, pixels, panel);
   }
+}
+
+template <class Dot, int H, bool kFetches, int R = kDotPixels>
+void dot_run_of(int64_t count, const Conv16Call& c, const typename Dot::Operand* x, int64_t step,
+                const OutputPixel* pixels, int64_t blocks, const DotPanel& panel, NextPixels& next) {
+  if constexpr (R > 1) {
+    if (count < R) return dot_run_of<Dot, H, kFetches, R - 1>(count, c, x, step, pixels, blocks, panel, next);
+  }
+  dot_run<Dot, H, kFetches, R>(c, x, step, pixels, blocks, panel, next);
+}
+
+// Register blocks as equal as possible, so that none is tiny: first those of a pixel more. The very first one
+// fetches weights that do not stay near.
+template <class Dot, int H>
+void dot_blocks(const Conv16Call& c, BlockValues<typename Dot::Operand> x, const OutputPixel* pixels,
+                int64_t count, const DotPanel& panel, NextPixels& next) {
+  const int64_t blocks = register_blocks(count), least = count / blocks;
+  int64_t larger = count % blocks, smaller = blocks - larger;
+  const auto run = [&](auto* dots, int64_t size, int64_t of_them) {
+    dots(size, c, x.first, x.step, pixels, of_them, panel, next);
+    x.first += size * of_them * x.step;
+    pixels += size * of_them;
+  };
+  if (c.channels * padded_depth(c) > kResidentValues) {
+    run(dot_run_of<Dot, H, true>, larger ? least + 1 : least, 1);
+    --(larger ? larger : smaller);
+  }
+  if (larger) run(dot_run_of<Dot, H, false>, least + 1, larger);
+  if (smaller) run(dot_run_of<Dot, H, false>, least, smaller);
 }
 
 #include "cpu/kernels/short_pairs16.inl"
@@ -266,30 +309,86 @@ void dot_panel(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x,
   if (c.short_pairs) return short_panel<Dot>(c, x, pixels, count, panel, halves);
   const uint16_t* weight = c.weight + channel * padded_depth(c);
   if (halves == 2 && kDotHalves == 2)
-    return dot_blocks<Dot, 2>(c, x, pixels, count, weight, halves, channel, next);
+    return dot_blocks<Dot, 2>(c, x, pixels, count, {weight, halves, channel}, next);
   for (int64_t half = 0; half < halves; ++half)
-    dot_blocks<Dot, 1>(c, x, pixels, count, weight + half * kPairBlock * kHalfPanel, halves,
-                       channel + half * kHalfPanel, next);
+    dot_blocks<Dot, 1>(c, x, pixels, count,
+                       {weight + half * kPairBlock * kHalfPanel, halves, channel + half * kHalfPanel}, next);
 }
 
-// Values behind the last pixel that copies of short stretches write over.
-constexpr int64_t kOverhang = kPairBlock;
-
-// The values of one pixel in the order of the dot product, zeros behind them. What a copy of a short stretch
-// writes behind it is overwritten by the next one, and behind the last one by the next pixel.
+// The values of one pixel in the order of the dot product, zeros behind them.
 template <class Dot>
 void gather_pixel(const Conv16Call& c, const uint16_t* from, typename Dot::Operand* to) {
   const int64_t taps = c.taps, length = c.length;
   const int64_t* const tap = c.tap;
   // The last block, of which values may fill a part.
   __builtin_memset(to + padded_depth(c) - kPairBlock, 0, kPairBlock * sizeof(*to));
-  if constexpr (Dot::kAsStored) {
-    if (length <= kPairBlock) {
-      for (int64_t t = 0; t < taps; ++t, to += length) Dot::copy_short(from + tap[t], length, to);
-      return;
-    }
-  }
   for (int64_t t = 0; t < taps; ++t, to += length) Dot::gather(from + tap[t], length, to);
+}
+
+// Blocks of short stretches, as those of first layers are: every block of a pixel is put together in a
+// register from parts of stretches and stored once. Copies of stretches would cross lines of the cache.
+constexpr int kMostParts = 6;
+constexpr int64_t kMostShort = 128;
+
+// The stretches that a block meets: where their values would lie if lane 0 were one, and their lanes.
+struct BlockParts {
+  int64_t offset[kMostParts];
+  uint32_t lanes[kMostParts];
+  int count;
+};
+
+inline bool takes_parts(const Conv16Call& c) {
+  if (c.length % kPairBlock == 0 || c.length > kMostShort) return false;
+  return c.taps <= kMostParts || (kPairBlock - 2) / c.length + 2 <= kMostParts;
+}
+
+inline BlockParts parts_of_block(const Conv16Call& c, int64_t first) {
+  BlockParts parts{};
+  for (int64_t t = first / c.length; t < c.taps && t * c.length < first + kPairBlock; ++t) {
+    const int64_t begin = t * c.length - first, end = begin + c.length;
+    const int64_t from = begin > 0 ? begin : 0, to = end < kPairBlock ? end : kPairBlock;
+    parts.offset[parts.count] = c.tap[t] - begin;
+    parts.lanes[parts.count++] = static_cast<uint32_t>(((uint64_t{1} << (to - from)) - 1) << from);
+  }
+  return parts;
+}
+
+// One block of every pixel.
+template <class Dot, bool kReads, int N>
+void gather_parts(const BlockParts& parts, const OutputPixel* pixels, int64_t count, int64_t step,
+                  uint16_t* to) {
+  if constexpr (N > 1) {
+    if (parts.count < N) return gather_parts<Dot, kReads, N - 1>(parts, pixels, count, step, to);
+  }
+  const BlockParts own = parts;  // in registers: stores might change others
+  for (int64_t p = 0; p < count; ++p, to += step) {
+    auto block = Dot::no_values();
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      const uint16_t* from = pixels[p].input + own.offset[i];
+      block = kReads ? Dot::with_read(block, from, own.lanes[i]) : Dot::with(block, from, own.lanes[i]);
+    }
+    Dot::store(block, to);
+  }
+}
+
+// Whether whole blocks around these pixels' parts lie in memory that may be read.
+inline bool may_read(const Conv16Call& c, const BlockParts& parts, const OutputPixel* pixels, int64_t count) {
+  for (int i = 0; i < parts.count; ++i) {
+    if (pixels[0].input + parts.offset[i] < c.readable) return false;
+    if (pixels[count - 1].input + parts.offset[i] + kPairBlock > c.beyond) return false;
+  }
+  return true;
+}
+
+template <class Dot>
+void gather_short(const Conv16Call& c, const OutputPixel* pixels, int64_t count, uint16_t* to) {
+  for (int64_t first = 0; first < padded_depth(c); first += kPairBlock) {
+    const BlockParts parts = parts_of_block(c, first);
+    (may_read(c, parts, pixels, count)
+         ? gather_parts<Dot, true, kMostParts>
+         : gather_parts<Dot, false, kMostParts>)(parts, pixels, count, gathered_step(c), to + first);
+  }
 }
 
 // None, ReLU and clamping, told apart once.
@@ -367,7 +466,7 @@ inline int64_t gathered_pixels(const Conv16Call& c) {
 template <class Dot>
 int64_t gather_scratch(const Conv16Call& c) {
   const auto operand = static_cast<int64_t>(sizeof(typename Dot::Operand));
-  return operand * (gathered_pixels(c) * gathered_step(c) + kOverhang) +
+  return operand * gathered_pixels(c) * gathered_step(c) +
          gathered_pixels(c) * static_cast<int64_t>(sizeof(OutputPixel));
 }
 
@@ -400,6 +499,9 @@ bool reads_straight(const Conv16Call& c) {
 template <class Dot>
 void gather_pixels(const Conv16Call& c, const OutputPixel* pixels, int64_t count,
                    typename Dot::Operand* values) {
+  if constexpr (Dot::kAsStored) {
+    if (!c.in_scale && takes_parts(c)) return gather_short<Dot>(c, pixels, count, values);
+  }
   const InputNorm norm(c);
   for (int64_t p = 0; p < count; ++p, values += gathered_step(c))
     c.in_scale ? gather_normalised(c, norm, pixels[p].input, values)
@@ -411,7 +513,7 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
                    int64_t panel_end) {
   using Operand = typename Dot::Operand;
   auto* values = static_cast<Operand*>(c.scratch);
-  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * gathered_step(c) + kOverhang);
+  auto* pixels = reinterpret_cast<OutputPixel*>(values + gathered_pixels(c) * gathered_step(c));
   const bool side_by_side = c.taps == 1 && c.stride_h == 1 && c.stride_w == 1;
   const bool straight = reads_straight<Dot>(c);
   const int64_t block = pass_pixels(c, straight);

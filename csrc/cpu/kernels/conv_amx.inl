@@ -298,8 +298,7 @@ inline int64_t tile_pixels_of(const Conv16Call& c) {
 
 template <class Dot>
 int64_t amx_scratch(const Conv16Call& c) {
-  const int64_t values =
-      static_cast<int64_t>(sizeof(uint16_t)) * (tile_pixels_of(c) * gathered_step(c) + kOverhang);
+  const int64_t values = static_cast<int64_t>(sizeof(uint16_t)) * tile_pixels_of(c) * gathered_step(c);
   const int64_t own = kPartialBytes + values + most_tiles(c) * static_cast<int64_t>(sizeof(PixelTile));
   return own > gather_scratch<Dot>(c) ? own : gather_scratch<Dot>(c);
 }
@@ -309,19 +308,14 @@ template <class Dot>
 int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uint16_t* values,
                        PixelTile* tiles) {
   const int64_t depth = padded_depth(c), step = gathered_step(c), built = divide_up(count, kTileRows);
-  const InputNorm norm(c);
-  for (int64_t t = 0, i = 0; t < built; ++t) {
-    tiles[t].first = values + t * kTileRows * step;
-    for (int64_t r = 0; r < kTileRows; ++r, ++i) {
-      uint16_t* to = values + i * step;
-      tiles[t].row[r] = i < count ? walk.here() : OutputPixel{};
-      if (i >= count) {
-        __builtin_memset(to, 0, static_cast<size_t>(depth) * sizeof(uint16_t));
-        continue;
-      }
-      c.in_scale ? gather_normalised(c, norm, walk.here().input, to)
-                 : gather_pixel<Dot>(c, walk.here().input, to);
-      walk.step();
+  for (int64_t t = 0; t < built; ++t, values += kTileRows * step) {
+    const int64_t left = count - t * kTileRows, rows = left < kTileRows ? left : kTileRows;
+    tiles[t].first = values;
+    walk.take(rows, tiles[t].row);
+    gather_pixels<Dot>(c, tiles[t].row, rows, values);
+    for (int64_t r = rows; r < kTileRows; ++r) {
+      tiles[t].row[r] = OutputPixel{};
+      __builtin_memset(values + r * step, 0, static_cast<size_t>(depth) * sizeof(uint16_t));
     }
   }
   return built;
@@ -344,7 +338,7 @@ void amx_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, int64
   static const int64_t kNoTap = 0;
   auto* partial = static_cast<float*>(c.scratch);
   auto* values = reinterpret_cast<uint16_t*>(static_cast<char*>(c.scratch) + kPartialBytes);
-  auto* tiles = reinterpret_cast<PixelTile*>(values + tile_pixels_of(c) * gathered_step(c) + kOverhang);
+  auto* tiles = reinterpret_cast<PixelTile*>(values + tile_pixels_of(c) * gathered_step(c));
   for (int64_t at = pixel_begin; at < pixel_end;) {
     const Pixel16Walk walk(c, at);
     const int64_t left = pixel_end - at;

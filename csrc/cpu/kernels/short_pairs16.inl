@@ -24,8 +24,7 @@ void short_block(const Conv16Call& c, const typename Dot::Operand* x, int64_t st
   const Exponents exponents(panel.exponents);
   const uint8_t* at = panel.blocks;
   Vec acc[R * NV];
-#pragma GCC unroll 32
-  for (int i = 0; i < R * NV; ++i) acc[i] = Vec::zero();
+  start_block<R, NV>(c, acc, channel);
   // Products of one pair of positions; weights: its channels, half by half.
   const auto add_pair = [&](const uint16_t* const* weights, const typename Dot::Operand* pair) {
     typename Dot::Weights loaded[NV];

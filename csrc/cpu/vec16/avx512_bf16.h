@@ -67,12 +67,19 @@ struct NativeDot {
     const auto rest = static_cast<__mmask32>((uint64_t{1} << count) - 1);
     if (count > 0) _mm512_mask_storeu_epi16(to, rest, _mm512_maskz_loadu_epi16(rest, from));
   }
-  // `count` values, 32 at most; writes zeros up to 16 or 32.
-  static void copy_short(const uint16_t* from, int64_t count, uint16_t* to) {
-    if (count > 16) return Pairs::copy_first(from, count, to);
-    const auto lanes = static_cast<__mmask16>((1u << count) - 1);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(lanes, from));
+  // A block of kPairBlock gathered values, of which `lanes` come from `from`; no other value is read.
+  using Block = __m512i;
+  static Block no_values() { return _mm512_setzero_si512(); }
+  static Block with(Block block, const uint16_t* from, uint32_t lanes) {
+    return _mm512_mask_loadu_epi16(block, lanes, from);
   }
+  // The same where all of the block may be read: a load under a mask takes twice as long.
+  static Block with_read(Block block, const uint16_t* from, uint32_t lanes) {
+    __m512i all = _mm512_loadu_si512(from);
+    asm("" : "+v"(all));  // or the compiler makes one instruction of the two
+    return _mm512_mask_mov_epi16(block, lanes, all);
+  }
+  static void store(Block block, uint16_t* to) { _mm512_storeu_si512(to, block); }
   static Weights load(const uint16_t* pairs) { return _mm512_loadu_si512(pairs); }
   static Vec add(Weights w, const uint16_t* pair, Vec acc) {
     int32_t both;
