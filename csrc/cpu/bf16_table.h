@@ -78,6 +78,14 @@ struct MaxPool16Call {
   void* scratch;  // max_pool_scratch bytes of the calling thread, aligned to a cache line
 };
 
+// The mean of every window. The memory of `window` does not count; its prologue's activation is none, ReLU or
+// clamping.
+struct AvgPool16Call {
+  PoolCall window;
+  View16 input, output;
+  void* scratch;  // avg_pool_scratch bytes of the calling thread, aligned to a cache line
+};
+
 // The gradient of max pooling, in float32. The views of the input and the output's gradient in `window` do
 // not count.
 struct MaxPoolBackward16Call {
@@ -178,6 +186,8 @@ struct Bf16Kernels {
   // Output rows [row_begin, row_end) over all images.
   void (*max_pool)(const MaxPool16Call&, int64_t row_begin, int64_t row_end);
   int64_t (*max_pool_scratch)(const MaxPool16Call&);
+  void (*avg_pool)(const AvgPool16Call&, int64_t row_begin, int64_t row_end);
+  int64_t (*avg_pool_scratch)(const AvgPool16Call&);
   // Input rows [row_begin, row_end) over all images.
   void (*max_pool_backward)(const MaxPoolBackward16Call&, int64_t row_begin, int64_t row_end);
   void (*max_pool_apart_backward)(const MaxPoolApart16Call&, int64_t row_begin, int64_t row_end);

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "cpu/aligned_floats.h"
 #include "cpu/bf16_table.h"
 #include "cpu/dispatch.h"
 
@@ -64,8 +65,11 @@ void avg_pool_rows(const PoolCall& call, int64_t begin, int64_t end) {
 }
 
 void avg_pool_rows(const NarrowPool& pool, int64_t begin, int64_t end) {
-  if (!run_boxes(box_mean_of(pool.call), pool.input, pool.output, bf16_kernels().box_mean, begin, end))
-    pool.run(kernels().avg_pool, begin, end);
+  if (run_boxes(box_mean_of(pool.call), pool.input, pool.output, bf16_kernels().box_mean, begin, end)) return;
+  AvgPool16Call call{pool.call, pool.input, pool.output, nullptr};
+  const int64_t bytes = bf16_kernels().avg_pool_scratch(call);
+  call.scratch = thread_scratch(ScratchSlot::kPooled, (bytes + 3) / 4);
+  bf16_kernels().avg_pool(call, begin, end);
 }
 
 void avg_pool_backward_rows(const PoolBackwardCall& call, int64_t begin, int64_t end) {

@@ -43,13 +43,6 @@ class Rows {
   float* data_;
 };
 
-// Input rows that windows [first, last) read.
-std::pair<int64_t, int64_t> rows_read(const PoolCall& p, int64_t first, int64_t last) {
-  const int64_t begin = first * p.stride_h - p.pad_h,
-                end = (last - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1;
-  return {std::clamp<int64_t>(begin, 0, p.in_height), std::clamp<int64_t>(end, 0, p.in_height)};
-}
-
 // Windows that reach into input rows [begin, end).
 std::pair<int64_t, int64_t> windows_of(const PoolCall& p, int64_t begin, int64_t end) {
   const int64_t reach = std::max<int64_t>(0, begin + p.pad_h - (p.kernel_h - 1) * p.dilation_h);
@@ -69,24 +62,6 @@ void for_strips(int64_t begin, int64_t end, int64_t height, int64_t step, Body&&
 }
 
 }  // namespace
-
-void NarrowPool::run(PoolKernel kernel, int64_t row_begin, int64_t row_end) const {
-  const int64_t in_row = call.in_width * call.channels, out_row = call.width * call.channels;
-  const int64_t step = std::max<int64_t>(1, kStripFloats / (call.stride_h * in_row + out_row));
-  for_strips(row_begin, row_end, call.height, step, [&](int64_t image, int64_t begin, int64_t end) {
-    const auto [first, last] = rows_read(call, begin, end);
-    float* scratch = thread_scratch(ScratchSlot::kWidened,
-                                    std::max<int64_t>(0, last - first) * in_row + (end - begin) * out_row);
-    const Rows from(first, last, call.in_width, call.channels, scratch),
-        to(begin, end, call.width, call.channels, scratch);
-    from.widen(input, image);
-    PoolCall part = call;
-    part.input = from.view();
-    part.output = to.view();
-    kernel(part, begin, end);
-    to.round_to(output, image);
-  });
-}
 
 void NarrowPoolBackward::run(int64_t row_begin, int64_t row_end) const {
   if (input.data && MaxPoolApart16Call::serves(call))

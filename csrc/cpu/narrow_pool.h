@@ -5,15 +5,10 @@
 
 namespace cnnfast::cpu {
 
-using PoolKernel = void (*)(const PoolCall&, int64_t, int64_t);
-
 // Views whose pixels have adjacent channels. The call's own views do not count.
 struct NarrowPool {
   PoolCall call;
   View16 input, output;
-
-  // Output rows [begin, end) over all images.
-  void run(PoolKernel kernel, int64_t begin, int64_t end) const;
 };
 
 struct NarrowPoolBackward {

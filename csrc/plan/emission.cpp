@@ -1,6 +1,7 @@
 // The part of Lowering that makes the steps of a node.
 #include <algorithm>
 
+#include "cpu/bf16_table.h"
 #include "plan/gate_steps.h"
 #include "plan/image_steps.h"
 #include "plan/lowering.h"
@@ -198,6 +199,8 @@ void Lowering::emit_pool(int64_t node) {
   }
   if (graph_.half() && is_max_pool_as_stored(node))
     return add_step(max_pool16_step(node, call, place(read_by(node)), place(node)));
+  if (graph_.half() && !max && cpu::Affine16Call<uint16_t>::serves(call.prologue.activation))
+    return add_step(avg_pool16_step(node, call, place(read_by(node)), place(node)));
   add(pool_step(node, max, call, place(read_by(node)), place(node)));
 }
 

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "cpu/bf16_table.h"
+#include "cpu/box_mean.h"
 #include "cpu/conv16_job.h"
 #include "cpu/parallel.h"
 
@@ -149,16 +150,34 @@ class PairConv : public Writes16<RowStep> {
   int64_t first_tap_;
 };
 
+RowWindow rows_of_windows(const cpu::PoolCall& w) {
+  return {w.stride_h, w.pad_h, (w.kernel_h - 1) * w.dilation_h + 1};
+}
+
 class MaxPool16 : public Writes16<RowStep> {
  public:
   MaxPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
       : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
   std::string text() const override { return pool_text(true, window_) + " to " + size_text(writes_.size); }
-  std::optional<RowWindow> window_of(size_t) const override {
-    return RowWindow{window_.stride_h, window_.pad_h, (window_.kernel_h - 1) * window_.dilation_h + 1};
-  }
+  std::optional<RowWindow> window_of(size_t) const override { return rows_of_windows(window_); }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     if (begin < end) max_pool16(window_, reads_[0].view16(memory), writes_.view16(memory), begin, end);
+  }
+
+ private:
+  cpu::PoolCall window_;
+};
+
+// Behind a norm whose activation is none, ReLU or clamping.
+class AvgPool16 : public Writes16<RowStep> {
+ public:
+  AvgPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
+      : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
+  std::string text() const override { return pool_text(false, window_) + " to " + size_text(writes_.size); }
+  std::optional<RowWindow> window_of(size_t) const override { return rows_of_windows(window_); }
+  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
+    if (begin < end)
+      cpu::avg_pool_rows({window_, reads_[0].view16(memory), writes_.view16(memory)}, begin, end);
   }
 
  private:
@@ -366,6 +385,10 @@ void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu:
 
 std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to) {
   return std::make_unique<MaxPool16>(node, window, std::move(from), std::move(to));
+}
+
+std::unique_ptr<Step> avg_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to) {
+  return std::make_unique<AvgPool16>(node, window, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to) {

@@ -72,6 +72,8 @@ void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu:
                 int64_t end);
 // Without a prologue.
 std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to);
+// The window's prologue has an activation of Affine16Call's.
+std::unique_ptr<Step> avg_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to);
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to);
 // binary_step without widened copies, for some of its forms.
 bool takes_binary16(bool multiply, Repeated repeated, const Activation& activation);

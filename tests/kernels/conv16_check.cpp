@@ -42,6 +42,7 @@ double half_step(double x) { return x == 0 ? 0.0 : std::ldexp(1.0, std::ilogb(x)
 struct EmulatedDot {
   using Operand = uint16_t;
   static constexpr bool kAsStored = true;
+  static constexpr int64_t kNarrow = Vec::kWidth / 2;
   struct Weights {
     Vec even, odd;
   };
@@ -68,6 +69,9 @@ struct EmulatedDot {
     Bf16::load_pairs(pairs, w.even, w.odd);
     return w;
   }
+  using Spread = const uint16_t*;
+  static Spread spread(const uint16_t* pair) { return pair; }
+  static Vec add_narrow(const Weights& w, Spread pair, Vec acc) { return add(w, pair, acc); }
   static Vec add(const Weights& w, const uint16_t* pair, Vec acc) {
     return acc + (Vec::set1(widened(pair[0])) * w.even + Vec::set1(widened(pair[1])) * w.odd);
   }

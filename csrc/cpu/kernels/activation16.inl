@@ -1,6 +1,26 @@
 // Activations of sums that are rounded to bfloat16 right behind them. Where the set has the instructions,
 // sigmoid and SiLU are approximated to 2^-13, a sixteenth of what the rounding loses: half the operations.
+#pragma once
+
 namespace {
+
+// None, ReLU and clamping, told apart once.
+class ShortActivation {
+ public:
+  explicit ShortActivation(const Activation& activation) : clamps_(activation.kind == Activation::kClamp) {
+    const bool relu = activation.kind == Activation::kReLU;
+    least_ = Vec::set1(clamps_ ? activation.a : relu ? 0.0f : -__builtin_inff());
+    most_ = Vec::set1(clamps_ ? activation.b : __builtin_inff());
+  }
+  Vec of(Vec x) const {
+    x = Vec::at_least(least_, x);
+    return clamps_ ? Vec::at_most(most_, x) : x;
+  }
+
+ private:
+  bool clamps_;
+  Vec least_, most_;
+};
 
 // 1 / (1 + e^-x) times `numerator`.
 template <class B = Bf16>

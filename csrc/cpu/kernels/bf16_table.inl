@@ -14,6 +14,7 @@ using namespace cnnfast::cpu;
 #pragma GCC diagnostic pop
 
 #include "cpu/kernels/activation16.inl"
+#include "cpu/kernels/avg_pool16.inl"
 #include "cpu/kernels/bf16_rows.inl"
 #include "cpu/kernels/box_mean.inl"
 #include "cpu/kernels/conv16.inl"
@@ -37,6 +38,8 @@ constexpr Bf16Kernels widened_kernels(const char* name, const FixedWinograd* fix
   table.short_pixels = short_pixels;
   table.max_pool = max_pool16;
   table.max_pool_scratch = max_pool_scratch;
+  table.avg_pool = avg_pool16;
+  table.avg_pool_scratch = avg_pool_scratch;
   table.max_pool_backward = max_pool16_backward;
   table.max_pool_apart_backward = max_pool_apart16_backward;
   table.box_mean = box_mean<View16>;

@@ -10,6 +10,7 @@ namespace {
 struct WidenedDot {
   using Operand = float;
   static constexpr bool kAsStored = false;  // its operands are not the values in memory
+  static constexpr int64_t kNarrow = 0;     // no products of few channels by a part of a vector
   static void gather(const uint16_t* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + Vec::kWidth <= count; i += Vec::kWidth) Bf16::load(from + i).store(to + i);
@@ -136,7 +137,7 @@ constexpr int64_t kStreamPixels = 2, kLineValues = 32;
 inline void fetch16(const uint16_t* weight) { __builtin_prefetch(weight, 0, 2); }
 
 // Memory that the next block of pixels is gathered from, asked for while this one multiplies: so many bytes
-// with every register block.
+// with every register block, or with every part of a long one. Many lines at once would keep others waiting.
 class NextPixels {
  public:
   NextPixels() = default;
@@ -154,6 +155,8 @@ class NextPixels {
   const char *at_ = nullptr, *end_ = nullptr;
   int64_t step_ = 0;
 };
+
+inline bool asks_by_parts(const Conv16Call& c) { return padded_depth(c) >= 8 * kPairBlock; }
 
 // What the sums of a block meet when they are done: far memory by then, for every pixel elsewhere.
 template <int R>
@@ -211,20 +214,28 @@ struct DotPanel {
   int64_t halves, channel;
 };
 
+// How a register block multiplies. kFetches: weights are asked for ahead; kNarrow: the last vector has
+// Dot::kNarrow channels at most.
+enum class DotForm { kPlain, kFetches, kNarrow };
+
 // One register block: R pixels. x: gathered values, `step` apart.
-template <class Dot, int H, bool kFetches, int R>
+template <class Dot, int H, DotForm kForm, int R>
 [[gnu::always_inline]] inline void dot_block(const Conv16Call& c, const typename Dot::Operand* x,
-                                             int64_t step, const OutputPixel* pixels, const DotPanel& panel) {
+                                             int64_t step, const OutputPixel* pixels, const DotPanel& panel,
+                                             NextPixels& next) {
   constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
-  constexpr bool kStreams = R <= kStreamPixels;
+  constexpr bool kFetches = kForm == DotForm::kFetches, kStreams = R <= kStreamPixels;
   fetch_outputs<R>(c, pixels, panel.channel);
   Vec acc[R * NV];
   start_block<R, NV>(c, acc, panel.channel);
   const int64_t all = (depth_of(c) + 1) / 2;
+  const bool by_parts = asks_by_parts(c);
+  if (!by_parts) next.ask();
   const uint16_t* weight = panel.weight;
   for (int64_t first = 0; first < all;
        first += kPairBlock / 2, weight += panel.halves * kHalfPanel * kPairBlock) {
     const uint16_t* w = weight;
+    if (by_parts) next.ask();
     if constexpr (kFetches && kStreams)
       for (int64_t i = 0; i < H * kPairBlock * kHalfPanel; i += kLineValues) fetch16(w + kFarAheadValues + i);
     const int64_t left = all - first, pairs = left < kPairBlock / 2 ? left : kPairBlock / 2;
@@ -241,6 +252,13 @@ template <class Dot, int H, bool kFetches, int R>
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const auto* pair = block + r * step + 2 * p;
+        if constexpr (kForm == DotForm::kNarrow) {
+          const auto both = Dot::spread(pair);
+#pragma GCC unroll 8
+          for (int j = 0; j < NV - 1; ++j) acc[r * NV + j] = Dot::add(loaded[j], both, acc[r * NV + j]);
+          acc[r * NV + NV - 1] = Dot::add_narrow(loaded[NV - 1], both, acc[r * NV + NV - 1]);
+          continue;
+        }
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) acc[r * NV + j] = Dot::add(loaded[j], pair, acc[r * NV + j]);
       }
@@ -260,22 +278,21 @@ inline int64_t register_blocks(int64_t count) { return (count + kDotPixels - 1) 
 
 // Register blocks of R pixels that follow one another: a call for each would take as long as a short dot
 // product.
-template <class Dot, int H, bool kFetches, int R>
+template <class Dot, int H, DotForm kForm, int R>
 void dot_run(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
              int64_t blocks, const DotPanel& panel, NextPixels& next) {
   for (; blocks > 0; --blocks, x += R * step, pixels += R) {
-    next.ask();
-    dot_block<Dot, H, kFetches, R>(c, x, step, pixels, panel);
+    dot_block<Dot, H, kForm, R>(c, x, step, pixels, panel, next);
   }
 }
 
-template <class Dot, int H, bool kFetches, int R = kDotPixels>
+template <class Dot, int H, DotForm kForm, int R = kDotPixels>
 void dot_run_of(int64_t count, const Conv16Call& c, const typename Dot::Operand* x, int64_t step,
                 const OutputPixel* pixels, int64_t blocks, const DotPanel& panel, NextPixels& next) {
   if constexpr (R > 1) {
-    if (count < R) return dot_run_of<Dot, H, kFetches, R - 1>(count, c, x, step, pixels, blocks, panel, next);
+    if (count < R) return dot_run_of<Dot, H, kForm, R - 1>(count, c, x, step, pixels, blocks, panel, next);
   }
-  dot_run<Dot, H, kFetches, R>(c, x, step, pixels, blocks, panel, next);
+  dot_run<Dot, H, kForm, R>(c, x, step, pixels, blocks, panel, next);
 }
 
 // Register blocks as equal as possible, so that none is tiny: first those of a pixel more. The very first one
@@ -291,11 +308,16 @@ void dot_blocks(const Conv16Call& c, BlockValues<typename Dot::Operand> x, const
     pixels += size * of_them;
   };
   if (c.channels * padded_depth(c) > kResidentValues) {
-    run(dot_run_of<Dot, H, true>, larger ? least + 1 : least, 1);
+    run(dot_run_of<Dot, H, DotForm::kFetches>, larger ? least + 1 : least, 1);
     --(larger ? larger : smaller);
   }
-  if (larger) run(dot_run_of<Dot, H, false>, least + 1, larger);
-  if (smaller) run(dot_run_of<Dot, H, false>, least, smaller);
+  auto* dots = dot_run_of<Dot, H, DotForm::kPlain>;
+  if constexpr (Dot::kNarrow > 0) {
+    if (c.channels - panel.channel <= (H - 1) * kHalfPanel + Dot::kNarrow)
+      dots = dot_run_of<Dot, H, DotForm::kNarrow>;
+  }
+  if (larger) run(dots, least + 1, larger);
+  if (smaller) run(dots, least, smaller);
 }
 
 #include "cpu/kernels/short_pairs16.inl"
@@ -390,24 +412,6 @@ void gather_short(const Conv16Call& c, const OutputPixel* pixels, int64_t count,
          : gather_parts<Dot, false, kMostParts>)(parts, pixels, count, gathered_step(c), to + first);
   }
 }
-
-// None, ReLU and clamping, told apart once.
-class ShortActivation {
- public:
-  explicit ShortActivation(const Activation& activation) : clamps_(activation.kind == Activation::kClamp) {
-    const bool relu = activation.kind == Activation::kReLU;
-    least_ = Vec::set1(clamps_ ? activation.a : relu ? 0.0f : -__builtin_inff());
-    most_ = Vec::set1(clamps_ ? activation.b : __builtin_inff());
-  }
-  Vec of(Vec x) const {
-    x = Vec::at_least(least_, x);
-    return clamps_ ? Vec::at_most(most_, x) : x;
-  }
-
- private:
-  bool clamps_;
-  Vec least_, most_;
-};
 
 // What a value becomes on the way in.
 class InputNorm {
@@ -529,7 +533,8 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
     NextPixels next;
     if (side_by_side && at < pixel_end)
       next = {walk.here().input, (pixel_end - at < count ? pixel_end - at : count) * c.input.pixel,
-              register_blocks(count) * (panel_end - panel_begin)};
+              register_blocks(count) * (panel_end - panel_begin) *
+                  (asks_by_parts(c) ? padded_depth(c) / kPairBlock : 1)};
     for (int64_t panel = panel_begin; panel < panel_end; ++panel)
       dot_panel<Dot>(c, read, pixels, count, panel, next);
   }

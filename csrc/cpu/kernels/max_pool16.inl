@@ -110,6 +110,7 @@ struct PoolRows16 {
   Span rows;
   const uint16_t* input;
   int64_t row, pixel;
+  int64_t ahead;  // rows behind them that the next row of the result will read
   uint16_t* output;
   int64_t out_pixel;
   void* columns;
@@ -128,6 +129,7 @@ K largest_of_columns(const PoolCall& c, const PoolRows16& at, int64_t channel, i
       best = Order::larger(best, Order::from(load_bits16<kWhole, K>(p, lanes)));
     columns[x] = best;
     all |= best;
+    for (int64_t y = 0; y < at.ahead; ++y) fetch(p, y * at.row);
   }
   return all;
 }
@@ -191,6 +193,7 @@ void max_pool16(const MaxPool16Call& call, int64_t row_begin, int64_t row_end) {
         span_of(y * c.stride_h - c.pad_h, c.kernel_h, c.dilation_h, c.in_height, c.padded_height - c.pad_h);
     max_pool_row(c, {rows, call.input.data + n * call.input.image + rows.begin * call.input.row,
                      c.dilation_h * call.input.row, call.input.pixel,
+                     r + 1 < row_end && c.dilation_h == 1 ? c.stride_h : 0,
                      call.output.data + n * call.output.image + y * call.output.row, call.output.pixel,
                      call.scratch, &signs});
   }

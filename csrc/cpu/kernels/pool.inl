@@ -5,11 +5,6 @@
 
 namespace {
 
-inline int64_t divisor_of(const PoolCall& c, const Span& y, const Span& x) {
-  if (c.divisor_override) return c.divisor_override;
-  return c.count_include_pad ? y.with_padding * x.with_padding : y.count * x.count;
-}
-
 struct MaxReduce {
   static constexpr float kStart = -__builtin_inff();
   template <class Floats>

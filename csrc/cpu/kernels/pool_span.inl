@@ -21,4 +21,10 @@ inline Span span_of(int64_t start, int64_t kernel, int64_t dilation, int64_t siz
   return s;
 }
 
+// Of average pooling.
+inline int64_t divisor_of(const PoolCall& c, const Span& y, const Span& x) {
+  if (c.divisor_override) return c.divisor_override;
+  return c.count_include_pad ? y.with_padding * x.with_padding : y.count * x.count;
+}
+
 }  // namespace

@@ -81,10 +81,24 @@ struct NativeDot {
   }
   static void store(Block block, uint16_t* to) { _mm512_storeu_si512(to, block); }
   static Weights load(const uint16_t* pairs) { return _mm512_loadu_si512(pairs); }
-  static Vec add(Weights w, const uint16_t* pair, Vec acc) {
+  // A pair in all lanes.
+  using Spread = __m512i;
+  static Spread spread(const uint16_t* pair) {
     int32_t both;
     __builtin_memcpy(&both, pair, sizeof(both));
-    return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_set1_epi32(both), (__m512bh)w)};
+    return _mm512_set1_epi32(both);
+  }
+  static Vec add(Weights w, Spread pair, Vec acc) {
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)pair, (__m512bh)w)};
+  }
+  static Vec add(Weights w, const uint16_t* pair, Vec acc) { return add(w, spread(pair), acc); }
+  // Of the first kNarrow channels alone, in half the time.
+  static constexpr int64_t kNarrow = 8;
+  static Vec add_narrow(Weights w, Spread pair, Vec acc) {
+    const __m256 sums =
+        _mm256_dpbf16_ps(_mm512_castps512_ps256(acc.v), (__m256bh)_mm512_castsi512_si256(pair),
+                         (__m256bh)_mm512_castsi512_si256(w));
+    return {_mm512_castps256_ps512(sums)};
   }
 };
 
