@@ -16,7 +16,7 @@ namespace {
 // little that it stays in cache anyway.
 struct CacheShares {
   int64_t part, strip, far;
-  explicit CacheShares(int64_t cache) : part(cache / 16 * 11), strip(cache / 8 * 3), far(cache / 2) {}
+  explicit CacheShares(int64_t cache) : part(cache / 16 * 11), strip(cache / 2), far(cache / 2) {}
 };
 
 // Constants that stay in cache from one part to the next; larger ones come again for every part, which must
@@ -34,6 +34,9 @@ constexpr double kMostRepeated = 1.25;
 constexpr double kFlopsPerByte = 10, kTileFlopsPerByte = 100;
 // Operations of tiles in the time that a vector takes to finish a value: what first layers consist of.
 constexpr double kTileFlopsPerValue = 256;
+// Operations in the time that a step takes to begin with a part: calls, blocks that few rows do not fill,
+// weights from the second-level cache.
+constexpr double kFlopsPerPart = 1e5;
 // Enough parts for some threads, where there are few images.
 constexpr int64_t kParts = 8;
 
@@ -181,7 +184,8 @@ class GroupFinder {
     const double a_byte = cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte;
     double work = 0;
     for (const RowStep* step : group.steps_) work += work_of(*step);
-    return a_byte * static_cast<double>(saved_bytes(group)) -
+    const double parts = static_cast<double>(group.images_ * group.strips() * group.steps_.size());
+    return a_byte * static_cast<double>(saved_bytes(group)) - kFlopsPerPart * parts -
            (repeated(group, group.rows_at_once_) - 1) * work - begun_work(group);
   }
 

@@ -133,18 +133,22 @@ inline void finish_vector(const Conv16Call& c, Vec sum, const OutputPixel& pixel
 constexpr int64_t kResidentValues = 1 << 17, kAheadValues = 1 << 12, kFarAheadValues = 1 << 14;
 constexpr int64_t kStreamPixels = 2, kLineValues = 32;
 
+// Values of pixels that stay in the first-level cache for all panels, and weights that do so beside them;
+// whole register blocks of 12 or 8 pixels.
+constexpr int64_t kNearValues = 1 << 13, kNearBlock = 96;
+
 // Beyond the last weights it reads nothing.
 inline void fetch16(const uint16_t* weight) { __builtin_prefetch(weight, 0, 2); }
 
-// Memory that the next block of pixels is gathered from, asked for while this one multiplies: so many bytes
-// with every register block, or with every part of a long one. Many lines at once would keep others waiting.
-class NextPixels {
+// Memory that is read later, asked for while products run: so many bytes with every register block, or with
+// every part of a long one. Many lines at once would keep others waiting.
+class LaterValues {
  public:
-  NextPixels() = default;
-  NextPixels(const uint16_t* from, int64_t values, int64_t blocks)
+  LaterValues() = default;
+  LaterValues(const uint16_t* from, int64_t values, int64_t parts)
       : at_(reinterpret_cast<const char*>(from)),
         end_(at_ + values * 2),
-        step_((values * 2 / blocks + kLine) / kLine * kLine) {}
+        step_((values * 2 / parts + kLine) / kLine * kLine) {}
   void ask() {
     const char* end = end_ - at_ > step_ ? at_ + step_ : end_;
     for (; at_ < end; at_ += kLine) __builtin_prefetch(at_, 0, 2);
@@ -156,7 +160,20 @@ class NextPixels {
   int64_t step_ = 0;
 };
 
-inline bool asks_by_parts(const Conv16Call& c) { return padded_depth(c) >= 8 * kPairBlock; }
+// What the next block of pixels is gathered from, and the weights of the next panel.
+struct Later {
+  LaterValues pixels, weights;
+  void ask() {
+    pixels.ask();
+    weights.ask();
+  }
+};
+
+inline bool asks_by_parts(const Conv16Call& c) { return padded_depth(c) >= 3 * kPairBlock; }
+// Of a register block that ask.
+inline int64_t asking_parts(const Conv16Call& c) {
+  return asks_by_parts(c) ? padded_depth(c) / kPairBlock : 1;
+}
 
 // What the sums of a block meet when they are done: far memory by then, for every pixel elsewhere.
 template <int R>
@@ -212,6 +229,7 @@ template <int R, int NV>
 struct DotPanel {
   const uint16_t* weight;
   int64_t halves, channel;
+  bool far;  // nobody has asked for the weights yet, and they are many
 };
 
 // How a register block multiplies. kFetches: weights are asked for ahead; kNarrow: the last vector has
@@ -222,7 +240,7 @@ enum class DotForm { kPlain, kFetches, kNarrow };
 template <class Dot, int H, DotForm kForm, int R>
 [[gnu::always_inline]] inline void dot_block(const Conv16Call& c, const typename Dot::Operand* x,
                                              int64_t step, const OutputPixel* pixels, const DotPanel& panel,
-                                             NextPixels& next) {
+                                             Later& later) {
   constexpr int kPerHalf = static_cast<int>(kHalfPanel / Vec::kWidth), NV = H * kPerHalf;
   constexpr bool kFetches = kForm == DotForm::kFetches, kStreams = R <= kStreamPixels;
   fetch_outputs<R>(c, pixels, panel.channel);
@@ -230,12 +248,12 @@ template <class Dot, int H, DotForm kForm, int R>
   start_block<R, NV>(c, acc, panel.channel);
   const int64_t all = (depth_of(c) + 1) / 2;
   const bool by_parts = asks_by_parts(c);
-  if (!by_parts) next.ask();
+  if (!by_parts) later.ask();
   const uint16_t* weight = panel.weight;
   for (int64_t first = 0; first < all;
        first += kPairBlock / 2, weight += panel.halves * kHalfPanel * kPairBlock) {
     const uint16_t* w = weight;
-    if (by_parts) next.ask();
+    if (by_parts) later.ask();
     if constexpr (kFetches && kStreams)
       for (int64_t i = 0; i < H * kPairBlock * kHalfPanel; i += kLineValues) fetch16(w + kFarAheadValues + i);
     const int64_t left = all - first, pairs = left < kPairBlock / 2 ? left : kPairBlock / 2;
@@ -280,34 +298,34 @@ inline int64_t register_blocks(int64_t count) { return (count + kDotPixels - 1) 
 // product.
 template <class Dot, int H, DotForm kForm, int R>
 void dot_run(const Conv16Call& c, const typename Dot::Operand* x, int64_t step, const OutputPixel* pixels,
-             int64_t blocks, const DotPanel& panel, NextPixels& next) {
+             int64_t blocks, const DotPanel& panel, Later& later) {
   for (; blocks > 0; --blocks, x += R * step, pixels += R) {
-    dot_block<Dot, H, kForm, R>(c, x, step, pixels, panel, next);
+    dot_block<Dot, H, kForm, R>(c, x, step, pixels, panel, later);
   }
 }
 
 template <class Dot, int H, DotForm kForm, int R = kDotPixels>
 void dot_run_of(int64_t count, const Conv16Call& c, const typename Dot::Operand* x, int64_t step,
-                const OutputPixel* pixels, int64_t blocks, const DotPanel& panel, NextPixels& next) {
+                const OutputPixel* pixels, int64_t blocks, const DotPanel& panel, Later& later) {
   if constexpr (R > 1) {
-    if (count < R) return dot_run_of<Dot, H, kForm, R - 1>(count, c, x, step, pixels, blocks, panel, next);
+    if (count < R) return dot_run_of<Dot, H, kForm, R - 1>(count, c, x, step, pixels, blocks, panel, later);
   }
-  dot_run<Dot, H, kForm, R>(c, x, step, pixels, blocks, panel, next);
+  dot_run<Dot, H, kForm, R>(c, x, step, pixels, blocks, panel, later);
 }
 
 // Register blocks as equal as possible, so that none is tiny: first those of a pixel more. The very first one
 // fetches weights that do not stay near.
 template <class Dot, int H>
 void dot_blocks(const Conv16Call& c, BlockValues<typename Dot::Operand> x, const OutputPixel* pixels,
-                int64_t count, const DotPanel& panel, NextPixels& next) {
+                int64_t count, const DotPanel& panel, Later& later) {
   const int64_t blocks = register_blocks(count), least = count / blocks;
   int64_t larger = count % blocks, smaller = blocks - larger;
   const auto run = [&](auto* dots, int64_t size, int64_t of_them) {
-    dots(size, c, x.first, x.step, pixels, of_them, panel, next);
+    dots(size, c, x.first, x.step, pixels, of_them, panel, later);
     x.first += size * of_them * x.step;
     pixels += size * of_them;
   };
-  if (c.channels * padded_depth(c) > kResidentValues) {
+  if (panel.far) {
     run(dot_run_of<Dot, H, DotForm::kFetches>, larger ? least + 1 : least, 1);
     --(larger ? larger : smaller);
   }
@@ -322,19 +340,45 @@ void dot_blocks(const Conv16Call& c, BlockValues<typename Dot::Operand> x, const
 
 #include "cpu/kernels/short_pairs16.inl"
 
+inline int64_t stored_channels(const Conv16Call& c, int64_t panel) {
+  return c.channels - panel * kPanelChannels > kHalfPanel ? kPanelChannels : kHalfPanel;
+}
+inline const uint16_t* weights_of(const Conv16Call& c, int64_t panel) {
+  return c.weight + panel * kPanelChannels * padded_depth(c);
+}
+
 // All pixels of a block in one panel.
 template <class Dot>
 void dot_panel(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x, const OutputPixel* pixels,
-               int64_t count, int64_t panel, NextPixels& next) {
-  const int64_t channel = panel * kPanelChannels, left = c.channels - channel;
-  const int64_t halves = left > kHalfPanel ? 2 : 1;
+               int64_t count, int64_t panel, bool far, Later& later) {
+  const int64_t channel = panel * kPanelChannels, halves = stored_channels(c, panel) / kHalfPanel;
   if (c.short_pairs) return short_panel<Dot>(c, x, pixels, count, panel, halves);
-  const uint16_t* weight = c.weight + channel * padded_depth(c);
+  const uint16_t* weight = weights_of(c, panel);
   if (halves == 2 && kDotHalves == 2)
-    return dot_blocks<Dot, 2>(c, x, pixels, count, {weight, halves, channel}, next);
+    return dot_blocks<Dot, 2>(c, x, pixels, count, {weight, halves, channel, far}, later);
   for (int64_t half = 0; half < halves; ++half)
     dot_blocks<Dot, 1>(c, x, pixels, count,
-                       {weight + half * kPairBlock * kHalfPanel, halves, channel + half * kHalfPanel}, next);
+                       {weight + half * kPairBlock * kHalfPanel, halves, channel + half * kHalfPanel, far},
+                       later);
+}
+
+// Panels [begin, end) of a block of pixels. again: the first of them comes again, with other pixels.
+template <class Dot>
+void dot_panels(const Conv16Call& c, const BlockValues<typename Dot::Operand>& x, const OutputPixel* pixels,
+                int64_t count, int64_t begin, int64_t end, bool first, bool again, Later& later) {
+  const int64_t weights = c.channels * padded_depth(c), blocks = register_blocks(count);
+  const bool many = weights > kResidentValues;
+  // Of one register block its own weights are the next.
+  const bool asks = blocks > 1 && !c.short_pairs && (many || (first && weights > kNearValues));
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t next = panel + 1 < end ? panel + 1 : begin;
+    later.weights = {};
+    if (asks && (next > begin || again))
+      later.weights = {weights_of(c, next), stored_channels(c, next) * padded_depth(c),
+                       blocks * asking_parts(c) * (stored_channels(c, panel) / kHalfPanel) / kDotHalves + 1};
+    const bool far = many && (!asks || (first && panel == begin));
+    dot_panel<Dot>(c, x, pixels, count, panel, far, later);
+  }
 }
 
 // The values of one pixel in the order of the dot product, zeros behind them.
@@ -477,9 +521,6 @@ int64_t gather_scratch(const Conv16Call& c) {
 // Up to so many values dot products are read where they lie, unless pixels are a multiple of such a distance
 // apart and share a few sets of the first-level cache; longer ones if nothing lies between the pixels.
 constexpr int64_t kStraightValues = 128, kSharedSets = 512;
-// Values of pixels that stay in the first-level cache for all panels, and weights that do so beside them;
-// whole register blocks of 12 or 8 pixels.
-constexpr int64_t kNearValues = 1 << 13, kNearBlock = 96;
 
 // Pixels of one pass over all panels. Values are gathered in the first-level cache where weights stay there
 // from pass to pass; elsewhere passes are long, for the weights' sake.
@@ -530,13 +571,12 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
     walk.take(count, pixels);
     if (!straight) gather_pixels<Dot>(c, pixels, count, values);
     at += count;
-    NextPixels next;
+    Later later;
     if (side_by_side && at < pixel_end)
-      next = {walk.here().input, (pixel_end - at < count ? pixel_end - at : count) * c.input.pixel,
-              register_blocks(count) * (panel_end - panel_begin) *
-                  (asks_by_parts(c) ? padded_depth(c) / kPairBlock : 1)};
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel)
-      dot_panel<Dot>(c, read, pixels, count, panel, next);
+      later.pixels = {walk.here().input, (pixel_end - at < count ? pixel_end - at : count) * c.input.pixel,
+                      register_blocks(count) * (panel_end - panel_begin) * asking_parts(c)};
+    dot_panels<Dot>(c, read, pixels, count, panel_begin, panel_end, at - count == pixel_begin, at < pixel_end,
+                    later);
   }
 }
 

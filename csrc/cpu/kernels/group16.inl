@@ -14,12 +14,15 @@ struct Group16Block {
   uint16_t* y;
 };
 
+// Sums of an output, added up at the end: products that wait for one another take several times as long.
+constexpr int kGroupChains = 2;
+
 template <int S, int G, int R>
 struct GroupRow {
-  // One kernel row.
+  // One kernel row. sums: chain by chain, then outputs.
   template <class Lanes>
   static void add(const uint16_t* x, int64_t pixel, const uint16_t* weight, const Lanes& lanes,
-                  Vec (&sums)[R]) {
+                  Vec (&sums)[kGroupChains * R]) {
     GroupPairs::Values w[kGroupKernel][G / 2];
 #pragma GCC unroll 4
     for (int k = 0; k < kGroupKernel; ++k)
@@ -34,8 +37,10 @@ struct GroupRow {
         const auto pairs = GroupPairs::spread<G>(values, j);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
-          if (i >= r * S && i < r * S + kGroupKernel)
-            sums[r] = GroupPairs::add(w[i - r * S][j], pairs, sums[r]);
+          if (i >= r * S && i < r * S + kGroupKernel) {
+            Vec& sum = sums[j % kGroupChains * R + r];
+            sum = GroupPairs::add(w[i - r * S][j], pairs, sum);
+          }
       }
     }
   }
@@ -43,16 +48,17 @@ struct GroupRow {
 
 template <int S, int G, int R, class Lanes>
 void group16_block(const Depthwise16Call& c, const Group16Block& b, const Lanes& lanes) {
-  Vec sums[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sums[r] = Vec::zero();
+  Vec chains[kGroupChains * R];
+#pragma GCC unroll 16
+  for (int i = 0; i < kGroupChains * R; ++i) chains[i] = Vec::zero();
   for (int64_t y = 0; y < kGroupKernel; ++y)
     GroupRow<S, G, R>::add(b.x + y * c.input.row, c.input.pixel,
-                           b.weight + y * kGroupKernel * G * kDepthwiseLanes, lanes, sums);
+                           b.weight + y * kGroupKernel * G * kDepthwiseLanes, lanes, chains);
   const Vec shift = Vec::load(b.shift);
+  Vec sums[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    sums[r] = sums[r] + shift;
+    sums[r] = chains[r] + chains[R + r] + shift;
     if (b.residual) sums[r] = sums[r] + GroupPairs::widen(lanes.load(b.residual + r * c.residual.pixel));
   }
   activate_sums(c.activation, sums);
