@@ -34,9 +34,9 @@ constexpr double kMostRepeated = 1.25;
 constexpr double kFlopsPerByte = 10, kTileFlopsPerByte = 100;
 // Operations of tiles in the time that a vector takes to finish a value: what first layers consist of.
 constexpr double kTileFlopsPerValue = 256;
-// Operations in the time that a step takes to begin with a part: calls, blocks that few rows do not fill,
+// What a step takes to begin with a part, in bytes of that time: calls, blocks that few rows do not fill,
 // weights from the second-level cache.
-constexpr double kFlopsPerPart = 1e5;
+constexpr double kBytesPerPart = 1e4;
 // Enough parts for some threads, where there are few images.
 constexpr int64_t kParts = 8;
 
@@ -185,7 +185,7 @@ class GroupFinder {
     double work = 0;
     for (const RowStep* step : group.steps_) work += work_of(*step);
     const double parts = static_cast<double>(group.images_ * group.strips() * group.steps_.size());
-    return a_byte * static_cast<double>(saved_bytes(group)) - kFlopsPerPart * parts -
+    return a_byte * (static_cast<double>(saved_bytes(group)) - kBytesPerPart * parts) -
            (repeated(group, group.rows_at_once_) - 1) * work - begun_work(group);
   }
 
