@@ -150,37 +150,26 @@ class PairConv : public Writes16<RowStep> {
   int64_t first_tap_;
 };
 
-RowWindow rows_of_windows(const cpu::PoolCall& w) {
-  return {w.stride_h, w.pad_h, (w.kernel_h - 1) * w.dilation_h + 1};
-}
-
-class MaxPool16 : public Writes16<RowStep> {
+// Average pooling may stand behind a norm whose activation is none, ReLU or clamping.
+class Pool16 : public Writes16<RowStep> {
  public:
-  MaxPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
-      : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
-  std::string text() const override { return pool_text(true, window_) + " to " + size_text(writes_.size); }
-  std::optional<RowWindow> window_of(size_t) const override { return rows_of_windows(window_); }
+  Pool16(int64_t node, bool max, const cpu::PoolCall& window, Place from, Place to)
+      : Writes16(node, {std::move(from)}, std::move(to)), max_(max), window_(window) {}
+  std::string text() const override { return pool_text(max_, window_) + " to " + size_text(writes_.size); }
+  std::optional<RowWindow> window_of(size_t) const override {
+    return RowWindow{window_.stride_h, window_.pad_h, (window_.kernel_h - 1) * window_.dilation_h + 1};
+  }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
-    if (begin < end) max_pool16(window_, reads_[0].view16(memory), writes_.view16(memory), begin, end);
+    if (begin >= end) return;
+    const View16 from = reads_[0].view16(memory), to = writes_.view16(memory);
+    if (max_)
+      max_pool16(window_, from, to, begin, end);
+    else
+      cpu::avg_pool_rows({window_, from, to}, begin, end);
   }
 
  private:
-  cpu::PoolCall window_;
-};
-
-// Behind a norm whose activation is none, ReLU or clamping.
-class AvgPool16 : public Writes16<RowStep> {
- public:
-  AvgPool16(int64_t node, const cpu::PoolCall& window, Place from, Place to)
-      : Writes16(node, {std::move(from)}, std::move(to)), window_(window) {}
-  std::string text() const override { return pool_text(false, window_) + " to " + size_text(writes_.size); }
-  std::optional<RowWindow> window_of(size_t) const override { return rows_of_windows(window_); }
-  void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
-    if (begin < end)
-      cpu::avg_pool_rows({window_, reads_[0].view16(memory), writes_.view16(memory)}, begin, end);
-  }
-
- private:
+  bool max_;
   cpu::PoolCall window_;
 };
 
@@ -384,11 +373,11 @@ void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu:
 }
 
 std::unique_ptr<Step> max_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to) {
-  return std::make_unique<MaxPool16>(node, window, std::move(from), std::move(to));
+  return std::make_unique<Pool16>(node, true, window, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> avg_pool16_step(int64_t node, const cpu::PoolCall& window, Place from, Place to) {
-  return std::make_unique<AvgPool16>(node, window, std::move(from), std::move(to));
+  return std::make_unique<Pool16>(node, false, window, std::move(from), std::move(to));
 }
 
 std::unique_ptr<Step> mean16_step(int64_t node, const cpu::PoolCall& call, Place from, Place to) {

@@ -71,7 +71,13 @@ struct EmulatedDot {
   }
   using Spread = const uint16_t*;
   static Spread spread(const uint16_t* pair) { return pair; }
-  static Vec add_narrow(const Weights& w, Spread pair, Vec acc) { return add(w, pair, acc); }
+  // Lanes that half a vector does not have are no numbers.
+  static Vec add_narrow(const Weights& w, Spread pair, Vec acc) {
+    float lanes[Vec::kWidth];
+    add(w, pair, acc).store(lanes);
+    for (int64_t i = kNarrow; i < Vec::kWidth; ++i) lanes[i] = NAN;
+    return Vec::load(lanes);
+  }
   static Vec add(const Weights& w, const uint16_t* pair, Vec acc) {
     return acc + (Vec::set1(widened(pair[0])) * w.even + Vec::set1(widened(pair[1])) * w.odd);
   }
