@@ -14,6 +14,7 @@ MEMORY = "memory"
 _SECONDS = 0.15  # of each measurement in registers and caches
 _MEMORY_SECONDS = 0.3
 _HAND_OVER_SECONDS = 0.005
+_CORES_SECONDS = 0.005
 _MEMORY_CAP = 1 << 30  # bytes, of all threads together
 _UNKNOWN_CACHE = 64 << 20  # bytes taken for the last cache of a system that names none
 
@@ -68,6 +69,22 @@ def measure_limits(threads: int | None = None) -> Limits:
         ValueError: threads below 1. RuntimeError: the compiled operators are not there.
     """
     return _measure(_checked("measure_limits", threads))
+
+
+def measure_cores(threads: int | None = None) -> float:
+    """float32 operations per second of all threads together at this moment; takes some milliseconds.
+
+    Far below `Limits.flops_per_s` where other programs run, and where a hypervisor has put two processors of
+    a virtual machine on the two threads of one core, so this is measured anew at every call.
+
+    Args:
+        threads: torch.get_num_threads() where None.
+
+    Raises:
+        ValueError: threads below 1. RuntimeError: the compiled operators are not there.
+    """
+    with torch_threads(_checked("measure_cores", threads)):
+        return torch.ops.cnnfast.measure_arithmetic(_CORES_SECONDS)
 
 
 def measure_hand_over(threads: int | None = None) -> float | None:

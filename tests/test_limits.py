@@ -8,7 +8,7 @@ import torch
 import cnnfast
 from cnnfast import _ext, limits
 from cnnfast.benchmarking import machine
-from cnnfast.limits import Limits, measure_hand_over, measure_limits
+from cnnfast.limits import Limits, measure_cores, measure_hand_over, measure_limits
 
 needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason=f"needs compiled operators: {_ext.REASON}")
 EXAMPLE = Limits(2, "avx512", 200e9, {"L2": 150e9, "memory": 20e9})
@@ -59,6 +59,15 @@ def test_hand_over_is_plausible():
         torch.ops.cnnfast.measure_hand_over(-1.0)
     with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
         measure_hand_over(0)
+
+
+@needs_extension
+def test_cores_compute_what_the_limits_say_at_most():
+    before = torch.get_num_threads()
+    assert 1e8 < measure_cores(1) < 2 * measure_limits(1).flops_per_s
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
+        measure_cores(0)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--timeout", type=float, default=300.0, help="seconds to wait for an answer (default 300)"
     )
+    words.add_argument(
+        "--patience",
+        type=float,
+        default=5.0,
+        help="seconds for which a round is timed anew while something else has the cores (default 5)",
+    )
     words.add_argument("--state-dict", help="trained weights (.safetensors, torch.save); one --model")
     words.add_argument("--json", metavar="FILE", help="write everything as JSON")
     words.add_argument("--png", metavar="FILE", help="write a bar chart")
@@ -108,6 +114,7 @@ def _compare_with_bar(model: str, contenders: list[str], arguments: argparse.Nam
             state_dict_path=arguments.state_dict,
             min_time=arguments.min_time,
             timeout=arguments.timeout,
+            patience=arguments.patience,
             progress=progress,
         )
 

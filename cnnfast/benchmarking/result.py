@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .surroundings import UNDISTURBED
+
 FORMAT = "cnnfast-bench/1"
 BASELINES = ("eager_channels_last", "eager")
 STATUSES = ("ok", "parity", "failed", "missing")
@@ -25,7 +27,8 @@ class Row:
     `peak_allocated_bytes`: of a training step, tensors that lived at once (see allocations.py).
     `flops`: operations of one call by direct convolution (see parity.prepare).
     `hand_overs_s`: before each round, how long a cache line took from core to core (cnnfast.limits); empty
-    where that is not known.
+    where that is not known. `core_rates_flops_per_s`: for each round what the cores computed at most right
+    before and behind it, the lower of both (surroundings.py); empty where that is not known.
     """
 
     model: str
@@ -44,6 +47,7 @@ class Row:
     peak_allocated_bytes: int | None = None
     flops: int | None = None
     hand_overs_s: list[float] = field(default_factory=list)
+    core_rates_flops_per_s: list[float] = field(default_factory=list)
 
     @property
     def timed(self) -> bool:
@@ -99,6 +103,11 @@ class Result:
         """
         peak = self.header.get("limits", {}).get("flops_per_s")
         return 100 * row.flops / row.median_s / peak if peak and row.timed and row.flops else None
+
+    def disturbed_rounds(self, row: Row) -> int:
+        """Rounds of a row in which other programs, or another processor on one core, had a part of it."""
+        best = self.header.get("surroundings", {}).get("best_flops_per_s", 0.0)
+        return sum(rate < UNDISTURBED * best for rate in row.core_rates_flops_per_s)
 
     def table(self):
         """A rich table; print it with rich.console.Console or rich.print."""

@@ -1,17 +1,20 @@
 """Runs contenders against each other: right answers first, then rounds in turn, one running at a time."""
 
 import functools
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import machine
 from .case import Case, ModelSpec
 from .contenders import find, registry
 from .process import Worker, WorkerError
 from .result import Result, Row
+from .surroundings import Sample, Surroundings
 
 Progress = Callable[[int, int, str], None]
 
@@ -21,6 +24,7 @@ class Settings:
     rounds: int
     min_time_s: float
     timeout_s: float
+    patience_s: float
 
 
 def compare(
@@ -35,6 +39,7 @@ def compare(
     state_dict_path: str | None = None,
     min_time: float = 0.2,
     timeout: float = 300.0,
+    patience: float = 5.0,
     progress: Progress | None = None,
 ) -> Result:
     """Times a network's contenders, each in a process of its own, the others stopped meanwhile.
@@ -48,6 +53,9 @@ def compare(
         mode: "inference" or "training" (forward, cross entropy, backward, SGD step).
         dtype: precision of the contenders.
         state_dict_path: weights of a trained network under the plain network's keys (.safetensors or torch).
+        patience: seconds for which a round is timed anew while the cores compute less than they can, because
+            another program or, behind a hypervisor, another processor has a part of them. The attempt with
+            the most of the cores counts.
         timeout: seconds that one request to a worker may take (building a contender is one).
         progress: called with (steps done, steps in all, what comes next).
 
@@ -63,18 +71,21 @@ def compare(
         find(name, mode)
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but must be at least 1")
-    settings = Settings(rounds, min_time, timeout)
+    settings = Settings(rounds, min_time, timeout, patience)
     threads = machine.usable_cores() if threads is None else threads
     steps = _Steps(progress, 1 + len(batches) * (1 + len(names) * (rounds + 1)))
     with TemporaryDirectory(prefix="cnnfast-bench-") as folder:
         cases = [Case(spec, int(batch), mode, dtype, threads, folder) for batch in batches]
         steps.next("limits of the machine")
         result = Result(_header(settings, threads), [])
-        with _HandOver(threads, timeout) as hand_over:
+        with Surroundings(threads, timeout, result.header["limits"]) as surroundings:
             for case in cases:
-                result.rows += _run_case(case, names, settings, steps, hand_over)
-        if hand_over.missing:
-            result.header["hand_over"] = {"missing": hand_over.missing}
+                result.rows += _run_case(case, names, settings, steps, surroundings)
+        result.header["surroundings"] = (
+            {"missing": surroundings.missing}
+            if surroundings.missing
+            else {"best_flops_per_s": surroundings.best_flops_per_s}
+        )
     return result
 
 
@@ -119,7 +130,7 @@ class _Steps:
 
 
 def _run_case(
-    case: Case, names: Sequence[str], settings: Settings, steps: _Steps, hand_over: "_HandOver"
+    case: Case, names: Sequence[str], settings: Settings, steps: _Steps, surroundings: Surroundings
 ) -> list[Row]:
     steps.next(f"{case.title}: float64 reference")
     with Worker("reference", case.threads) as worker:
@@ -133,53 +144,27 @@ def _run_case(
             lane.start()
             lanes.append(lane)
         for number in range(settings.rounds):
-            seconds = hand_over.measure()
             # Another one begins each round, so that none always follows the same neighbour.
             first = number % max(1, len(lanes))
             for lane in lanes[first:] + lanes[:first]:
                 steps.next(f"{case.title}: round {number + 1}, {lane.row.contender}")
-                lane.round(seconds)
+                lane.round(surroundings)
         for lane in lanes:
             lane.finish()
         return [lane.row for lane in lanes]
 
 
-class _HandOver:
-    """How far cores are from one another, again and again, from a process that is stopped between."""
+class _Timed(NamedTuple):
+    """One attempt at a round: what the worker answered, and what the cores were worth before and behind."""
 
-    def __init__(self, threads: int, timeout: float):
-        self._threads = threads
-        self._timeout = timeout
-        self._worker: Worker | None = None
-        self.missing = ""  # why it could not be measured
+    reply: dict[str, Any]
+    before: Sample | None
+    behind: Sample | None
 
-    def __enter__(self) -> "_HandOver":
-        if self._threads > 1:
-            self._worker = Worker("hand over", self._threads)
-            self._worker.pause()
-        return self
-
-    def measure(self) -> float | None:
-        """Seconds, or None where that cannot be measured (then no more is tried)."""
-        if self._worker is None:
-            return None
-        self._worker.resume()
-        try:
-            seconds = self._worker.ask("hand_over", self._timeout, threads=self._threads)["seconds"]
-        except WorkerError as error:
-            self.missing = str(error)
-            self.close()
-            return None
-        self._worker.pause()
-        return seconds
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    @property
+    def flops_per_s(self) -> float:
+        """The lower rate of both samples; infinity where there are none."""
+        return min((each.flops_per_s for each in (self.before, self.behind) if each), default=math.inf)
 
 
 class _Lane:
@@ -213,19 +198,38 @@ class _Lane:
         if self._worker is not None:
             self._worker.pause()
 
-    def round(self, hand_over_s: float | None) -> None:
-        """One round of timing, running alone."""
-        if self._worker is None:
-            return
+    def round(self, surroundings: Surroundings) -> None:
+        """One round of timing, running alone; anew, for `patience_s`, while something else has the cores."""
+        give_up = time.monotonic() + self._settings.patience_s
+        kept: _Timed | None = None
+        while self._worker is not None:
+            before = surroundings.sample()
+            reply = self._timed()
+            if reply is None:
+                return
+            timed = _Timed(reply, before, surroundings.sample())
+            if kept is None or timed.flops_per_s > kept.flops_per_s:
+                kept = timed
+            if surroundings.undisturbed(timed.before, timed.behind) or time.monotonic() >= give_up:
+                break
+        if kept is not None:
+            self._keep(kept)
+
+    def _timed(self) -> dict[str, Any] | None:
         self._worker.resume()
         reply = self._ask("measure", min_time=self._settings.min_time_s)
-        if reply is None:
-            return
-        self._worker.pause()
+        if reply is not None:
+            self._worker.pause()
+        return reply
+
+    def _keep(self, timed: "_Timed") -> None:
+        reply = timed.reply
         self.row.rounds_s.append(reply["seconds"] / reply["calls"])
         self.row.calls.append(reply["calls"])
-        if hand_over_s is not None:
-            self.row.hand_overs_s.append(hand_over_s)
+        if timed.before is not None and timed.before.hand_over_s is not None:
+            self.row.hand_overs_s.append(timed.before.hand_over_s)
+        if timed.flops_per_s < math.inf:
+            self.row.core_rates_flops_per_s.append(timed.flops_per_s)
         if reply["peak_rss_bytes"] is not None:
             self.row.peak_rss_bytes = max(self.row.peak_rss_bytes or 0, reply["peak_rss_bytes"])
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from cnnfast.limits import Limits
 
 from .result import Result, Row, baseline
+from .surroundings import UNDISTURBED
 
 _STYLES = {"parity": "red", "failed": "red", "missing": "dim"}
 
@@ -89,8 +90,16 @@ def _notes(result: Result) -> list[Text]:
     if hand_overs:
         sampled = f"{_range(hand_overs)} ns, sampled before each round"
         notes[f"a cache line went from core to core in {sampled}"] = None
-    elif "hand_over" in result.header:
-        notes[f"distance of cores not measured: {result.header['hand_over']['missing']}"] = None
+    disturbed = sum(result.disturbed_rounds(row) for row in result.rows)
+    if disturbed:
+        rounds = sum(len(row.rounds_s) for row in result.rows)
+        notes[
+            f"{disturbed} of {rounds} rounds ran while the cores computed less than {UNDISTURBED:.0%} of"
+            " their best: something else had a part of them"
+        ] = None
+    missing = result.header.get("surroundings", {}).get("missing")
+    if missing:
+        notes[f"what the cores were worth was not measured: {missing}"] = None
     return [Text(note) for note in notes]
 
 

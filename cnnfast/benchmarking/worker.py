@@ -1,7 +1,7 @@
 """The process that holds one contender: python -m cnnfast.benchmarking.worker REQUESTS REPLIES.
 
 It reads one JSON request a line from file descriptor REQUESTS and answers each with one JSON line on REPLIES,
-{"value": ...} or {"error": ...}. Requests: limits, hand_over, prepare, setup, check, allocated, measure,
+{"value": ...} or {"error": ...}. Requests: limits, surroundings, prepare, setup, check, allocated, measure,
 finish. What libraries print goes to standard output.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import torch
 
-from cnnfast.limits import measure_hand_over, measure_limits
+from cnnfast.limits import measure_cores, measure_hand_over, measure_limits
 
 from . import parity
 from .allocations import peak_allocated
@@ -26,7 +26,7 @@ from .clock import time_round
 from .contenders import find
 from .fill import load_state_dict
 
-_REQUESTS = ("limits", "hand_over", "prepare", "setup", "check", "allocated", "measure", "finish")
+_REQUESTS = ("limits", "surroundings", "prepare", "setup", "check", "allocated", "measure", "finish")
 
 
 class Session:
@@ -42,8 +42,8 @@ class Session:
     def limits(self, threads: int) -> dict[str, Any]:
         return measure_limits(threads).to_dict()
 
-    def hand_over(self, threads: int) -> dict[str, Any]:
-        return {"seconds": measure_hand_over(threads)}
+    def surroundings(self, threads: int) -> dict[str, Any]:
+        return {"flops_per_s": measure_cores(threads), "hand_over_s": measure_hand_over(threads)}
 
     def setup(self, case: dict, contender: str) -> dict[str, Any]:
         case = self._begin(case)

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from cnnfast import _ext
 from cnnfast.benchmarking import ModelSpec, compare, default_contenders, runner
+from cnnfast.benchmarking.case import Case
 from cnnfast.benchmarking.contenders import registry
 from cnnfast.benchmarking.result import FORMAT, STATUSES, Result, Row
+from cnnfast.benchmarking.surroundings import Sample, Surroundings
 from cnnfast.limits import Limits
 
 needs_extension = pytest.mark.skipif(not _ext.AVAILABLE, reason=f"needs compiled operators: {_ext.REASON}")
@@ -37,7 +39,14 @@ def steps():
 def result(steps):
     names = [f"fake_contenders:{name}" for name in CLASSES]
     return compare(
-        TINY, [2], names, rounds=5, threads=1, min_time=1e-3, progress=lambda *step: steps.append(step)
+        TINY,
+        [2],
+        names,
+        rounds=5,
+        threads=1,
+        min_time=1e-3,
+        patience=0.0,
+        progress=lambda *step: steps.append(step),
     )
 
 
@@ -197,6 +206,55 @@ def test_distance_of_cores_is_sampled_before_each_round():
     assert "a cache line went from core to core in 45 to 180 ns" in console.file.getvalue()
 
 
+@needs_extension
+def test_cores_are_sampled_around_each_round():
+    result = compare(TINY, [1], ["fake_contenders:Right"], rounds=2, threads=1, min_time=1e-3, patience=0.0)
+    (row,) = result.rows
+    best = result.header["surroundings"]["best_flops_per_s"]
+    assert len(row.core_rates_flops_per_s) == 2
+    assert all(1e8 < rate <= best for rate in row.core_rates_flops_per_s)
+    row.core_rates_flops_per_s = [0.95 * best, 0.5 * best]
+    assert result.disturbed_rounds(row) == 1
+    console = Console(width=160, file=io.StringIO())
+    console.print(result.table())
+    assert "1 of 2 rounds ran while the cores computed less than 90% of their" in console.file.getvalue()
+
+
+class FakeSurroundings(Surroundings):
+    """Gives the rates of a list in turn, as Surroundings would."""
+
+    def __init__(self, rates):
+        self.rates = iter(rates)
+        self.best_flops_per_s = max(rates)
+
+    def sample(self):
+        return Sample(next(self.rates), None)
+
+
+@pytest.mark.parametrize(
+    ("rates", "patience", "kept"),
+    [
+        ([10.0, 10.0], 60.0, 10.0),  # undisturbed at once
+        ([5.0, 10.0, 10.0, 6.0, 9.5, 9.2], 60.0, 9.2),  # two attempts thrown away
+        ([5.0, 10.0], 0.0, 5.0),  # no patience: kept as it is, and told
+    ],
+)
+def test_disturbed_rounds_are_timed_anew(rates, patience, kept):
+    lane = runner._Lane(
+        Case(TINY, 1, "inference", "float32", 1, "."),
+        "fake_contenders:Right",
+        runner.Settings(1, 1e-3, 60.0, patience),
+        1,
+    )
+    attempts = []
+    lane._worker = object()
+    lane._timed = lambda: attempts.append(1) or {"seconds": 1.0, "calls": 2, "peak_rss_bytes": None}
+    surroundings = FakeSurroundings(rates)
+    lane.round(surroundings)
+    assert lane.row.core_rates_flops_per_s == [kept] and lane.row.rounds_s == [0.5]
+    assert len(attempts) == len(rates) // 2 and next(surroundings.rates, None) is None
+
+
 def test_limits_that_cannot_be_measured_are_missing_with_the_reason(monkeypatch):
     monkeypatch.setenv("CNNFAST_REFERENCE", "1")
     runner._limits.cache_clear()
@@ -209,8 +267,8 @@ def test_limits_that_cannot_be_measured_are_missing_with_the_reason(monkeypatch)
     console = Console(width=200, file=io.StringIO())
     console.print(result.table())
     assert "limits of the machine not measured" in console.file.getvalue()
-    assert "distance of cores not measured" in console.file.getvalue()
-    assert "CNNFAST_REFERENCE is set" in result.header["hand_over"]["missing"]
+    assert "what the cores were worth was not measured" in console.file.getvalue()
+    assert "CNNFAST_REFERENCE is set" in result.header["surroundings"]["missing"]
 
 
 def test_speedup_is_over_eager_where_channels_last_failed():
