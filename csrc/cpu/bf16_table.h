@@ -35,6 +35,7 @@ struct Conv16Call {
   int64_t tile_taps, tile_length;
   const uint16_t* weight;
   bool short_pairs;      // weight is what short_pairs.h says
+  bool interleaves;      // y's channels are written in turn with those of `residual`, which is not added
   const float* shift;    // padded to whole panels, or null
   int64_t channels;      // output channels
   int64_t block_pixels;  // output pixels worked on per pass over the panels where their values are gathered
@@ -42,8 +43,9 @@ struct Conv16Call {
   void* scratch;         // conv_scratch bytes of the calling thread, aligned to a cache line
   Activation activation;
   // What a kernel of one pixel reads instead of x: act'(x * in_scale + in_shift), rounded. One per input
-  // channel; null: x as it is.
+  // channel; null: x as it is. in_scale_image: from the factors of one image to the next one's; 0: the same.
   const float *in_scale, *in_shift;
+  int64_t in_scale_image;
   Activation in_activation;
 };
 
@@ -200,6 +202,7 @@ struct Bf16Kernels {
   void (*depthwise)(const Depthwise16Call&, int64_t row_begin, int64_t row_end);
   // Null where the set has no products of whole numbers, or better ones.
   const FixedWinograd* fixed = nullptr;
+  bool interleaves = false;  // `conv` takes calls that do
 };
 
 // One per instruction set that was compiled.

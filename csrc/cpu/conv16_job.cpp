@@ -147,13 +147,14 @@ AlignedFloats pack_panels(const ConvGeometry& g, const float* values) {
 }
 
 Conv16Job::Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual,
-                     const Prologue& prologue, PairForm form)
+                     const Prologue& prologue, PairForm form, bool interleaves)
     : g_(geometry),
       input_(input),
       output_(output),
       residual_(residual),
       prologue_(prologue),
       form_(form),
+      interleaves_(interleaves),
       panels_((g_.group_out() + kPanelChannels - 1) / kPanelChannels),
       near_pixels_(near_pixels_of(g_)) {
   // Pixels side by side are one stretch, unless tiles take each by itself.
@@ -186,11 +187,11 @@ bool Conv16Job::split_by_channels(int team) const {
 
 void Conv16Job::run(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m, int thread,
                     int team) const {
-  const int64_t pixels = g_.images * g_.out_height * g_.out_width, units = panels_ * g_.groups;
-  const bool by_channels = split_by_channels(team);
-  const std::pair<int64_t, int64_t> all_pixels{0, pixels}, all_units{0, units};
-  run_part(pairs, shift, m, by_channels ? all_pixels : share(pixels, kPixelGrain, thread, team),
-           by_channels ? share(units, 1, thread, team) : all_units);
+  const int64_t rows = g_.images * g_.out_height, units = panels_ * g_.groups;
+  if (split_by_channels(team))
+    return run_part(pairs, shift, m, {0, rows * g_.out_width}, share(units, 1, thread, team));
+  const auto [begin, end] = share_pixels(rows, g_.out_width, kPixelGrain, thread, team);
+  run_pixels(pairs, shift, m, begin, end);
 }
 
 void Conv16Job::run_pixels(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& m,
@@ -219,11 +220,13 @@ void Conv16Job::run_part(const AlignedFloats& pairs, const AlignedFloats& shift,
   call.tile_length = tile_length_;
   call.channels = g_.group_out();
   call.short_pairs = form_ == PairForm::kShort;
+  call.interleaves = interleaves_;
   const int64_t operand = bf16_kernels().multiplies ? sizeof(uint16_t) : sizeof(float);
   call.block_pixels = whole_grains(kBlockBytes / (padded_depth(g_) * operand));
   call.near_pixels = near_pixels_;
   call.activation = g_.activation;
-  call.in_scale = prologue_.scale;
+  call.in_scale = m.image_scale ? m.image_scale : prologue_.scale;
+  call.in_scale_image = m.image_scale ? g_.in_channels : 0;
   call.in_shift = prologue_.shift;
   call.in_activation = prologue_.activation;
   const int64_t bytes = bf16_kernels().conv_scratch(call);

@@ -27,6 +27,8 @@ struct Conv16Memory {
   const uint16_t *input, *readable, *beyond;
   uint16_t* output;
   const uint16_t* residual;  // or null
+  // Of a job whose prologue has one scale per image and channel: in_channels of them for every image.
+  const float* image_scale = nullptr;
 };
 
 // As pack_pairs gives them, or shorten_pairs (short_pairs.h).
@@ -35,9 +37,9 @@ enum class PairForm { kWhole, kShort };
 class Conv16Job {
  public:
   // Strides alone count in the views. The input has its padding around it. prologue: scale, shift and
-  // activation count; for kernels of one pixel.
+  // activation count; for kernels of one pixel. interleaves: as Conv16Call's.
   Conv16Job(const ConvGeometry& geometry, View16 input, View16 output, View16 residual,
-            const Prologue& prologue = {}, PairForm form = PairForm::kWhole);
+            const Prologue& prologue = {}, PairForm form = PairForm::kWhole, bool interleaves = false);
   // The share of `thread` out of `team`.
   void run(const AlignedFloats& pairs, const AlignedFloats& shift, const Conv16Memory& memory, int thread,
            int team) const;
@@ -57,6 +59,7 @@ class Conv16Job {
   View16 input_, output_, residual_;
   Prologue prologue_;
   PairForm form_;
+  bool interleaves_;
   int64_t panels_;       // of one group
   int64_t near_pixels_;  // of a block that is read where it lies
   std::vector<int64_t> tap_, tile_tap_;

@@ -9,8 +9,8 @@
 namespace cnnfast::plan {
 namespace {
 
-// Rows of every thread from which on an uneven share matters little; with fewer, threads share channels.
-constexpr int64_t kManyRows = 8;
+// Rows of every thread from which on it computes those that it wrote; with fewer, threads share channels.
+constexpr int64_t kManyRows = 5;
 
 class DepthwiseConv16 : public Writes16<RowStep> {
  public:
@@ -53,8 +53,7 @@ class DepthwiseConv16 : public Writes16<RowStep> {
       const auto [first, last] = cpu::share(channels, cpu::kDepthwiseBlock, thread, team);
       return cpu::bf16_kernels().depthwise(call_of(memory, first, last), 0, rows);
     }
-    const auto [begin, end] = cpu::share(rows, geometry_.out_height % 2 ? 1 : 2, thread, team);
-    compute_rows(memory, begin, end);
+    RowStep::compute(memory, thread, team);
   }
 
  private:

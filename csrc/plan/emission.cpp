@@ -16,7 +16,7 @@ using cpu::ImageSize;
 void Lowering::emit(int64_t node) {
   const Node& n = graph_.nodes[node];
   if (is_view(n.op) || prologue_[node] || gathered_[node] || joined_[node] || pooled_by_[node] >= 0) return;
-  if (projected_[node] || scaled_[node] || expanded_by_[node] >= 0) return;
+  if (projected_[node] || scaled_[node] || expanded_by_[node] >= 0 || is_written_by_conv(node)) return;
   if (n.op == Op::kConv2d && projected_[n.inputs[0]]) return emit_pool_conv(node);
   if (n.op == Op::kConv2d && scaled_[n.inputs[0]]) return emit_scale_conv(node);
   if (n.op == Op::kConv2d && expanded_by_[n.inputs[0]] == node) return emit_expansion(node);

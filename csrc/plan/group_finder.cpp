@@ -163,6 +163,7 @@ class GroupFinder {
     int failures = 0;
     for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
       const RowStep& last = *steps_[end - 1];
+      if (last.reads().empty() && end == begin + 1) continue;  // what copies images in, for what reads them
       if (last.reads().empty() || !last.window_of(0)) break;
       if (!hands_on_rows(begin, end)) {
         if (++failures > kMostFailures) break;

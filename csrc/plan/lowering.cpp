@@ -43,6 +43,7 @@ Lowering::Lowering(const Graph& graph, const std::vector<Value>& values, Constan
       gathered_(graph.nodes.size(), false),
       pooled_by_(graph.nodes.size(), -1),
       strips_(graph.nodes.size()),
+      shuffled_by_(graph.nodes.size(), -1),
       buffer_of_(graph.nodes.size(), -1),
       channel_of_(graph.nodes.size(), 0) {}
 
@@ -51,10 +52,11 @@ void Lowering::run() {
   find_prologues();
   find_conv_pools();
   find_gathers();
+  find_shuffles();
   find_siblings();
   find_pool_convs();
+  find_scale_convs();
   if (!graph_.half()) {
-    find_scale_convs();
     find_expansions();
     find_inverted_residuals();
     find_expansion_means();

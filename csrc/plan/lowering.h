@@ -94,6 +94,10 @@ class Lowering {
   bool takes_prologue16(int64_t node) const;
   bool is_max_pool_as_stored(int64_t node) const;
   void emit_conv16(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top, int64_t pad_left);
+  void emit_scale_conv16(int64_t node, const cpu::ConvGeometry& geometry, const Activation& activation,
+                         const Place& from, const Place& factors);
+  void find_shuffles();
+  bool is_written_by_conv(int64_t shuffle) const;
   void emit_widened_pixels(int64_t node);
   void emit_conv_pool16(int64_t conv, int64_t pool, const std::optional<LrnParams>& norm);
   void add_step(std::unique_ptr<Step> step);
@@ -122,9 +126,10 @@ class Lowering {
   std::vector<bool> gathered_;                  // per node: a concatenation whose reader takes its parts
   std::vector<int64_t> pooled_by_;              // per node: the pooling done with this convolution, -1: none
   std::vector<std::vector<Strip>> strips_;      // per node, for those convolutions
-  std::vector<int> buffer_of_;                  // per node, -1: not placed
-  std::vector<int64_t> channel_of_;             // per node
-  std::vector<int> output_buffer_;              // per output
+  std::vector<int64_t> shuffled_by_;  // per node: the shuffle that this convolution writes, -1: none
+  std::vector<int> buffer_of_;        // per node, -1: not placed
+  std::vector<int64_t> channel_of_;   // per node
+  std::vector<int> output_buffer_;    // per output
 };
 
 }  // namespace cnnfast::plan

@@ -72,7 +72,7 @@ void Lowering::place_rest() {
   for (int64_t node = 0; node < static_cast<int64_t>(graph_.nodes.size()); ++node) {
     const Op op = graph_.nodes[node].op;
     if (is_view(op) || prologue_[node] || gathered_[node] || projected_[node] || scaled_[node] ||
-        pooled_by_[node] >= 0 || expanded_by_[node] >= 0 || buffer_of_[node] != -1)
+        pooled_by_[node] >= 0 || expanded_by_[node] >= 0 || shuffled_by_[node] >= 0 || buffer_of_[node] != -1)
       continue;
     const bool reshaped =
         op == Op::kInput && std::any_of(graph_.nodes.begin(), graph_.nodes.end(), [&](const Node& n) {

@@ -114,6 +114,7 @@ void Lowering::find_scale_convs() {
     if (!(product || n.op == Op::kAffine) || prologue_[node] || conv < 0 ||
         graph_.nodes[conv].op != Op::kConv2d || graph_.nodes[conv].inputs[0] != static_cast<int64_t>(node))
       continue;
+    if (graph_.half() && (!product || !takes_pairs_here(conv))) continue;
     scaled_[node] = is_plain_1x1(conv) && pooled_by_[conv] < 0 && values_[conv].images > 0;
   }
 }
@@ -128,8 +129,9 @@ void Lowering::emit_scale_conv(int64_t node) {
   }
   std::vector<Place> reads;
   for (const int64_t input : product.inputs) reads.push_back(place(input));
-  if (n.inputs.size() == 2) reads.push_back(place(n.inputs[1]));
   const cpu::ConvGeometry g = conv_geometry(node);
+  if (graph_.half()) return emit_scale_conv16(node, g, product.activation, reads[0], reads[1]);
+  if (n.inputs.size() == 2) reads.push_back(place(n.inputs[1]));
   add(scale_conv_step(node, scaling, g, constants_.conv_constants(node, g), std::move(reads), place(node)));
 }
 

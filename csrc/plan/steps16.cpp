@@ -82,24 +82,31 @@ class CopyOut16 : public Step {
 class PairConv : public Writes16<RowStep> {
  public:
   PairConv(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left,
-           std::shared_ptr<const ConvConstants> constants, std::vector<Place> reads, Place to,
-           const cpu::Prologue& prologue)
-      : Writes16(node, std::move(reads), std::move(to)),
+           std::shared_ptr<const ConvConstants> constants, Place from, Place to, PairConvExtras extras)
+      : Writes16(node, {std::move(from)}, std::move(to)),
         constants_(std::move(constants)),
         pad_top_(pad_top),
-        normalises_(prologue.scale),
+        zeros_(extras.factors ? g.in_channels : 0),
+        normalises_(extras.prologue.scale),
+        residual_(read(std::move(extras.residual))),
+        factors_(read(std::move(extras.factors))),
+        interleaves_(extras.interleaves),
         job_(g, reads_[0].strides16(), writes_.strides16(),
-             reads_.size() == 2 ? reads_[1].strides16() : View16{}, prologue,
-             constants_->short_pairs ? cpu::PairForm::kShort : cpu::PairForm::kWhole),
+             residual_ ? reads_[residual_].strides16() : View16{}, prologue_of(extras.prologue),
+             constants_->short_pairs ? cpu::PairForm::kShort : cpu::PairForm::kWhole, interleaves_),
         first_tap_(-pad_top * reads_[0].row() - pad_left * reads_[0].buffer_channels) {}
 
   double flops() const override { return job_.geometry().flops(); }
   std::string text() const override {
     std::ostringstream out;
     const cpu::ConvGeometry& g = job_.geometry();
-    out << (normalises_ ? "affine, " : "") << "conv " << g.kernel_h << "x" << g.kernel_w << ", "
-        << g.in_channels << " channels, " << (constants_->short_pairs ? "short " : "")
-        << "pairs of bfloat16 to " << size_text(writes_.size);
+    out << (factors_      ? "multiply, one value per channel, "
+            : normalises_ ? "affine, "
+                          : "")
+        << "conv " << g.kernel_h << "x" << g.kernel_w << ", " << g.in_channels << " channels, "
+        << (constants_->short_pairs ? "short " : "") << "pairs of bfloat16"
+        << (interleaves_ ? ", channels in turn with another image's," : "") << " to "
+        << size_text(writes_.size);
     return out.str();
   }
   Constants first_constants(int, int) const override {
@@ -107,6 +114,7 @@ class PairConv : public Writes16<RowStep> {
   }
   std::optional<RowWindow> window_of(size_t operand) const override {
     const cpu::ConvGeometry& g = job_.geometry();
+    if (factors_ && operand == factors_) return std::nullopt;
     if (operand > 0) return RowWindow{1, 0, 1};
     return RowWindow{g.stride_h, pad_top_, (g.kernel_h - 1) * g.dilation_h + 1};
   }
@@ -125,7 +133,8 @@ class PairConv : public Writes16<RowStep> {
         from.view16(memory).data - from.channel - from.border.left * from.buffer_channels;
     job_.run_pixels(constants_->weight, constants_->shift,
                     operands(memory, pixels + begin / height * from.image() + first * from.row(),
-                             pixels + (end - 1) / height * from.image() + last * from.row()),
+                             pixels + (end - 1) / height * from.image() + last * from.row(), begin / height,
+                             (end - 1) / height + 1),
                     begin * width, end * width);
   }
 
@@ -134,18 +143,46 @@ class PairConv : public Writes16<RowStep> {
     const Place& from = reads_[0];
     const auto* buffer = reinterpret_cast<const uint16_t*>(memory.buffers[from.buffer]);
     job_.run(constants_->weight, constants_->shift,
-             operands(memory, buffer, buffer + from.size.images * from.image()), thread, team);
+             operands(memory, buffer, buffer + from.size.images * from.image(), 0, from.size.images), thread,
+             team);
   }
 
  private:
-  cpu::Conv16Memory operands(const Memory& memory, const uint16_t* readable, const uint16_t* beyond) const {
-    return {reads_[0].view16(memory).data + first_tap_, readable, beyond, writes_.view16(memory).data,
-            reads_.size() == 2 ? reads_[1].view16(memory).data : nullptr};
+  // Of images [first, last).
+  cpu::Conv16Memory operands(const Memory& memory, const uint16_t* readable, const uint16_t* beyond,
+                             int64_t first, int64_t last) const {
+    return {reads_[0].view16(memory).data + first_tap_,
+            readable,
+            beyond,
+            writes_.view16(memory).data,
+            residual_ ? reads_[residual_].view16(memory).data : nullptr,
+            factors_ ? widened_factors(memory, first, last) : nullptr};
+  }
+  size_t read(std::optional<Place> place) {
+    if (!place) return 0;
+    reads_.push_back(std::move(*place));
+    return reads_.size() - 1;
+  }
+  cpu::Prologue prologue_of(cpu::Prologue prologue) const {
+    if (factors_) prologue.scale = nullptr, prologue.shift = zeros_.data();
+    return prologue;
+  }
+  // Where those of image 0 would lie.
+  const float* widened_factors(const Memory& memory, int64_t first, int64_t last) const {
+    const int64_t channels = reads_[0].size.channels, images = last - first;
+    const View16 from = reads_[factors_].view16(memory);
+    float* factors = cpu::thread_scratch(cpu::ScratchSlot::kWidened, images * channels);
+    cpu::bf16_kernels().widen({from.data + first * from.image, from.image}, {factors, channels}, images,
+                              channels);
+    return factors - first * channels;
   }
 
   std::shared_ptr<const ConvConstants> constants_;
   int64_t pad_top_;
+  std::vector<float> zeros_;  // instead of a shift where there are factors
   bool normalises_;
+  size_t residual_, factors_;  // their positions in what is read; 0: none
+  bool interleaves_;
   cpu::Conv16Job job_;
   int64_t first_tap_;
 };
@@ -358,10 +395,9 @@ std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool f
 
 std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
-                                     Place from, Place to, const Place* residual,
-                                     const cpu::Prologue& prologue) {
-  return std::make_unique<PairConv>(node, geometry, pad_top, pad_left, std::move(constants),
-                                    with_optional(std::move(from), residual), std::move(to), prologue);
+                                     Place from, Place to, PairConvExtras extras) {
+  return std::make_unique<PairConv>(node, geometry, pad_top, pad_left, std::move(constants), std::move(from),
+                                    std::move(to), std::move(extras));
 }
 
 void max_pool16(const cpu::PoolCall& window, const cpu::View16& from, const cpu::View16& to, int64_t begin,

@@ -35,11 +35,19 @@ std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to);
 std::unique_ptr<Step> copy16_step(int64_t node, Place from, Place to);
 // Into an output tensor, of float32 or bfloat16 values.
 std::unique_ptr<Step> copy_out16_step(int64_t node, Place from, Place to, bool flatten, bool to_float);
-// constants: packed pairs. prologue: as Conv16Job's.
+// What a convolution of pairs does beside it. prologue: as Conv16Job's; with factors, one per image and input
+// channel, its activation alone counts. interleaves: the residual is not added, but its channels are written
+// in turn with the result's.
+struct PairConvExtras {
+  std::optional<Place> residual;
+  cpu::Prologue prologue{};
+  std::optional<Place> factors;
+  bool interleaves = false;
+};
+// constants: packed pairs.
 std::unique_ptr<Step> pair_conv_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                      int64_t pad_left, std::shared_ptr<const ConvConstants> constants,
-                                     Place from, Place to, const Place* residual,
-                                     const cpu::Prologue& prologue);
+                                     Place from, Place to, PairConvExtras extras);
 // The same of a depthwise convolution, or one in groups of a few channels (cpu/depthwise16_pack.h).
 std::unique_ptr<Step> depthwise16_step(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top,
                                        int64_t pad_left, std::shared_ptr<const ConvConstants> constants,

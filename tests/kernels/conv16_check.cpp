@@ -102,7 +102,7 @@ class Random {
 struct Case {
   int64_t images, height, width, in, out, kernel_h, kernel_w, stride_h, stride_w, dilation_w, pad, in_slice,
       out_slice;
-  bool residual, shift, norm;
+  bool residual, shift, norm, per_image;
   Activation activation, in_activation;
   int64_t block_pixels, near_pixels;
   uint16_t special;  // a NaN or Inf somewhere in the input; 0: none
@@ -145,6 +145,23 @@ class Check {
     const int64_t wrong = run_call(name, kernel, scratch_bytes, call);
     if (output_ != whole) std::printf("%s: not what whole pairs give\n", name);
     return wrong + (output_ != whole);
+  }
+  // Channels in turn with those of an image beside it.
+  int64_t run_interleaved(const char* name, Kernel kernel, int64_t (*scratch_bytes)(const Conv16Call&)) {
+    const std::vector<uint16_t> plain = output_;
+    const bool added = c_.residual;
+    c_.residual = false;
+    interleaved_ = true;
+    output_.resize(2 * plain.size());
+    Conv16Call call = this->call();
+    call.output = {output_.data(), 2 * out_h_ * out_w_ * out_pixel_, 2 * out_w_ * out_pixel_, 2 * out_pixel_};
+    call.residual = out_view(residual_);
+    call.interleaves = true;
+    const int64_t wrong = run_call(name, kernel, scratch_bytes, call);
+    interleaved_ = false;
+    c_.residual = added;
+    output_ = plain;
+    return wrong;
   }
   // Blocks that short pairs leave as they are.
   int64_t stored_blocks() const { return stored_; }
@@ -214,10 +231,8 @@ class Check {
     for (int64_t i = 0; i < (c_.out + 31) / 32 * 32; ++i) shift_.push_back(random_.value());
     // Products with powers of two are exact: rounded once, with and without a fused addition.
     const float scales[] = {0.5f, 1.0f, 2.0f, -1.0f};
-    for (int64_t i = 0; i < c_.in; ++i) {
-      in_scale_.push_back(scales[random_.below(4)]);
-      in_shift_.push_back(random_.value());
-    }
+    for (int64_t i = 0; i < c_.images * c_.in; ++i) in_scale_.push_back(scales[random_.below(4)]);
+    for (int64_t i = 0; i < c_.in; ++i) in_shift_.push_back(random_.value());
     output_.resize(static_cast<size_t>((c_.images * out_h_ * out_w_ - 1) * out_pixel_ + c_.out));
     for (size_t i = 0; i < output_.size(); ++i) residual_.push_back(rounded(random_.value()));
     const bool adjacent = c_.dilation_w == 1 && in_pixel_ == c_.in;
@@ -270,6 +285,7 @@ class Check {
     call.near_pixels = c_.near_pixels;
     call.activation = c_.activation;
     call.in_scale = c_.norm ? in_scale_.data() : nullptr;
+    call.in_scale_image = c_.per_image ? c_.in : 0;
     call.in_shift = c_.norm ? in_shift_.data() : nullptr;
     call.in_activation = c_.in_activation;
     return call;
@@ -285,9 +301,13 @@ class Check {
             double size = 0;
             const double exact = truth(n, y, x, o, first, size);
             const double wanted = std::abs(exact) > FLT_MAX ? std::copysign(INFINITY, exact) : exact;
-            const double got = widened(output_[first + o]);
+            const double got = widened(output_[interleaved_ ? 2 * (first + o) + 1 : first + o]);
+            if (interleaved_ && output_[2 * (first + o)] != residual_[first + o] && ++wrong < 4)
+              std::printf("%s: another image's channel %ld is not there\n", name, static_cast<long>(o));
+            // Sums on the way may overflow where terms do together.
+            const bool overflows = size > FLT_MAX && !std::isfinite(got);
             const bool fits = std::isfinite(wanted)
-                                  ? std::abs(got - wanted) <= half_step(wanted) + 2e-6 * size
+                                  ? overflows || std::abs(got - wanted) <= half_step(wanted) + 2e-6 * size
                                   : (std::isnan(wanted) ? std::isnan(got) : got == wanted);
             if (!fits && ++wrong < 4)
               std::printf("%s: image %ld row %ld column %ld channel %ld: %g instead of %g\n", name,
@@ -295,8 +315,9 @@ class Check {
                           static_cast<long>(o), got, wanted);
           }
           const bool last = n == c_.images - 1 && y == out_h_ - 1 && x == out_w_ - 1;
-          for (int64_t o = c_.out; o < (last ? c_.out : out_pixel_); ++o)
-            if (output_[first + o] != kPoison && ++wrong < 4)
+          const int64_t of_each = interleaved_ ? 2 : 1;
+          for (int64_t o = of_each * c_.out; o < of_each * (last ? c_.out : out_pixel_); ++o)
+            if (output_[of_each * first + o] != kPoison && ++wrong < 4)
               std::printf("%s: wrote beside its slice\n", name);
         }
     return wrong;
@@ -332,7 +353,8 @@ class Check {
   float operand(int64_t n, int64_t y, int64_t x, int64_t i) const {
     const float value = widened(input_[at_input(n, y, x, i)]);
     if (!c_.norm) return value;
-    const float normalised = activated(c_.in_activation, value * in_scale_[i] + in_shift_[i]);
+    const float scale = in_scale_[i + (c_.per_image ? n * c_.in : 0)];
+    const float normalised = activated(c_.in_activation, value * scale + in_shift_[i]);
     return rounds_ ? widened(rounded(normalised)) : normalised;
   }
 
@@ -342,7 +364,7 @@ class Check {
   std::vector<uint16_t> input_, output_, residual_, weight_, packed_;
   std::vector<float> shift_, in_scale_, in_shift_;
   std::vector<int64_t> tap_, short_;
-  bool rounds_ = true;
+  bool rounds_ = true, interleaved_ = false;
   int64_t stored_ = 0;
 };
 
@@ -382,6 +404,7 @@ Case drawn(Random& random) {
     c.kernel_h = c.kernel_w = c.stride_h = c.stride_w = c.dilation_w = 1;
     c.pad = 0;
     c.norm = random.below(2) == 0;
+    c.per_image = random.below(2) == 0;
   }
   return c;
 }
@@ -536,6 +559,7 @@ int main(int count, char** arguments) {
     const int64_t before = wrong;
     wrong += check.run("amx", amx_conv<EmulatedDot>, amx_scratch<EmulatedDot>);
     wrong += check.run("pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
+    wrong += check.run_interleaved("in turn", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
     wrong += check.run_short("short pairs", gathered_conv<EmulatedDot>, gather_scratch<EmulatedDot>);
     stored += check.stored_blocks() > 0;
     wrong += check.run_floats("widened", gathered_conv<WidenedDot>, gather_scratch<WidenedDot>);

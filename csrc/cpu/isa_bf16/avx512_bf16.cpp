@@ -29,5 +29,6 @@ extern const Bf16Kernels kAvx512WithBf16Kernels = {"avx512_bf16",
                                                    nullptr,
                                                    nullptr,
                                                    depthwise16,
-                                                   &kFixedWinograd};
+                                                   &kFixedWinograd,
+                                                   Bf16::kInterleaves};
 }  // namespace cnnfast::cpu

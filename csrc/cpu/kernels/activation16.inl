@@ -1,5 +1,5 @@
 // Activations of sums that are rounded to bfloat16 right behind them. Where the set has the instructions,
-// sigmoid and SiLU are approximated to 2^-13, a sixteenth of what the rounding loses: half the operations.
+// sigmoid and SiLU are approximated to 1.4e-4, a fourteenth of what the rounding loses: half the operations.
 #pragma once
 
 namespace {

@@ -180,7 +180,7 @@ template <int R>
 [[gnu::always_inline]] inline void fetch_outputs(const Conv16Call& c, const OutputPixel* pixels,
                                                  int64_t channel) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) __builtin_prefetch(pixels[r].output + channel, 1, 3);
+  for (int r = 0; r < R; ++r) __builtin_prefetch(pixels[r].output + (channel << c.interleaves), 1, 3);
   if (!c.residual.data) return;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) __builtin_prefetch(pixels[r].residual + channel, 0, 3);
@@ -197,12 +197,12 @@ template <int R, int NV>
   }
 }
 
-// What stands behind them. In registers: inlined everywhere.
-template <int R, int NV>
+// What stands behind them. In registers: inlined everywhere. Values: Bf16, by a name that may lack functions.
+template <int R, int NV, class Values = Bf16>
 [[gnu::always_inline]] inline void finish_block(const Conv16Call& c, Vec (&acc)[R * NV],
                                                 const OutputPixel* pixels, int64_t channel) {
   const int64_t left = c.channels - channel;
-  if (c.residual.data) {
+  if (c.residual.data && !c.interleaves) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -211,6 +211,20 @@ template <int R, int NV>
           acc[r * NV + j] = with_residual(acc[r * NV + j], pixels[r], channel + j * Vec::kWidth, lanes);
   }
   activate_sums(c.activation, acc);
+  if constexpr (Values::kInterleaves) {
+    if (c.interleaves) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) {
+          const int64_t at = channel + j * Vec::kWidth, lanes = c.channels - at;
+          if (lanes > 0)
+            Values::store_interleaved(acc[r * NV + j], pixels[r].residual + at, lanes,
+                                      pixels[r].output + 2 * at);
+        }
+      return;
+    }
+  }
   if (NV == 2 && left >= NV * Vec::kWidth) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -331,7 +345,7 @@ void dot_blocks(const Conv16Call& c, BlockValues<typename Dot::Operand> x, const
   }
   auto* dots = dot_run_of<Dot, H, DotForm::kPlain>;
   if constexpr (Dot::kNarrow > 0) {
-    if (c.channels - panel.channel <= (H - 1) * kHalfPanel + Dot::kNarrow)
+    if (c.channels - panel.channel <= H * kHalfPanel - Vec::kWidth + Dot::kNarrow)
       dots = dot_run_of<Dot, H, DotForm::kNarrow>;
   }
   if (larger) run(dots, least + 1, larger);
@@ -433,7 +447,7 @@ void gathered_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, 
     if constexpr (Dot::kAsStored)
       if (straight) read = {walk.here().input, c.input.pixel};
     walk.take(count, pixels);
-    if (!straight) gather_pixels<Dot>(c, pixels, count, values);
+    if (!straight) gather_pixels<Dot>(c, pixels, at, count, values);
     at += count;
     Later later;
     if (side_by_side && at < pixel_end)

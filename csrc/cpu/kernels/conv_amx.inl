@@ -303,16 +303,17 @@ int64_t amx_scratch(const Conv16Call& c) {
   return own > gather_scratch<Dot>(c) ? own : gather_scratch<Dot>(c);
 }
 
-// Copies the values of `count` pixels side by side; rows of the last tile that have no pixel are zero.
+// Copies the values of `count` pixels, from pixel number `at` on, side by side; rows of the last tile that
+// have no pixel are zero.
 template <class Dot>
-int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t count, uint16_t* values,
+int64_t gathered_tiles(const Conv16Call& c, Pixel16Walk walk, int64_t at, int64_t count, uint16_t* values,
                        PixelTile* tiles) {
   const int64_t depth = padded_depth(c), step = gathered_step(c), built = divide_up(count, kTileRows);
   for (int64_t t = 0; t < built; ++t, values += kTileRows * step) {
     const int64_t left = count - t * kTileRows, rows = left < kTileRows ? left : kTileRows;
     tiles[t].first = values;
     walk.take(rows, tiles[t].row);
-    gather_pixels<Dot>(c, tiles[t].row, rows, values);
+    gather_pixels<Dot>(c, tiles[t].row, at + t * kTileRows, rows, values);
     for (int64_t r = rows; r < kTileRows; ++r) {
       tiles[t].row[r] = OutputPixel{};
       __builtin_memset(values + r * step, 0, static_cast<size_t>(depth) * sizeof(uint16_t));
@@ -347,8 +348,8 @@ void amx_conv(const Conv16Call& c, int64_t pixel_begin, int64_t pixel_end, int64
     if (c.tile_length % kDepthStep == 0 && !c.in_scale) run.count = straight_tiles(c, walk, count, tiles);
     if (run.count == 0) {
       count = left < c.block_pixels ? left : c.block_pixels;
-      run = {tiles,          gathered_tiles<Dot>(c, walk, count, values, tiles), gathered_step(c), &kNoTap, 1,
-             padded_depth(c)};
+      const int64_t built = gathered_tiles<Dot>(c, walk, at, count, values, tiles);
+      run = {tiles, built, gathered_step(c), &kNoTap, 1, padded_depth(c)};
     }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel)
       tile_panel(c, run, panel, panel + 1 < panel_end ? panel + 1 : panel_begin, partial);

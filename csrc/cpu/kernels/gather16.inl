@@ -79,20 +79,24 @@ void gather_short(const Conv16Call& c, const OutputPixel* pixels, int64_t count,
 // What a value becomes on the way in.
 class InputNorm {
  public:
-  explicit InputNorm(const Conv16Call& c)
-      : c_(c), is_short_(in_registers(c.in_activation)), short_(c.in_activation) {}
+  InputNorm(const Conv16Call& c, int64_t image)
+      : c_(c),
+        scale_(c.in_scale + image * c.in_scale_image),
+        is_short_(in_registers(c.in_activation)),
+        short_(c.in_activation) {}
   Vec whole(Vec x, int64_t i) const {
-    return activated(Vec::fma(x, Vec::load(c_.in_scale + i), Vec::load(c_.in_shift + i)));
+    return activated(Vec::fma(x, Vec::load(scale_ + i), Vec::load(c_.in_shift + i)));
   }
   Vec first(Vec x, int64_t i, int64_t count) const {
     return activated(
-        Vec::fma(x, Vec::load_first(c_.in_scale + i, count), Vec::load_first(c_.in_shift + i, count)));
+        Vec::fma(x, Vec::load_first(scale_ + i, count), Vec::load_first(c_.in_shift + i, count)));
   }
 
  private:
   Vec activated(Vec x) const { return is_short_ ? short_.of(x) : apply_long(c_.in_activation, x); }
 
   const Conv16Call& c_;
+  const float* scale_;
   bool is_short_;
   ShortActivation short_;
 };
@@ -126,14 +130,26 @@ void gather_normalised(const Conv16Call& c, const InputNorm& norm, const uint16_
   normalise_pixel(c, norm, from, to);
 }
 
-template <class Dot>
-void gather_pixels(const Conv16Call& c, const OutputPixel* pixels, int64_t count,
-                   typename Dot::Operand* values) {
-  if constexpr (Dot::kAsStored) {
-    if (!c.in_scale && takes_parts(c)) return gather_short<Dot>(c, pixels, count, values);
+// Image by image, as each may have factors of its own.
+template <class Operand>
+void gather_normalised_pixels(const Conv16Call& c, const OutputPixel* pixels, int64_t first, int64_t count,
+                              Operand* values) {
+  const int64_t plane = c.height * c.width;
+  for (int64_t p = 0; p < count;) {
+    const int64_t left = plane - (first + p) % plane, end = left < count - p ? p + left : count;
+    const InputNorm norm(c, (first + p) / plane);
+    for (; p < end; ++p, values += gathered_step(c)) gather_normalised(c, norm, pixels[p].input, values);
   }
-  const InputNorm norm(c);
+}
+
+// first: the number of the first pixel, over all images.
+template <class Dot>
+void gather_pixels(const Conv16Call& c, const OutputPixel* pixels, int64_t first, int64_t count,
+                   typename Dot::Operand* values) {
+  if (c.in_scale) return gather_normalised_pixels(c, pixels, first, count, values);
+  if constexpr (Dot::kAsStored) {
+    if (takes_parts(c)) return gather_short<Dot>(c, pixels, count, values);
+  }
   for (int64_t p = 0; p < count; ++p, values += gathered_step(c))
-    c.in_scale ? gather_normalised(c, norm, pixels[p].input, values)
-               : gather_pixel<Dot>(c, pixels[p].input, values);
+    gather_pixel<Dot>(c, pixels[p].input, values);
 }

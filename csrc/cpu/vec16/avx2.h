@@ -36,6 +36,7 @@ struct Bf16 {
   }
   static void store_sum(Vec x, uint16_t* p) { store(x, p); }
   static void store_two_sums(Vec x, Vec y, uint16_t* p) { store_two(x, y, p); }
+  static constexpr bool kInterleaves = false;
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -7,13 +7,13 @@ namespace {
 struct Bf16 {
   // Has power_of_two and reciprocal, near enough for what is rounded to bfloat16 next.
   static constexpr bool kCoarse = true;
-  // Relative error 2.6e-6: minimax polynomial for the fraction. Of infinity the fraction is 0.
+  // Relative error 7.5e-5, as reciprocal's: minimax polynomial for the fraction. Of infinity the fraction
+  // is 0.
   static Vec power_of_two(Vec x) {
     const Vec f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
-    Vec p = Vec::fma(Vec::set1(1.3534168e-2f), f, Vec::set1(5.201146e-2f));
-    p = Vec::fma(p, f, Vec::set1(2.4144275e-1f));
-    p = Vec::fma(p, f, Vec::set1(6.9300383e-1f));
-    p = Vec::fma(p, f, Vec::set1(1.0000026f));
+    Vec p = Vec::fma(Vec::set1(7.802455e-2f), f, Vec::set1(2.2606719e-1f));
+    p = Vec::fma(p, f, Vec::set1(6.958335e-1f));
+    p = Vec::fma(p, f, Vec::set1(9.9992526e-1f));
     return {_mm512_scalef_ps(p.v, x.v)};
   }
   // Relative error 2^-14.
@@ -56,6 +56,22 @@ struct Bf16 {
     store_two(x, y, p);
 #endif
   }
+#if defined(__AVX512BF16__)
+  static constexpr bool kInterleaves = true;
+  // For sums of products: each of `lanes` behind one of `others`.
+  static void store_interleaved(Vec x, const uint16_t* others, int64_t lanes, uint16_t* p) {
+    const __m512i sums = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x.v));
+    if (lanes >= Vec::kWidth) {
+      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(others));
+      _mm512_storeu_si512(p, _mm512_or_si512(_mm512_cvtepu16_epi32(bits), _mm512_slli_epi32(sums, 16)));
+      return;
+    }
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(lanes), others));
+    _mm512_mask_storeu_epi32(p, first(lanes), _mm512_or_si512(bits, _mm512_slli_epi32(sums, 16)));
+  }
+#else
+  static constexpr bool kInterleaves = false;
+#endif
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     const __m512i u = _mm512_loadu_si512(p);

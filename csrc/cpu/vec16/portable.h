@@ -28,6 +28,15 @@ struct Bf16 {
   }
   static void store_sum(Vec x, uint16_t* p) { store(x, p); }
   static void store_two_sums(Vec x, Vec y, uint16_t* p) { store_two(x, y, p); }
+  static constexpr bool kInterleaves = true;
+  static void store_interleaved(Vec x, const uint16_t* others, int64_t lanes, uint16_t* p) {
+    uint16_t own[4];
+    store(x, own);
+    for (int64_t i = 0; i < lanes && i < 4; ++i) {
+      p[2 * i] = others[i];
+      p[2 * i + 1] = own[i];
+    }
+  }
   // p[0], p[2], ... and p[1], p[3], ...
   static void load_pairs(const uint16_t* p, Vec& even, Vec& odd) {
     Unsigned4 u;
