@@ -114,7 +114,7 @@ void Lowering::find_scale_convs() {
     if (!(product || n.op == Op::kAffine) || prologue_[node] || conv < 0 ||
         graph_.nodes[conv].op != Op::kConv2d || graph_.nodes[conv].inputs[0] != static_cast<int64_t>(node))
       continue;
-    if (graph_.half() && (!product || !takes_pairs_here(conv))) continue;
+    if (graph_.half() && (!product || !takes_pairs_here(conv) || shuffled_by_[conv] >= 0)) continue;
     scaled_[node] = is_plain_1x1(conv) && pooled_by_[conv] < 0 && values_[conv].images > 0;
   }
 }

@@ -106,6 +106,30 @@ def test_shuffles_on_the_way_out(channels, kernel):
     assert_independent_of_threads(fused, torch.randn_like(x))
 
 
+class GatedShuffle(nn.Module):
+    """Both at once: the convolution behind a product makes the second image of a shuffle."""
+
+    def __init__(self):
+        super().__init__()
+        self.gated = Gated(24, 24, False, False)
+
+    def forward(self, x):
+        kept, rest = x.chunk(2, 1)
+        return F.channel_shuffle(torch.cat((kept, self.gated(rest)), 1), 2)
+
+
+@needs_pairs
+def test_products_in_front_of_shuffles():
+    x = torch.randn(2, 48, 9, 11, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    model = filled(GatedShuffle())
+    frozen = frozen_in_bfloat16(model, x)
+    with torch.no_grad():
+        wanted = model.eval()(x)
+    assert torch.equal(frozen(x)[:, ::2], wanted[:, ::2])
+    assert (frozen(x) - wanted).abs().max() <= 2**-6 * wanted.abs().max()
+    assert_independent_of_threads(frozen, x)
+
+
 @needs_pairs
 def test_images_are_copied_in_strip_by_strip():
     """What reads an image finds its rows in cache; float32 and bfloat16 images, and any layout."""
