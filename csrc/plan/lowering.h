@@ -93,6 +93,7 @@ class Lowering {
   bool takes_pairs_here(int64_t node) const;
   bool takes_prologue16(int64_t node) const;
   bool is_max_pool_as_stored(int64_t node) const;
+  std::shared_ptr<const ConvConstants> pair_constants(int64_t node, const cpu::ConvGeometry& geometry);
   void emit_conv16(int64_t node, const cpu::ConvGeometry& geometry, int64_t pad_top, int64_t pad_left);
   void emit_scale_conv16(int64_t node, const cpu::ConvGeometry& geometry, const Activation& activation,
                          const Place& from, const Place& factors);

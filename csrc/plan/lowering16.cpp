@@ -19,6 +19,11 @@ bool Lowering::is_max_pool_as_stored(int64_t node) const {
   return graph_.nodes[node].op == Op::kMaxPool2d && !prologue_[graph_.nodes[node].inputs[0]];
 }
 
+std::shared_ptr<const ConvConstants> Lowering::pair_constants(int64_t node, const cpu::ConvGeometry& g) {
+  const bool is_short = cpu::takes_short_pairs(g) && !cpu::takes_depthwise_pairs(g);
+  return constants_.conv_constants(node, g, is_short ? WeightForm::kShortPairs : WeightForm::kPairs);
+}
+
 void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad_top, int64_t pad_left) {
   const Node& n = graph_.nodes[node];
   if (gains_by_blocks(node) && !prologue_[n.inputs[0]]) return emit_widened_pixels(node);
@@ -31,8 +36,7 @@ void Lowering::emit_conv16(int64_t node, const cpu::ConvGeometry& g, int64_t pad
     const Place to = place(shuffle < 0 ? node : shuffle);
     std::optional<Place> partner;
     if (shuffle >= 0) partner = place(graph_.nodes[graph_.nodes[shuffle].inputs[0]].inputs[0]);
-    const bool is_short = cpu::takes_short_pairs(g) && !cpu::takes_depthwise_pairs(g);
-    auto pairs = constants_.conv_constants(node, g, is_short ? WeightForm::kShortPairs : WeightForm::kPairs);
+    auto pairs = pair_constants(node, g);
     return add_step(
         cpu::takes_depthwise_pairs(g)
             ? depthwise16_step(node, g, pad_top, pad_left, std::move(pairs), from, place(node), added)
@@ -74,8 +78,7 @@ void Lowering::emit_scale_conv16(int64_t node, const cpu::ConvGeometry& g, const
   const Node& n = graph_.nodes[node];
   std::optional<Place> residual;
   if (n.inputs.size() == 2) residual = place(n.inputs[1]);
-  const bool is_short = cpu::takes_short_pairs(g);
-  auto pairs = constants_.conv_constants(node, g, is_short ? WeightForm::kShortPairs : WeightForm::kPairs);
+  auto pairs = pair_constants(node, g);
   cpu::Prologue prologue{};
   prologue.activation = activation;
   add_step(pair_conv_step(node, g, 0, 0, std::move(pairs), from, place(node), {residual, prologue, factors}));
