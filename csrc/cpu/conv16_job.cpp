@@ -190,7 +190,9 @@ void Conv16Job::run(const AlignedFloats& pairs, const AlignedFloats& shift, cons
   const int64_t rows = g_.images * g_.out_height, units = panels_ * g_.groups;
   if (split_by_channels(team))
     return run_part(pairs, shift, m, {0, rows * g_.out_width}, share(units, 1, thread, team));
-  const auto [begin, end] = share_pixels(rows, g_.out_width, kPixelGrain, thread, team);
+  // Blocks of vectors may have any number of pixels.
+  const int64_t grain = multiplies_by_tiles() ? kPixelGrain : 1;
+  const auto [begin, end] = share_pixels(rows, g_.out_width, grain, thread, team);
   run_pixels(pairs, shift, m, begin, end);
 }
 

@@ -78,6 +78,16 @@ void zero_around(V target, ImageSize size, Border b, int64_t image, int64_t row_
   }
 }
 
+template <class V>
+void zero_around_rows(V target, ImageSize size, Border b, int64_t row_begin, int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end;) {
+    const int64_t image = row / size.height, y = row % size.height;
+    const int64_t end = std::min(size.height, y + row_end - row);
+    zero_around(target, size, b, image, y, end);
+    row += end - y;
+  }
+}
+
 }  // namespace
 
 void copy_in(const float* source, TensorStrides s, ImageSize size, View target, int64_t row_begin,
@@ -129,15 +139,23 @@ void copy_out(View16 source, ImageSize size, float* target, TensorStrides s, int
 }
 
 void zero_border(View target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
-  for (int64_t n = image_begin; n < image_end; ++n) zero_around(target, size, b, n, 0, size.height);
+  zero_around_rows(target, size, b, image_begin * size.height, image_end * size.height);
 }
 
 void zero_border(View16 target, ImageSize size, Border b, int64_t image_begin, int64_t image_end) {
-  for (int64_t n = image_begin; n < image_end; ++n) zero_around(target, size, b, n, 0, size.height);
+  zero_around_rows(target, size, b, image_begin * size.height, image_end * size.height);
 }
 
-void zero_border_of_rows(View16 target, ImageSize size, Border b, int64_t image, int64_t row_begin,
-                         int64_t row_end) {
+void zero_border_of_rows(View target, ImageSize size, Border b, int64_t row_begin, int64_t row_end) {
+  zero_around_rows(target, size, b, row_begin, row_end);
+}
+
+void zero_border_of_rows(View16 target, ImageSize size, Border b, int64_t row_begin, int64_t row_end) {
+  zero_around_rows(target, size, b, row_begin, row_end);
+}
+
+void zero_border_of_strip(View16 target, ImageSize size, Border b, int64_t image, int64_t row_begin,
+                          int64_t row_end) {
   zero_around(target, size, b, image, row_begin, row_end);
 }
 

@@ -42,9 +42,12 @@ void copy_out(View16 source, ImageSize size, float* target, TensorStrides stride
 // wide.
 void zero_border(View target, ImageSize size, Border border, int64_t image_begin, int64_t image_end);
 void zero_border(View16 target, ImageSize size, Border border, int64_t image_begin, int64_t image_end);
-// The same around rows [row_begin, row_end) of one image: beside them, and above the first and below the last
-// of the image where those are among them.
-void zero_border_of_rows(View16 target, ImageSize size, Border border, int64_t image, int64_t row_begin,
-                         int64_t row_end);
+// The same around rows [row_begin, row_end) over all images: beside them, and above the first and below the
+// last of an image where those are among them.
+void zero_border_of_rows(View target, ImageSize size, Border border, int64_t row_begin, int64_t row_end);
+void zero_border_of_rows(View16 target, ImageSize size, Border border, int64_t row_begin, int64_t row_end);
+// Around rows of one image; none of them at its top or bottom: the rows above the first, or below the last.
+void zero_border_of_strip(View16 target, ImageSize size, Border border, int64_t image, int64_t row_begin,
+                          int64_t row_end);
 
 }  // namespace cnnfast::cpu

@@ -107,11 +107,12 @@ inline std::pair<int64_t, int64_t> share(int64_t count, int64_t grain, int threa
 }
 
 // Part `thread` of the pixels of `rows` rows: whole rows, as steps of other kinds share them, so that a
-// thread reads what it wrote itself; cut at multiples of `grain` where that is more even.
+// thread reads what it wrote itself; cut at multiples of `grain` where that is more even by a thirtieth.
 inline std::pair<int64_t, int64_t> share_pixels(int64_t rows, int64_t width, int64_t grain, int thread,
                                                 int team) {
   const int64_t pixels = rows * width, grains = (pixels + grain - 1) / grain;
-  const bool by_rows = (rows + team - 1) / team * width <= (grains + team - 1) / team * grain;
+  const int64_t most_by_rows = (rows + team - 1) / team * width, most = (grains + team - 1) / team * grain;
+  const bool by_rows = most_by_rows - most <= most / 30;
   return share(pixels, by_rows ? std::max<int64_t>(width, 1) : grain, thread, team);
 }
 

@@ -87,8 +87,8 @@ void StepGroup::run_images(Memory& local, int64_t begin, int64_t end, float* scr
         reinterpret_cast<float*>(values16(scratch + inside.offset) - begin * inside.place.image());
   // A step's borders right before it: until then other values may lie there.
   const auto rows_of = [&](size_t i) {
-    steps_[i]->fill_borders(local, begin, end);
     const int64_t height = steps_[i]->writes().size.height;
+    steps_[i]->fill_borders(local, begin * height, end * height);
     return Rows{begin * height, end * height};
   };
   run_steps(local, rows_of, seconds);
@@ -151,12 +151,11 @@ void StepGroup::run_strip(Memory& local, int64_t image, const std::vector<Rows>&
                                  wanted[inside.writer].begin * inside.place.row());
   if (!left.empty()) move_kept(scratch, wanted, left);
   const std::vector<Rows> computed = rows_to_compute(wanted, left);
-  if (computed.back().begin == 0) steps_.back()->fill_borders(local, image, image + 1);
   const auto rows_of = [&](size_t i) {
     const Place& to = steps_[i]->writes();
     const Rows& rows = computed[i];
-    if (to.fills_border && i + 1 < steps_.size())
-      cpu::zero_border_of_rows(to.view16(local), to.size, to.border, image, rows.begin, rows.end);
+    if (to.fills_border)
+      cpu::zero_border_of_strip(to.view16(local), to.size, to.border, image, rows.begin, rows.end);
     const int64_t first = image * to.size.height;
     return Rows{first + rows.begin, first + rows.end};
   };

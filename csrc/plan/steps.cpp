@@ -343,7 +343,7 @@ namespace {
 
 void fill_border(const Place& place, const Memory& memory, int64_t begin, int64_t end) {
   if (!place.fills_border) return;
-  cpu::zero_border(place.view(memory), place.size, place.border, begin, end);
+  cpu::zero_border_of_rows(place.view(memory), place.size, place.border, begin, end);
 }
 
 }  // namespace
@@ -354,7 +354,7 @@ void Step::fill_borders(const Memory& memory, int64_t begin, int64_t end) const 
 }
 
 void Step::run(const Memory& memory, int thread, int team) const {
-  const auto [begin, end] = cpu::share(writes_.size.images, 1, thread, team);
+  const auto [begin, end] = rows(thread, team);
   fill_borders(memory, begin, end);
   compute(memory, thread, team);
 }

@@ -68,7 +68,7 @@ class Step {
   std::vector<Place> all_writes() const;
   virtual double flops() const { return 0; }
   virtual std::string text() const = 0;
-  // Zeros around images [begin, end) that the step writes.
+  // Zeros around rows [begin, end) over all images that the step writes.
   virtual void fill_borders(const Memory& memory, int64_t begin, int64_t end) const;
   // The constants that a thread reads first.
   virtual Constants first_constants(int thread, int team) const {

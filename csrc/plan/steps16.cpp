@@ -378,7 +378,7 @@ class Widened : public Writes16<RowStep> {
 
 void fill_border16(const Place& place, const Memory& memory, int64_t begin, int64_t end) {
   if (!place.fills_border) return;
-  cpu::zero_border(place.view16(memory), place.size, place.border, begin, end);
+  cpu::zero_border_of_rows(place.view16(memory), place.size, place.border, begin, end);
 }
 
 std::unique_ptr<Step> copy_in16_step(int64_t node, size_t input, Place to) {

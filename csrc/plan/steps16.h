@@ -10,7 +10,7 @@ namespace cnnfast::plan {
 // float32 kernels.
 bool takes_pairs(const cpu::ConvGeometry& geometry);
 
-// Zeros around a value's images [begin, end), where its producer has to see to them.
+// Zeros around a value's rows [begin, end) over all images, where its producer has to see to them.
 void fill_border16(const Place& place, const Memory& memory, int64_t begin, int64_t end);
 
 // A step that writes bfloat16 values.
