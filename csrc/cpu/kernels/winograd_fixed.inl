@@ -85,10 +85,11 @@ void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t c
   }
 }
 
-// Scales the transformed values of a chunk, `vectors` at every point.
-template <int kPoints>
-void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_step, float* scales) {
+// Scales the transformed values of a chunk, kVectors at every point.
+template <int kPoints, int kVectors>
+void fixed_round_vectors(const float* stage, int16_t* to, int64_t point_step, float* scales) {
   alignas(64) float to_fixed[16];
+#pragma GCC unroll 1
   for (int first = 0; first < kPoints; first += 16) {
     const int count = kPoints - first < 16 ? kPoints - first : 16;
     __m512i most[16];
@@ -98,7 +99,8 @@ void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_ste
       if (i >= count) continue;
       const float* p = stage + (first + i) * kFixedChunk;
       most[i] = Fixed::magnitude(Vec::load(p));
-      for (int v = 1; v < vectors; ++v)
+#pragma GCC unroll 4
+      for (int v = 1; v < kVectors; ++v)
         most[i] = Fixed::larger(most[i], Fixed::magnitude(Vec::load(p + v * Vec::kWidth)));
     }
     Vec scale, back;
@@ -109,12 +111,21 @@ void fixed_round(const float* stage, int vectors, int16_t* to, int64_t point_ste
       const float* p = stage + (first + i) * kFixedChunk;
       int16_t* out = to + (first + i) * point_step;
       const Vec s = Vec::set1(to_fixed[i]);
-      for (int v = 0; v < vectors; v += 2)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v += 2)
         Fixed::store_two(Vec::load(p + v * Vec::kWidth),
-                         v + 1 < vectors ? Vec::load(p + (v + 1) * Vec::kWidth) : Vec::zero(), s,
+                         v + 1 < kVectors ? Vec::load(p + (v + 1) * Vec::kWidth) : Vec::zero(), s,
                          out + v * Vec::kWidth);
     }
   }
+}
+
+template <int kPoints, int kVectors = static_cast<int>(kFixedChunk / Vec::kWidth)>
+void fixed_round(int vectors, const float* stage, int16_t* to, int64_t point_step, float* scales) {
+  if constexpr (kVectors > 1) {
+    if (vectors < kVectors) return fixed_round<kPoints, kVectors - 1>(vectors, stage, to, point_step, scales);
+  }
+  fixed_round_vectors<kPoints, kVectors>(stage, to, point_step, scales);
 }
 
 template <int N, bool kLine, bool kAffine>
@@ -135,7 +146,7 @@ void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile
       else
         fixed_transform<N, kLine, kAffine, false>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
     }
-    fixed_round<kLine ? N : N * N>(stage, vectors,
+    fixed_round<kLine ? N : N * N>(vectors, stage,
                                    reinterpret_cast<int16_t*>(c.scratch) + k * s.chunk + tile * kFixedChunk,
                                    s.point, c.scratch + s.scales + k * s.scale_chunk + tile * s.scale_tile);
   }

@@ -62,12 +62,16 @@ struct Fixed {
     const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32((y * to_fixed).v), 16);
     _mm512_storeu_si512(p, _mm512_or_si512(low, high));
   }
-  // 32 values, to nearest.
+  // 32 values times `to_fixed`, to nearest: numbers far below 2^22, which stand in the last bits of a sum
+  // with 1.5 * 2^23.
   static void store_two(Vec x, Vec y, Vec to_fixed, int16_t* p) {
-    const __m512i quarters =
-        _mm512_packs_epi32(_mm512_cvtps_epi32((x * to_fixed).v), _mm512_cvtps_epi32((y * to_fixed).v));
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, quarters));
+    const Vec above = Vec::set1(12582912.0f);
+    const __m512i low = _mm512_castps_si512(Vec::fma(x, to_fixed, above).v);
+    const __m512i high = _mm512_castps_si512(Vec::fma(y, to_fixed, above).v);
+    const __m512i even_words =
+        _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24, 22,
+                         20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(low, even_words, high));
   }
 };
 
