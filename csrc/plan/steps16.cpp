@@ -249,9 +249,12 @@ class Mean16 : public Writes16<RowStep> {
   const float* as_it_is(const View16& image, int64_t channels) const {
     float* means = cpu::thread_scratch(cpu::ScratchSlot::kWidened, lanes());
     std::fill_n(means, channels, 0.0f);
-    for (int64_t y = 0; y < call_.in_height; ++y)
-      cpu::bf16_kernels().norm->column_sum(image.data + y * image.row, image.pixel, call_.in_width, channels,
-                                           nullptr, means);
+    const bool dense = image.row == call_.in_width * image.pixel;  // rows of one long one
+    const int64_t rows = dense ? 1 : call_.in_height,
+                  width = dense ? call_.in_height * call_.in_width : call_.in_width;
+    for (int64_t y = 0; y < rows; ++y)
+      cpu::bf16_kernels().norm->column_sum(image.data + y * image.row, image.pixel, width, channels, nullptr,
+                                           means);
     const float pixels = static_cast<float>(call_.in_height * call_.in_width);
     for (int64_t c = 0; c < channels; ++c) means[c] /= pixels;
     return means;

@@ -13,6 +13,8 @@ constexpr int kFixedTiles = 12;
 // Weights of one thread that stay in its second-level cache; others are asked for so far ahead of the
 // products.
 constexpr int64_t kResidentNumbers = 1 << 17, kAheadNumbers = 1 << 12;
+// Pixels of more values come from far memory: those of the next tile are asked for while one is worked on.
+constexpr int64_t kResidentPixels = 1 << 17;
 
 // Where the parts of a block of tiles lie in scratch memory. Numbers: point, chunk, tile, channel. Scales:
 // chunk, tile, point. Products: point, panel, tile, channel. Distances of points are kept off multiples of 4
@@ -47,6 +49,17 @@ inline Vec load_pixel(const float* p, int64_t lanes) {
 }
 inline void store_pixel(Vec x, uint16_t* p, int64_t lanes) {
   lanes >= Vec::kWidth ? Bf16::store_sum(x, p) : Bf16::store_first(x, p, lanes);
+}
+
+// Pixels of some rows and columns, `channels` values each.
+template <int kWrites>
+inline void fetch_tile(const uint16_t* p, const View16& v, int rows, int column_begin, int column_end,
+                       int64_t channels) {
+  constexpr int64_t kLine = 32;
+  for (int y = 0; y < rows; ++y)
+    for (int x = column_begin; x < column_end; ++x)
+      for (int64_t i = 0; i < channels; i += kLine)
+        __builtin_prefetch(p + y * v.row + x * v.pixel + i, kWrites, 3);
 }
 
 // One vector of channels of a tile, transformed, to to[point * kFixedChunk].
@@ -128,10 +141,15 @@ void fixed_round(int vectors, const float* stage, int16_t* to, int64_t point_ste
   fixed_round_vectors<kPoints, kVectors>(stage, to, point_step, scales);
 }
 
+// next: the tile whose pixels are asked for meanwhile, or null; `known` columns of it lie in this one,
+// mostly.
 template <int N, bool kLine, bool kAffine>
-void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at) {
+void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
+                 const TilePlace* next) {
   const FixedChunks chunks(c.in_channels);
-  const auto* from = at_place(c.input, at) - c.top * c.input.row - c.left * c.input.pixel;
+  const int64_t corner = c.top * c.input.row + c.left * c.input.pixel;
+  const auto* from = at_place(c.input, at) - corner;
+  const int known = static_cast<int>(c.points - c.tile);
   const Inside rows(at.y - c.top, c.in_height), columns(at.x - c.left, c.in_width);
   const bool whole = rows.holds_all(kLine ? 1 : N) && columns.holds_all(N);
   float* stage = c.scratch + s.stage;
@@ -139,6 +157,8 @@ void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile
     const int64_t begin = k * chunks.length;
     const int64_t left = c.in_channels - begin, used = left < chunks.length ? left : chunks.length;
     const int vectors = static_cast<int>((used + Vec::kWidth - 1) / Vec::kWidth);
+    if (next)
+      fetch_tile<0>(at_place(c.input, *next) - corner + begin, c.input, kLine ? 1 : N, known, N, used);
     for (int v = 0; v < vectors; ++v) {
       const int64_t channel = begin + v * Vec::kWidth;
       if (whole)
@@ -227,7 +247,7 @@ void fixed_products(const FixedWinogradCall& c, const FixedScratch& s, int point
 
 template <int N, int M, bool kLine>
 void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
-                  const float* product, int64_t panel_channel) {
+                  const TilePlace* next, const float* product, int64_t panel_channel) {
   constexpr int kRows = kLine ? 1 : M;
   const int64_t rows = c.height - at.y < kRows ? c.height - at.y : kRows;
   const int64_t columns = c.width - at.x < M ? c.width - at.x : M;
@@ -235,6 +255,10 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
   const int64_t padded = (c.channels + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
   auto* const to = at_place(c.output, at) + panel_channel;
   const auto* const added = c.residual.data ? at_place(c.residual, at) + panel_channel : nullptr;
+  if (next) {
+    fetch_tile<1>(at_place(c.output, *next) + panel_channel, c.output, kRows, 0, M, end);
+    if (added) fetch_tile<0>(at_place(c.residual, *next) + panel_channel, c.residual, kRows, 0, M, end);
+  }
   for (int64_t channel = 0; channel < end; channel += Vec::kWidth) {
     const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
     const float* from = product + tile * s.product_row + channel;
@@ -279,23 +303,31 @@ void fixed_tiles(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_en
   constexpr int kPoints = kLine ? N : N * N;
   const FixedScratch s(c, kPoints);
   const bool fetches = (panel_end - panel_begin) * s.product_row * c.in_channels * kPoints > kResidentNumbers;
+  const bool far = (tile_end - tile_begin) * c.tile * c.tile_height * c.in_channels > kResidentPixels;
   for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
     const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
     const TilePlace first(c, begin);
-    TilePlace at = first;
-    for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
-      if (c.in_scale)
-        fixed_input<N, kLine, true>(c, s, t, at);
-      else
-        fixed_input<N, kLine, false>(c, s, t, at);
+    const auto for_tiles = [&](auto&& work) {
+      TilePlace at = first;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const TilePlace next = at.next(c);
+        work(t, at, far && begin + t + 1 < tile_end ? &next : nullptr);
+        at = next;
+      }
+    };
+    for_tiles([&](int64_t t, const TilePlace& at, const TilePlace* next) {
+      c.in_scale ? fixed_input<N, kLine, true>(c, s, t, at, next)
+                 : fixed_input<N, kLine, false>(c, s, t, at, next);
+    });
     for (int64_t from = panel_begin; from < panel_end; from += c.block_panels) {
       const int64_t to = panel_end - from < c.block_panels ? panel_end : from + c.block_panels;
       fixed_products(c, s, kPoints, tiles, from, to, fetches);
-      at = first;
-      for (int64_t t = 0; t < tiles; ++t, at = at.next(c))
+      for_tiles([&](int64_t t, const TilePlace& at, const TilePlace* next) {
         for (int64_t panel = from; panel < to; ++panel)
-          fixed_output<N, M, kLine>(c, s, t, at, c.scratch + s.products + (panel - from) * s.product_panel,
+          fixed_output<N, M, kLine>(c, s, t, at, next,
+                                    c.scratch + s.products + (panel - from) * s.product_panel,
                                     panel * s.product_row);
+      });
     }
   }
 }
