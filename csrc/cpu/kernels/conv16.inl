@@ -140,44 +140,7 @@ constexpr int64_t kNearValues = 1 << 13, kNearBlock = 96;
 // Beyond the last weights it reads nothing.
 inline void fetch16(const uint16_t* weight) { __builtin_prefetch(weight, 0, 2); }
 
-// Memory that is read later, rows of it, asked for while products run: so many bytes with every register
-// block, or with every part of a long one. Many lines at once would keep others waiting.
-class LaterValues {
- public:
-  LaterValues() = default;
-  LaterValues(const uint16_t* from, int64_t values, int64_t parts) : LaterValues(from, values, 1, 0, parts) {}
-  LaterValues(const uint16_t* from, int64_t values, int64_t rows, int64_t row, int64_t parts)
-      : at_(reinterpret_cast<const char*>(from)),
-        end_(at_ + values * 2),
-        to_next_((row - values) * 2),
-        bytes_(values * 2),
-        rows_(rows),
-        step_((rows * values * 2 / parts + kLine) / kLine * kLine) {}
-  void ask() {
-    for (int64_t left = step_; left > 0 && rows_ > 0; left -= kLine) {
-      __builtin_prefetch(at_, 0, 2);
-      at_ += kLine;
-      if (at_ < end_) continue;
-      at_ = end_ + to_next_;
-      end_ = at_ + bytes_;
-      --rows_;
-    }
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char *at_ = nullptr, *end_ = nullptr;
-  int64_t to_next_ = 0, bytes_ = 0, rows_ = 0, step_ = 0;
-};
-
-// What the next block of pixels is gathered from, and the weights of the next panel.
-struct Later {
-  LaterValues pixels, weights;
-  void ask() {
-    pixels.ask();
-    weights.ask();
-  }
-};
+#include "cpu/kernels/later16.inl"
 
 inline bool asks_by_parts(const Conv16Call& c) { return padded_depth(c) >= 3 * kPairBlock; }
 // Of a register block that ask.
@@ -439,20 +402,6 @@ bool reads_straight(const Conv16Call& c) {
   if (c.length % 2) return false;
   if (c.length > kStraightValues ? c.input.pixel != c.length : c.input.pixel % kSharedSets == 0) return false;
   return c.input.row == c.width * c.input.pixel && (c.images == 1 || c.input.image == c.height * c.input.row);
-}
-
-// What the next `count` output pixels, from one whose first tap is `from` on, read and those before them did
-// not: neighbours, or rows of images that do not stay near. Where they begin in the middle of a row, that
-// row's end has been read.
-inline LaterValues later_pixels(const Conv16Call& c, const uint16_t* from, int64_t count, int64_t parts,
-                                bool far) {
-  const bool one_row = c.tap[c.taps - 1] < c.input.row;
-  if (c.taps == 1 && c.stride_h == 1 && c.stride_w == 1) return {from, count * c.input.pixel, parts};
-  if (!far) return {};
-  const int64_t rows = (count + c.width - 1) / c.width, values = c.width * c.stride_w * c.input.pixel;
-  if (one_row) return {from, values, rows, c.stride_h * c.input.row, parts};
-  const int64_t last = c.tap[c.taps - 1] / c.input.row - (c.stride_h - 1);
-  return {from + last * c.input.row, values, rows * c.stride_h, c.input.row, parts};
 }
 
 template <class Dot>

@@ -141,8 +141,7 @@ void fixed_round(int vectors, const float* stage, int16_t* to, int64_t point_ste
   fixed_round_vectors<kPoints, kVectors>(stage, to, point_step, scales);
 }
 
-// next: the tile whose pixels are asked for meanwhile, or null; `known` columns of it lie in this one,
-// mostly.
+// next: the tile whose pixels are asked for meanwhile, or null. Its first columns lie in this one, mostly.
 template <int N, bool kLine, bool kAffine>
 void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
                  const TilePlace* next) {
