@@ -44,6 +44,9 @@ struct Depthwise16Call {
   Activation activation;
 };
 
+// Rows are computed from the first on, at most so many at a time: then all channels of the next ones.
+constexpr int64_t kDepthwiseRows = 2;
+
 // Kernels and strides that there is code for.
 constexpr bool has_depthwise16(int64_t kernel, int64_t stride, int64_t group) {
   if (group > 1) return (group == 4 || group == 8) && kernel == 3 && (stride == 1 || stride == 2);

@@ -42,6 +42,7 @@ class DepthwiseConv16 : public Writes16<RowStep> {
     if (operand > 0) return RowWindow{1, 0, 1};
     return RowWindow{geometry_.stride_h, pad_top_, geometry_.kernel_h};
   }
+  int64_t rows_in_turn() const override { return cpu::kDepthwiseRows; }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     cpu::bf16_kernels().depthwise(call_of(memory, 0, geometry_.out_channels), begin, end);
   }

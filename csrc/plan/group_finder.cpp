@@ -1,6 +1,7 @@
 // Which steps run depth first, and how much at a time.
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "cpu/bf16_table.h"
 #include "cpu/cache_size.h"
@@ -43,6 +44,8 @@ constexpr int64_t kParts = 8;
 int64_t pixels_of(const Place& p) { return p.size.height * p.size.width; }
 constexpr int64_t kValueBytes = 2;
 int64_t image_bytes(const Place& p) { return kValueBytes * p.image(); }
+// Of its channels alone.
+int64_t moved_bytes(const Place& p) { return image_bytes(p) / p.buffer_channels * p.size.channels; }
 int64_t floats_for(int64_t values16) { return (values16 + 1) / 2; }
 
 }  // namespace
@@ -58,17 +61,28 @@ class GroupFinder {
     }
   }
 
+  // The groups that are worth most together: from the last step back, what those from a step on are worth,
+  // and the first of them.
   std::vector<StepGroup> run() const {
+    std::vector<double> worth(steps_.size() + 1, 0.0);
+    std::vector<StepGroup> first(steps_.size());
+    for (size_t i = steps_.size(); i-- > 0;) {
+      worth[i] = worth[i + 1];
+      const auto consider = [&](StepGroup group, double alone) {
+        const double all = alone + worth[group.end()];
+        if (all <= worth[i]) return;
+        worth[i] = all;
+        first[i] = std::move(group);
+      };
+      for_groups_of_images(i, consider);
+      for_groups_of_strips(i, consider);
+    }
     std::vector<StepGroup> groups;
     for (size_t i = 0; i < steps_.size();) {
-      StepGroup group = best_of_images(i);
-      if (group.steps_.empty()) group = best_of_strips(i);
-      if (group.steps_.empty()) {
-        ++i;
-        continue;
-      }
-      i = group.end();
-      groups.push_back(std::move(group));
+      const bool none = first[i].steps_.empty();
+      const size_t next = none ? i + 1 : first[i].end();
+      if (!none) groups.push_back(std::move(first[i]));
+      i = next;
     }
     return groups;
   }
@@ -94,35 +108,65 @@ class GroupFinder {
     return is_of_pixel(step) || (!step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels);
   }
 
-  // The one that saves most, of as many steps as there can be.
-  StepGroup best_of_images(size_t begin) const {
-    StepGroup best;
-    int64_t most = 0;
+  // consider(group, worth), of as many steps as there can be.
+  template <class Consider>
+  void for_groups_of_images(size_t begin, Consider&& consider) const {
     int failures = 0;
     for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
       StepGroup group = of_images(begin, end);
       if (group.images_at_once_ == 0 && ++failures > kMostFailures) break;
       if (group.images_at_once_ == 0) continue;
       failures = 0;
-      const int64_t saved = saved_bytes(group);
-      if (saved < std::max(most, shares_.far)) continue;
-      most = saved;
-      best = std::move(group);
+      if (saved_bytes(group) < shares_.far) continue;
+      const double worth = flops_per_byte() * gained_bytes(group, parts_of(group));
+      consider(std::move(group), worth);
     }
-    return best;
   }
 
-  // images_at_once_ is 0 where steps [begin, end) are no group.
+  // images_at_once_ is 0 where steps [begin, end) are no group. Values are written over others where they do
+  // not fit otherwise.
   StepGroup of_images(size_t begin, size_t end) const {
     StepGroup group = of_steps(begin, end);
-    const int64_t bytes =
-        place_inside(group, [](const Place& p, size_t) { return p.image(); }) + most_outside_bytes(group);
+    const int64_t outside = most_outside_bytes(group);
+    std::vector<int> over;
+    const auto bytes_of = [&](int64_t images) {
+      return place_inside(group, [=](const Place& p, size_t) { return images * p.image(); }, over);
+    };
+    if (bytes_of(1) + outside > shares_.part) over = written_over(group);
+    const int64_t bytes = bytes_of(1) + outside;
     if (bytes > shares_.part) return group;
     const int64_t images = std::min(group.images_, shares_.part / std::max<int64_t>(bytes, 1));
     if (!hides_constants(group, images)) return group;
     group.images_at_once_ = images;
-    place_inside(group, [=](const Place& p, size_t) { return images * p.image(); });
+    bytes_of(images);
     return group;
+  }
+
+  // Per buffer inside the one whose rows it may take as they are read for the last time, -1: none.
+  std::vector<int> written_over(const StepGroup& group) const {
+    std::vector<int> over(group.inside_.size(), -1);
+    for (size_t to = 0; to < over.size(); ++to)
+      for (size_t from = 0; from < over.size(); ++from) {
+        const bool taken = std::count(over.begin(), over.end(), static_cast<int>(from)) > 0;
+        if (!taken && over[from] < 0 && follows(group.inside_[from].place, group.inside_[to].place))
+          over[to] = static_cast<int>(from);
+      }
+    return over;
+  }
+
+  // Whether the step that first writes `to` is the last that reads `from`, in turn and without running into
+  // rows that it still wants.
+  bool follows(const Place& from, const Place& to) const {
+    const Use &of_from = uses_.at(from.buffer), &of_to = uses_.at(to.buffer);
+    if (from.buffer == to.buffer || of_from.last != of_to.first) return false;
+    const RowStep& step = *steps_[of_to.first];
+    const auto& reads = step.reads();
+    const bool reads_once = std::count_if(reads.begin(), reads.end(),
+                                          [&](const Place& p) { return p.buffer == from.buffer; }) == 1;
+    if (step.rows_in_turn() == 0 || !reads_once || reads[0].buffer != from.buffer) return false;
+    const cpu::Border& b = to.border;
+    if (step.writes().buffer != to.buffer || b.top + b.bottom + b.left + b.right > 0) return false;
+    return to.image() <= from.image() && to.row() <= step.window_of(0)->stride * from.row();
   }
 
   bool hides_constants(const StepGroup& group, int64_t images) const {
@@ -144,22 +188,37 @@ class GroupFinder {
     return most;
   }
 
-  // What stays in cache, without the constants that are read for a pixel and come again for every part.
+  static int64_t parts_of(const StepGroup& group) {
+    const int64_t at_once = std::max<int64_t>(1, group.images_at_once_);
+    return (group.images_ + at_once - 1) / at_once;
+  }
+
+  // Half of what steps read that others before them read or wrote, and of what they write for others of the
+  // group alone; without the constants that are read for a pixel and come again for every part.
   int64_t saved_bytes(const StepGroup& group) const {
     if (group.steps_.size() < 2) return 0;
     int64_t bytes = 0;
-    for (const auto& inside : group.inside_) bytes += group.images_ * image_bytes(inside.place);
-    const int64_t at_once = std::max<int64_t>(1, group.images_at_once_);
-    const int64_t parts = (group.images_ + at_once - 1) / at_once;
-    for (const RowStep* step : group.steps_)
-      if (is_of_pixel(step)) bytes -= parts * step->constant_bytes();
+    std::set<int> near;
+    for (const RowStep* step : group.steps_) {
+      for (const Place& p : step->reads())
+        if (!near.insert(p.buffer).second) bytes += group.images_ * moved_bytes(p) / 2;
+      for (const Place& p : step->all_writes()) {
+        near.insert(p.buffer);
+        if (group.has_inside(p.buffer)) bytes += group.images_ * moved_bytes(p) / 2;
+      }
+      if (is_of_pixel(step)) bytes -= parts_of(group) * step->constant_bytes();
+    }
     return bytes;
   }
 
-  // The one that is worth most, of as many steps as there can be.
-  StepGroup best_of_strips(size_t begin) const {
-    StepGroup best;
-    double most = 0;
+  // Less what it takes to begin with so many parts.
+  double gained_bytes(const StepGroup& group, int64_t parts) const {
+    return static_cast<double>(saved_bytes(group)) -
+           kBytesPerPart * static_cast<double>(parts * static_cast<int64_t>(group.steps_.size()));
+  }
+
+  template <class Consider>
+  void for_groups_of_strips(size_t begin, Consider&& consider) const {
     int failures = 0;
     for (size_t end = begin + 1; end <= steps_.size() && may_join(steps_[end - 1]); ++end) {
       const RowStep& last = *steps_[end - 1];
@@ -173,20 +232,17 @@ class GroupFinder {
       StepGroup group = of_strips(begin, end);
       if (group.rows_at_once_ == 0 || saved_bytes(group) < shares_.far) continue;
       const double worth = worth_of_strips(group);
-      if (worth <= most) continue;
-      most = worth;
-      best = std::move(group);
+      consider(std::move(group), worth);
     }
-    return best;
   }
+
+  static double flops_per_byte() { return cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte; }
 
   // In operations: the time that values save by staying in cache, less what strips compute twice.
   double worth_of_strips(const StepGroup& group) const {
-    const double a_byte = cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte;
     double work = 0;
     for (const RowStep* step : group.steps_) work += work_of(*step);
-    const double parts = static_cast<double>(group.images_ * group.strips() * group.steps_.size());
-    return a_byte * (static_cast<double>(saved_bytes(group)) - kBytesPerPart * parts) -
+    return flops_per_byte() * gained_bytes(group, group.images_ * group.strips()) -
            (repeated(group, group.rows_at_once_) - 1) * work - begun_work(group);
   }
 
@@ -325,7 +381,7 @@ class GroupFinder {
       computed += work * static_cast<double>(all[i].end - all[i].begin) / height;
       needed += work * part;
     }
-    return needed > 0 ? computed / needed : 1;
+    return needed > 0 ? std::max(1.0, computed / needed) : 1;
   }
 
   StepGroup of_steps(size_t begin, size_t end) const {
@@ -342,9 +398,9 @@ class GroupFinder {
     return group;
   }
 
-  // Memory for `values(place, writer)` values of every buffer inside; returns bytes.
+  // Memory for `values(place, writer)` values of every buffer inside; returns bytes. over: written_over.
   template <class Values>
-  int64_t place_inside(StepGroup& group, Values&& values) const {
+  int64_t place_inside(StepGroup& group, Values&& values, const std::vector<int>& over = {}) const {
     std::vector<Lifetime> lifetimes;
     for (const auto& inside : group.inside_) {
       const Use& u = uses_.at(inside.place.buffer);
@@ -352,9 +408,24 @@ class GroupFinder {
       lifetimes.push_back({floats_for(values(inside.place, inside.writer)), static_cast<int64_t>(used.first),
                            static_cast<int64_t>(used.last)});
     }
+    // The two as one, the rows that are written at a time in front of those that are read.
+    for (size_t i = 0; i < over.size(); ++i) {
+      if (over[i] < 0) continue;
+      Lifetime &to = lifetimes[i], &from = lifetimes[over[i]];
+      to = {std::max(to.floats, lead(group.inside_[i]) + from.floats), from.first, to.last};
+      from.floats = 0;
+    }
     const auto offsets = place_buffers(lifetimes, group.scratch_floats_);
     for (size_t i = 0; i < offsets.size(); ++i) group.inside_[i].offset = offsets[i];
+    for (size_t i = 0; i < over.size(); ++i)
+      if (over[i] >= 0) group.inside_[over[i]].offset = offsets[i] + lead(group.inside_[i]);
     return group.scratch_floats_ * static_cast<int64_t>(sizeof(float));
+  }
+
+  // Floats of the rows that its step writes at a time, in whole cache lines.
+  int64_t lead(const StepGroup::Inside& inside) const {
+    const RowStep& step = *steps_[uses_.at(inside.place.buffer).first];
+    return (floats_for(step.rows_in_turn() * inside.place.row()) + 15) / 16 * 16;
   }
 
   const std::vector<bool>& external_;

@@ -107,6 +107,9 @@ class RowStep : public Step {
   virtual bool shares_constants() const { return false; }
   // Whether parts of the rows may be computed between other steps' (plan/step_group.h).
   virtual bool joins_groups() const { return true; }
+  // Where rows are computed from the first on, so many at a time, and rows of operand 0 in front of a row's
+  // window are read no more: how many. 0: in no such order.
+  virtual int64_t rows_in_turn() const { return 0; }
 
  protected:
   void compute(const Memory& memory, int thread, int team) const override;
