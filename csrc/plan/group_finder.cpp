@@ -21,9 +21,9 @@ struct CacheShares {
 };
 
 // Constants that stay in cache from one part to the next; larger ones come again for every part, which must
-// have enough pixels to hide that.
+// have enough pixels to hide that: pairs some, tiles more.
 constexpr int64_t kNearConstants = 256 * 1024;
-constexpr int64_t kHidingPixels = 384;
+constexpr int64_t kHidingPixels = 96, kTileHidingPixels = 384;
 // Fewer leave a tile of pixels empty.
 constexpr int64_t kLeastPixels = 16;
 // Steps that make a group too large, whose results are small again a few steps on.
@@ -169,9 +169,11 @@ class GroupFinder {
     return to.image() <= from.image() && to.row() <= step.window_of(0)->stride * from.row();
   }
 
+  static int64_t hiding_pixels() { return cpu::multiplies_by_tiles() ? kTileHidingPixels : kHidingPixels; }
   bool hides_constants(const StepGroup& group, int64_t images) const {
     return std::all_of(group.steps_.begin(), group.steps_.end(), [&](const RowStep* step) {
-      return step->constant_bytes() <= kNearConstants || images * pixels_of(step->writes()) >= kHidingPixels;
+      return step->constant_bytes() <= kNearConstants ||
+             images * pixels_of(step->writes()) >= hiding_pixels();
     });
   }
 
@@ -317,7 +319,7 @@ class GroupFinder {
     const auto all = computed_rows(group, rows);
     for (size_t i = 0; i < group.steps_.size(); ++i) {
       const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;
-      if (group.steps_[i]->constant_bytes() > kNearConstants && pixels < kHidingPixels) return group;
+      if (group.steps_[i]->constant_bytes() > kNearConstants && pixels < hiding_pixels()) return group;
     }
     if (repeated(group, rows) <= kMostRepeated) group.rows_at_once_ = rows;
     return group;
