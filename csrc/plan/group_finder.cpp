@@ -1,13 +1,12 @@
 // Which steps run depth first, and how much at a time.
 #include <algorithm>
 #include <map>
-#include <set>
 
 #include "cpu/bf16_table.h"
 #include "cpu/cache_size.h"
 #include "cpu/parallel.h"
 #include "plan/arena.h"
-#include "plan/step_group.h"
+#include "plan/group_worth.h"
 
 namespace cnnfast::plan {
 namespace {
@@ -20,9 +19,7 @@ struct CacheShares {
   explicit CacheShares(int64_t cache) : part(cache / 16 * 11), strip(cache / 2), far(cache / 2) {}
 };
 
-// Constants that stay in cache from one part to the next; larger ones come again for every part, which must
-// have enough pixels to hide that: pairs some, tiles more.
-constexpr int64_t kNearConstants = 256 * 1024;
+// Pixels that a part must have where constants come again for it: pairs some, tiles more.
 constexpr int64_t kHidingPixels = 96, kTileHidingPixels = 384;
 // Fewer leave a tile of pixels empty.
 constexpr int64_t kLeastPixels = 16;
@@ -30,22 +27,9 @@ constexpr int64_t kLeastPixels = 16;
 constexpr int kMostFailures = 4;
 // Of the work of strips, rows that two of them need counted twice.
 constexpr double kMostRepeated = 1.25;
-// Operations in the time that a byte takes to leave the cache and come again: pairs at 300 GFLOP/s, tiles at
-// some thousands, far memory at 60 GB/s.
-constexpr double kFlopsPerByte = 10, kTileFlopsPerByte = 100;
-// Operations of tiles in the time that a vector takes to finish a value: what first layers consist of.
-constexpr double kTileFlopsPerValue = 256;
-// What a step takes to begin with a part, in bytes of that time: calls, blocks that few rows do not fill,
-// weights from the second-level cache.
-constexpr double kBytesPerPart = 1e4;
 // Enough parts for some threads, where there are few images.
 constexpr int64_t kParts = 8;
 
-int64_t pixels_of(const Place& p) { return p.size.height * p.size.width; }
-constexpr int64_t kValueBytes = 2;
-int64_t image_bytes(const Place& p) { return kValueBytes * p.image(); }
-// Of its channels alone.
-int64_t moved_bytes(const Place& p) { return image_bytes(p) / p.buffer_channels * p.size.channels; }
 int64_t floats_for(int64_t values16) { return (values16 + 1) / 2; }
 
 }  // namespace
@@ -99,13 +83,10 @@ class GroupFinder {
     const Use& u = uses_.at(p.buffer);
     return !external_[p.buffer] && u.first >= begin && u.last < end;
   }
-  // Steps whose result is one pixel, as squeeze-excite has them, come with those around them.
-  static bool is_of_pixel(const RowStep* step) {
-    return pixels_of(step->writes()) == 1 && step->constant_bytes() <= kNearConstants;
-  }
   bool may_join(const RowStep* step) const {
     if (!step || !step->joins_groups()) return false;
-    return is_of_pixel(step) || (!step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels);
+    return GroupWorth::is_of_pixel(*step) ||
+           (!step->shares_constants() && pixels_of(step->writes()) >= kLeastPixels);
   }
 
   // consider(group, worth), of as many steps as there can be.
@@ -117,8 +98,8 @@ class GroupFinder {
       if (group.images_at_once_ == 0 && ++failures > kMostFailures) break;
       if (group.images_at_once_ == 0) continue;
       failures = 0;
-      if (saved_bytes(group) < shares_.far) continue;
-      const double worth = flops_per_byte() * gained_bytes(group, parts_of(group));
+      if (GroupWorth::saved_bytes(group) < shares_.far) continue;
+      const double worth = GroupWorth::of_images(group);
       consider(std::move(group), worth);
     }
   }
@@ -172,7 +153,7 @@ class GroupFinder {
   static int64_t hiding_pixels() { return cpu::multiplies_by_tiles() ? kTileHidingPixels : kHidingPixels; }
   bool hides_constants(const StepGroup& group, int64_t images) const {
     return std::all_of(group.steps_.begin(), group.steps_.end(), [&](const RowStep* step) {
-      return step->constant_bytes() <= kNearConstants ||
+      return step->constant_bytes() <= GroupWorth::kNearConstants ||
              images * pixels_of(step->writes()) >= hiding_pixels();
     });
   }
@@ -190,35 +171,6 @@ class GroupFinder {
     return most;
   }
 
-  static int64_t parts_of(const StepGroup& group) {
-    const int64_t at_once = std::max<int64_t>(1, group.images_at_once_);
-    return (group.images_ + at_once - 1) / at_once;
-  }
-
-  // Half of what steps read that others before them read or wrote, and of what they write for others of the
-  // group alone; without the constants that are read for a pixel and come again for every part.
-  int64_t saved_bytes(const StepGroup& group) const {
-    if (group.steps_.size() < 2) return 0;
-    int64_t bytes = 0;
-    std::set<int> near;
-    for (const RowStep* step : group.steps_) {
-      for (const Place& p : step->reads())
-        if (!near.insert(p.buffer).second) bytes += group.images_ * moved_bytes(p) / 2;
-      for (const Place& p : step->all_writes()) {
-        near.insert(p.buffer);
-        if (group.has_inside(p.buffer)) bytes += group.images_ * moved_bytes(p) / 2;
-      }
-      if (is_of_pixel(step)) bytes -= parts_of(group) * step->constant_bytes();
-    }
-    return bytes;
-  }
-
-  // Less what it takes to begin with so many parts.
-  double gained_bytes(const StepGroup& group, int64_t parts) const {
-    return static_cast<double>(saved_bytes(group)) -
-           kBytesPerPart * static_cast<double>(parts * static_cast<int64_t>(group.steps_.size()));
-  }
-
   template <class Consider>
   void for_groups_of_strips(size_t begin, Consider&& consider) const {
     int failures = 0;
@@ -232,44 +184,10 @@ class GroupFinder {
       }
       if (writes_over_input(begin, end)) continue;
       StepGroup group = of_strips(begin, end);
-      if (group.rows_at_once_ == 0 || saved_bytes(group) < shares_.far) continue;
-      const double worth = worth_of_strips(group);
+      if (group.rows_at_once_ == 0 || GroupWorth::saved_bytes(group) < shares_.far) continue;
+      const double worth = GroupWorth::of_strips(group);
       consider(std::move(group), worth);
     }
-  }
-
-  static double flops_per_byte() { return cpu::multiplies_by_tiles() ? kTileFlopsPerByte : kFlopsPerByte; }
-
-  // In operations: the time that values save by staying in cache, less what strips compute twice.
-  double worth_of_strips(const StepGroup& group) const {
-    double work = 0;
-    for (const RowStep* step : group.steps_) work += work_of(*step);
-    return flops_per_byte() * gained_bytes(group, group.images_ * group.strips()) -
-           (repeated(group, group.rows_at_once_) - 1) * work - begun_work(group);
-  }
-
-  // In operations: what threads compute that begin within an image, because no strip before it is theirs.
-  static double begun_work(const StepGroup& group) {
-    const int64_t parts = group.images_ * group.strips(), team = std::min<int64_t>(cpu::team_size(), parts);
-    int64_t begun = 0;
-    for (int64_t thread = 1; thread < team; ++thread) begun += parts * thread / team % group.strips() != 0;
-    const int64_t middle = group.height_ / 2, end = std::min(middle + group.rows_at_once_, group.height_);
-    const auto all = group.rows_of_steps({middle, end}), computed = computed_rows(group, group.rows_at_once_);
-    double work = 0;
-    for (size_t i = 0; i < group.steps_.size(); ++i) {
-      const Place& to = group.steps_[i]->writes();
-      const int64_t rows = (all[i].end - all[i].begin) - (computed[i].end - computed[i].begin);
-      work += work_of(*group.steps_[i]) * static_cast<double>(rows) /
-              static_cast<double>(to.size.images * to.size.height);
-    }
-    return static_cast<double>(begun) * work;
-  }
-
-  // In operations.
-  static double work_of(const RowStep& step) {
-    const Place& to = step.writes();
-    const double values = static_cast<double>(to.size.images * pixels_of(to) * to.size.channels);
-    return step.flops() + (cpu::multiplies_by_tiles() ? kTileFlopsPerValue * values : 0);
   }
 
   // Whether steps [begin, end) read rows of each other's values and values from before them, and all but the
@@ -316,12 +234,13 @@ class GroupFinder {
     while (rows > 1 && bytes_of(rows) > shares_.strip) --rows;
     group.rows_at_once_ = 0;
     if (bytes_of(rows) > shares_.strip) return group;
-    const auto all = computed_rows(group, rows);
+    const auto all = GroupWorth::computed_rows(group, rows);
     for (size_t i = 0; i < group.steps_.size(); ++i) {
       const int64_t pixels = (all[i].end - all[i].begin) * group.steps_[i]->writes().size.width;
-      if (group.steps_[i]->constant_bytes() > kNearConstants && pixels < hiding_pixels()) return group;
+      if (group.steps_[i]->constant_bytes() > GroupWorth::kNearConstants && pixels < hiding_pixels())
+        return group;
     }
-    if (repeated(group, rows) <= kMostRepeated) group.rows_at_once_ = rows;
+    if (GroupWorth::repeated(group, rows) <= kMostRepeated) group.rows_at_once_ = rows;
     return group;
   }
 
@@ -344,13 +263,6 @@ class GroupFinder {
     return next[inside.writer].begin < first[inside.writer].end;
   }
 
-  // What the steps compute for `rows` rows in the middle behind as many.
-  static std::vector<StepGroup::Rows> computed_rows(const StepGroup& group, int64_t rows) {
-    const int64_t middle = group.height_ / 2, end = std::min(middle + rows, group.height_);
-    return group.rows_to_compute(group.rows_of_steps({middle, end}),
-                                 group.rows_of_steps({std::max<int64_t>(0, middle - rows), middle}));
-  }
-
   // Of rows that lie elsewhere and that a later step adds: they stay in cache until then.
   static int64_t read_again_bytes(const StepGroup& group, const std::vector<StepGroup::Rows>& all) {
     int64_t bytes = 0;
@@ -369,21 +281,6 @@ class GroupFinder {
           const auto& reads = other->reads();
           return std::any_of(reads.begin(), reads.end(), [&](const Place& p) { return p.buffer == buffer; });
         });
-  }
-
-  // What the steps compute for a strip of so many rows, relative to its share of their rows.
-  static double repeated(const StepGroup& group, int64_t rows) {
-    const auto all = computed_rows(group, rows);
-    const auto part =
-        static_cast<double>(all.back().end - all.back().begin) / static_cast<double>(group.height_);
-    double computed = 0, needed = 0;
-    for (size_t i = 0; i < group.steps_.size(); ++i) {
-      const auto height = static_cast<double>(group.steps_[i]->writes().size.height);
-      const double work = work_of(*group.steps_[i]);
-      computed += work * static_cast<double>(all[i].end - all[i].begin) / height;
-      needed += work * part;
-    }
-    return needed > 0 ? std::max(1.0, computed / needed) : 1;
   }
 
   StepGroup of_steps(size_t begin, size_t end) const {

@@ -23,6 +23,7 @@ class StepGroup {
 
  private:
   friend class GroupFinder;
+  friend struct GroupWorth;
   struct Rows {
     int64_t begin, end;
     bool none() const { return begin == end; }
