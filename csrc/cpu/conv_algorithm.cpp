@@ -18,8 +18,15 @@ constexpr std::array<ConvAlgorithm, 8> kWinograd{
     {{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}, {10, 6}}};
 
 // See kernels/winograd_fixed.inl.
-constexpr std::array<ConvAlgorithm, 5> kFixed{
-    {{5, 3, true}, {6, 4, true}, {7, 5, true}, {8, 6, true}, {8, 4, true}}};
+constexpr std::array<ConvAlgorithm, 9> kFixed{{{5, 3, true},
+                                               {6, 4, true},
+                                               {7, 5, true},
+                                               {8, 6, true},
+                                               {8, 4, true},
+                                               {9, 4, true, 2},
+                                               {11, 5, true, 2},
+                                               {13, 6, true, 2},
+                                               {15, 7, true, 2}}};
 
 // For kernels of one row or column.
 constexpr std::array<ConvAlgorithm, 8> kLines{
@@ -31,8 +38,8 @@ constexpr int64_t kMorePoints = 2;
 
 bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
   // Of dilated kernels every dilation-th pixel is in the same tile.
-  const bool plain = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == g.dilation_w;
-  const int64_t kernel = a.points - a.tile + 1;
+  const bool plain = g.stride_h == a.stride && g.stride_w == a.stride && g.dilation_h == g.dilation_w;
+  const int64_t kernel = a.stride == 1 ? a.points - a.tile + 1 : 3;
   const bool dilates = !a.fixed && !g.line();
   return plain && (g.dilation_h == 1 || dilates) && !g.narrow_groups() &&
          std::max(g.kernel_h, g.kernel_w) == kernel &&
@@ -64,14 +71,16 @@ constexpr double kShortLoss = 1.67;
 constexpr double kFixedEfficiency = 0.9;
 // A line has fewer points than the vectors that scale them have lanes.
 double fixed_in_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
+  if (a.stride == 2) return a.tile >= 6 ? 22 : 16;
   return g.line() ? 18 : a.points >= 8 ? 20 : 14;
 }
 double fixed_out_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
+  if (a.stride == 2) return a.tile >= 6 ? 10 : 7;
   return g.line() ? 14 : a.points >= 8 ? 18 : 13;
 }
 // Larger tiles have larger errors: they must be worth it.
 double error_factor(const ConvGeometry& g, const ConvAlgorithm& a) {
-  const int64_t points = a.points - (g.line() ? kMorePoints : 0);
+  const int64_t points = a.stride == 2 ? a.tile + 1 : a.points - (g.line() ? kMorePoints : 0);
   return points >= 8 ? 1.08 : points == 7 ? 1.04 : 1.0;
 }
 
@@ -102,9 +111,10 @@ double fixed_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto tiles = static_cast<double>(winograd_tiles(tiled));
   const double product = in / 2 * out_vectors / kFixedEfficiency;
   const double transforms = fixed_in_cycles(g, a) * in_vectors + fixed_out_cycles(g, a) * out_vectors;
-  const double weight_bytes = 2 * in * out_vectors * static_cast<double>(kernels().vector_width);
+  const double weight_bytes = static_cast<double>(g.groups * tiled.kernel_products()) * 2 * in * out_vectors *
+                              static_cast<double>(kernels().vector_width);
   return error_factor(g, a) *
-         overlapped(tiles * points * (product + transforms), points * weight_bytes * kCyclesPerByte);
+         overlapped(tiles * points * (product + transforms), weight_bytes * kCyclesPerByte);
 }
 
 }  // namespace
@@ -178,13 +188,23 @@ std::vector<double> kernel_matrix(int64_t kernel) {
   return matrix;
 }
 
+// Of stride 2: outer taps as a kernel of two, then the middle one as it is.
+template <int N>
+std::vector<double> strided_matrix() {
+  const std::vector<double> outer = kernel_matrix<N>(2);
+  std::vector<double> matrix;
+  for (int i = 0; i < N; ++i) matrix.insert(matrix.end(), {outer[2 * i], 0.0, outer[2 * i + 1]});
+  matrix.insert(matrix.end(), {0.0, 1.0, 0.0});
+  return matrix;
+}
+
 struct KernelMatrix {
   int64_t points, tile;
   std::vector<double> rows;
 };
 
 const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
-  static const std::array<KernelMatrix, 14> matrices{{{4, 2, kernel_matrix<4>(3)},
+  static const std::array<KernelMatrix, 18> matrices{{{4, 2, kernel_matrix<4>(3)},
                                                       {5, 3, kernel_matrix<5>(3)},
                                                       {6, 4, kernel_matrix<6>(3)},
                                                       {7, 5, kernel_matrix<7>(3)},
@@ -197,7 +217,11 @@ const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
                                                       {8, 2, kernel_matrix<8>(7)},
                                                       {9, 3, kernel_matrix<9>(7)},
                                                       {10, 4, kernel_matrix<10>(7)},
-                                                      {10, 2, kernel_matrix<10>(9)}}};
+                                                      {10, 2, kernel_matrix<10>(9)},
+                                                      {9, 4, strided_matrix<5>()},
+                                                      {11, 5, strided_matrix<6>()},
+                                                      {13, 6, strided_matrix<7>()},
+                                                      {15, 7, strided_matrix<8>()}}};
   return std::find_if(matrices.begin(), matrices.end(),
                       [&](const KernelMatrix& m) { return m.points == a.points && m.tile == a.tile; })
       ->rows;

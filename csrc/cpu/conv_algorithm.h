@@ -10,11 +10,17 @@ struct ConvGeometry;
 
 // tile 0: direct. Else tile x tile output pixels from points x points input pixels; for kernels of one row or
 // column (ConvGeometry::line) `tile` of them side by side from `points`. fixed: by products of
-// whole numbers (cpu/fixed_winograd.h), from bfloat16 values.
+// whole numbers (cpu/fixed_winograd.h), from bfloat16 values. stride 2, of 3x3 kernels: outer taps meet
+// pixels at even places alone and middle taps those at odd ones, so that an even half is a convolution of
+// stride 1 with two taps, by Winograd's algorithm with tile + 1 points, and an odd half has one tap, the same
+// for `tile` points.
 struct ConvAlgorithm {
   int64_t points = 0, tile = 0;
   bool fixed = false;
+  int64_t stride = 1;
   bool direct() const { return tile == 0; }
+  // Points with kernels of their own, from one side.
+  int64_t kernel_points() const { return stride == 1 ? points : tile + 2; }
   bool operator==(const ConvAlgorithm&) const = default;
 };
 
@@ -59,7 +65,7 @@ struct Overreach {
 };
 Overreach overreach(const ConvGeometry& geometry);
 
-// The matrix, points x kernel size, that takes a kernel to its transform from both sides.
+// The matrix, kernel points x kernel size, that takes a kernel to its transform from both sides.
 const double* kernel_transform(const ConvAlgorithm& algorithm);
 
 }  // namespace cnnfast::cpu

@@ -23,11 +23,14 @@ struct ConvGeometry {
   bool narrow_groups() const;
   int64_t depth() const { return kernel_h * kernel_w * group_in(); }
   // Of Winograd's algorithm: kernels of one row or column, whose tiles are as high or as wide; output pixels
-  // of a tile; products of a tile for one input and one output channel.
+  // of a tile; products of a tile for one input and one output channel, and weights of theirs.
   bool line() const { return kernel_h != kernel_w; }
   int64_t tile_height() const { return line() && kernel_h == 1 ? 1 : algorithm.tile; }
   int64_t tile_width() const { return line() && kernel_w == 1 ? 1 : algorithm.tile; }
   int64_t products() const { return line() ? algorithm.points : algorithm.points * algorithm.points; }
+  int64_t kernel_products() const {
+    return line() ? algorithm.points : algorithm.kernel_points() * algorithm.kernel_points();
+  }
   double flops() const;          // two per multiply-add
   int64_t packed_bytes() const;  // of the weights as the kernels read them
 };

@@ -66,7 +66,8 @@ void FixedConvJob::run_part(const float* weight, const AlignedFloats& shift, con
   const int64_t in = g_.group_in(), out = g_.group_out(), padded = round_up(out, kernels().vector_width);
   const bool turned = g_.tile_width() < g_.tile_height();  // kernels of one column, as those of one row
   FixedWinogradCall call{};
-  call.top = padding_.top - rows.begin;
+  call.stride = g_.algorithm.stride;
+  call.top = padding_.top - rows.begin * call.stride;
   call.left = padding_.left;
   call.in_height = padding_.in_height;
   call.in_width = padding_.in_width;

@@ -29,7 +29,7 @@ void transform_panel(const ConvGeometry& g, const Panel& p, float* to) {
   const int64_t in = g.group_in(), taps = g.kernel_h * g.kernel_w;
   WinogradWeightsCall call{};
   call.matrix = kernel_transform(g.algorithm);
-  call.points = g.algorithm.points;
+  call.points = g.algorithm.kernel_points();
   call.size = std::max(g.kernel_h, g.kernel_w);
   call.line = g.line();
   call.lanes = p.stored;
@@ -48,11 +48,11 @@ void transform_panel(const ConvGeometry& g, const Panel& p, float* to) {
 
 void pack_panel(const ConvGeometry& g, const Panel& p, float* packed) {
   const int64_t in = g.group_in(), padded = padded_out(g), depth = FixedChunks(in).channels();
-  float* transformed = thread_scratch(ScratchSlot::kTransformed, g.products() * in * p.stored);
+  float* transformed = thread_scratch(ScratchSlot::kTransformed, g.kernel_products() * in * p.stored);
   transform_panel(g, p, transformed);
   auto* numbers = reinterpret_cast<int16_t*>(packed);
   float* scales = packed + fixed_numbers(g);
-  for (int64_t point = 0; point < g.products(); ++point)
+  for (int64_t point = 0; point < g.kernel_products(); ++point)
     bf16_kernels().fixed->weights({transformed + point * in * p.stored, in, p.stored,
                                    numbers + (point * padded + p.first) * depth,
                                    scales + point * padded + p.first});
@@ -63,9 +63,11 @@ void pack_panel(const ConvGeometry& g, const Panel& p, float* packed) {
 bool has_fixed_winograd() { return bf16_kernels().fixed != nullptr; }
 
 int64_t fixed_numbers(const ConvGeometry& g) {
-  return g.products() * padded_out(g) * FixedChunks(g.group_in()).channels() / 2;
+  return g.kernel_products() * padded_out(g) * FixedChunks(g.group_in()).channels() / 2;
 }
-int64_t fixed_group_floats(const ConvGeometry& g) { return fixed_numbers(g) + g.products() * padded_out(g); }
+int64_t fixed_group_floats(const ConvGeometry& g) {
+  return fixed_numbers(g) + g.kernel_products() * padded_out(g);
+}
 
 void pack_fixed_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed) {
   const Panels panels = Panels::of(g);

@@ -27,14 +27,16 @@ struct FixedChunks {
   constexpr int64_t channels() const { return count * length; }
 };
 
-// y = act(conv(act'(x * in_scale + in_shift)) + shift + residual) for one group of channels, stride 1,
-// rounded once. weight: point, panel of output channels, pair of input channels, output channel, channel of
-// the pair; zero up to channels() of FixedChunks. weight_scale: point, output channel up to whole vectors.
+// y = act(conv(act'(x * in_scale + in_shift)) + shift + residual) for one group of channels, rounded once.
+// weight: kernel point (of ConvAlgorithm), panel of output channels, pair of input channels, output channel,
+// channel of the pair; zero up to channels() of FixedChunks. weight_scale: kernel point, output channel up to
+// whole vectors.
 struct FixedWinogradCall {
   View16 input, output, residual;  // residual.data may be null
-  int64_t top, left;               // output pixel (y, x) begins at input pixel (y - top, x - left)
-  int64_t in_height, in_width;     // what lies outside is zero, and not read
-  int64_t height, width;           // of the output
+  int64_t stride, top,
+      left;  // output pixel (y, x) begins at input pixel (y * stride - top, x * stride - left)
+  int64_t in_height, in_width;                                 // what lies outside is zero, and not read
+  int64_t height, width;                                       // of the output
   int64_t points, tile, tile_height, tile_rows, tile_columns;  // as in WinogradCall
   int64_t in_channels, channels, panel_vectors;
   const int16_t* weight;

@@ -23,6 +23,9 @@ void zero_pixels(T* row, int64_t pixels, int64_t step, int64_t channels) {
     std::memset(row + x * step, 0, sizeof(T) * static_cast<size_t>(channels));
 }
 
+void planes_in(const PlanesCall<float>& c) { kernels().pixels_of_planes(c, 0, c.pixels); }
+void planes_in(const PlanesCall<uint16_t>& c) { bf16_kernels().pixels_of_planes(c, 0, c.pixels); }
+
 // One row of pixels between two layouts, each given by its pixel and channel stride.
 template <class T>
 void copy_row(const T* from, int64_t from_pixel, int64_t from_channel, T* to, int64_t to_pixel,
@@ -47,10 +50,15 @@ void copy_rows_in(const T* source, TensorStrides s, ImageSize size, V target, in
                   int64_t row_end) {
   const int64_t from_pixel = size.width == 1 ? size.channels : s.pixel;
   const int64_t from_channel = size.channels == 1 ? 1 : s.channel;
+  const bool planes = from_pixel == 1 && from_channel > 1 && target.pixel == size.channels;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t n = row / size.height, y = row % size.height;
-    copy_row(source + n * s.image + y * s.row, from_pixel, from_channel,
-             target.data + n * target.image + y * target.row, target.pixel, 1, size.width, size.channels);
+    const T* from = source + n * s.image + y * s.row;
+    T* to = target.data + n * target.image + y * target.row;
+    if (planes)
+      planes_in({from, from_channel, size.channels, size.width, to});
+    else
+      copy_row(from, from_pixel, from_channel, to, target.pixel, 1, size.width, size.channels);
   }
 }
 

@@ -22,9 +22,11 @@ def relative_error(actual, wanted):
 
 
 class Conv(nn.Module):
-    def __init__(self, channels, out, kernel=3, groups=1, behind=None, activation=None, residual=False):
+    def __init__(
+        self, channels, out, kernel=3, stride=1, groups=1, behind=None, activation=None, residual=False
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, groups=groups)
+        self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups)
         self.activation, self.behind, self.residual = activation, behind, residual
 
     def forward(self, x):
@@ -61,6 +63,14 @@ CASES = {
     "max pooling": (Conv(32, 64, behind=nn.MaxPool2d(2)), (4, 32, 56, 56)),
     "max pooling with overlap": (Conv(64, 64, behind=nn.MaxPool2d(3, 2, 1)), (8, 64, 27, 27)),
     "average pooling": (Conv(64, 64, behind=nn.AvgPool2d(2)), (8, 64, 28, 28)),
+    "stride 2, tiles of 4": (Conv(128, 128, stride=2), (3, 128, 16, 32)),
+    "stride 2, tiles of 5": (Conv(128, 128, stride=2), (3, 128, 20, 19)),
+    "stride 2, tiles of 6": (Conv(128, 128, stride=2), (3, 128, 12, 24)),
+    "stride 2, tiles of 7": (Conv(128, 256, stride=2), (3, 128, 28, 27)),
+    "stride 2, odd channels": (Conv(151, 141, stride=2), (3, 151, 55, 54)),
+    "stride 2, groups": (Conv(256, 256, stride=2, groups=2), (2, 256, 28, 28)),
+    "stride 2, sigmoid": (Conv(128, 128, stride=2, activation=nn.Sigmoid()), (3, 128, 28, 28)),
+    "stride 2, max pooling": (Conv(64, 128, stride=2, behind=nn.MaxPool2d(2)), (4, 64, 56, 56)),
     "one image": (Conv(64, 64), (1, 64, 56, 56)),
     "three rows": (Conv(64, 64), (4, 64, 3, 90)),
 }

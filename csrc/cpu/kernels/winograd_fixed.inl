@@ -1,44 +1,14 @@
 // The kernels behind cpu/fixed_winograd.h. A block of tiles is transformed and scaled to whole numbers,
 // multiplied point by point, and transformed back, while it is in the second-level cache.
 #pragma once
-#include "cpu/fixed_winograd.h"
+#include "cpu/kernels/winograd_fixed_products.inl"
+#include "cpu/kernels/winograd_fixed_weights.inl"
 #include "cpu/kernels/winograd_places.inl"
-#include "cpu/kernels/winograd_transforms.inl"
-#include "cpu/vec16/avx512_vnni.h"
 
 namespace {
 
-// Tiles of a register block.
-constexpr int kFixedTiles = 12;
-// Weights of one thread that stay in its second-level cache; others are asked for so far ahead of the
-// products.
-constexpr int64_t kResidentNumbers = 1 << 17, kAheadNumbers = 1 << 12;
 // Pixels of more values come from far memory: those of the next tile are asked for while one is worked on.
 constexpr int64_t kResidentPixels = 1 << 17;
-
-// Where the parts of a block of tiles lie in scratch memory. Numbers: point, chunk, tile, channel. Scales:
-// chunk, tile, point. Products: point, panel, tile, channel. Distances of points are kept off multiples of 4
-// KB, which would put all points into one set of the first-level cache.
-struct FixedScratch {
-  int64_t chunk, point;  // of numbers
-  int64_t scale_tile, scale_chunk;
-  int64_t product_row, product_panel, product_point;
-  int64_t scales, products, stage, floats;  // beginnings, and the end
-  FixedScratch(const FixedWinogradCall& c, int points) {
-    const FixedChunks chunks(c.in_channels);
-    chunk = c.block_tiles * kFixedChunk;
-    point = chunks.count * chunk + 32;
-    scale_tile = (points + 15) / 16 * 16;
-    scale_chunk = c.block_tiles * scale_tile;
-    product_row = c.panel_vectors * Vec::kWidth;
-    product_panel = c.block_tiles * product_row;
-    product_point = c.block_panels * product_panel + Vec::kWidth;
-    scales = points * point / 2;
-    products = scales + chunks.count * scale_chunk;
-    stage = products + points * product_point;
-    floats = stage + scale_tile * kFixedChunk;
-  }
-};
 
 // Values of a pixel, `lanes` of them where those are fewer than a vector holds.
 inline Vec load_pixel(const uint16_t* p, int64_t lanes) {
@@ -63,7 +33,7 @@ inline void fetch_tile(const uint16_t* p, const View16& v, int rows, int column_
 }
 
 // One vector of channels of a tile, transformed, to to[point * kFixedChunk].
-template <int N, bool kLine, bool kAffine, bool kWhole>
+template <class Side, int N, bool kLine, bool kAffine, bool kWhole>
 void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t channel, const Inside& rows,
                      const Inside& columns, float* to) {
   const int64_t lanes = c.in_channels - channel;
@@ -83,7 +53,7 @@ void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t c
       d[x] = load_pixel(p, lanes);
       if constexpr (kAffine) d[x] = apply(c.in_activation, Vec::fma(d[x], scale, shift));
     }
-    transform_input<N>(d, 1, t + y * N, 1);
+    Side::transform(d, 1, t + y * N, 1);
   }
 #pragma GCC unroll 16
   for (int x = 0; x < N; ++x) {
@@ -91,7 +61,7 @@ void fixed_transform(const FixedWinogradCall& c, const uint16_t* from, int64_t c
       t[x].store(to + x * kFixedChunk);
     } else {
       Vec v[N];
-      transform_input<N>(t + x, N, v, 1);
+      Side::transform(t + x, N, v, 1);
 #pragma GCC unroll 16
       for (int y = 0; y < N; ++y) v[y].store(to + (y * N + x) * kFixedChunk);
     }
@@ -142,14 +112,14 @@ void fixed_round(int vectors, const float* stage, int16_t* to, int64_t point_ste
 }
 
 // next: the tile whose pixels are asked for meanwhile, or null. Its first columns lie in this one, mostly.
-template <int N, bool kLine, bool kAffine>
+template <class Side, int N, bool kLine, bool kAffine>
 void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
                  const TilePlace* next) {
   const FixedChunks chunks(c.in_channels);
   const int64_t corner = c.top * c.input.row + c.left * c.input.pixel;
-  const auto* from = at_place(c.input, at) - corner;
-  const int known = static_cast<int>(c.points - c.tile);
-  const Inside rows(at.y - c.top, c.in_height), columns(at.x - c.left, c.in_width);
+  const auto* from = read_from(c.input, at, c.stride) - corner;
+  const int known = static_cast<int>(c.points - c.tile * c.stride);
+  const Inside rows(at.y * c.stride - c.top, c.in_height), columns(at.x * c.stride - c.left, c.in_width);
   const bool whole = rows.holds_all(kLine ? 1 : N) && columns.holds_all(N);
   float* stage = c.scratch + s.stage;
   for (int64_t k = 0; k < chunks.count; ++k) {
@@ -157,13 +127,16 @@ void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile
     const int64_t left = c.in_channels - begin, used = left < chunks.length ? left : chunks.length;
     const int vectors = static_cast<int>((used + Vec::kWidth - 1) / Vec::kWidth);
     if (next)
-      fetch_tile<0>(at_place(c.input, *next) - corner + begin, c.input, kLine ? 1 : N, known, N, used);
+      fetch_tile<0>(read_from(c.input, *next, c.stride) - corner + begin, c.input, kLine ? 1 : N, known, N,
+                    used);
     for (int v = 0; v < vectors; ++v) {
       const int64_t channel = begin + v * Vec::kWidth;
       if (whole)
-        fixed_transform<N, kLine, kAffine, true>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
+        fixed_transform<Side, N, kLine, kAffine, true>(c, from, channel, rows, columns,
+                                                       stage + v * Vec::kWidth);
       else
-        fixed_transform<N, kLine, kAffine, false>(c, from, channel, rows, columns, stage + v * Vec::kWidth);
+        fixed_transform<Side, N, kLine, kAffine, false>(c, from, channel, rows, columns,
+                                                        stage + v * Vec::kWidth);
     }
     fixed_round<kLine ? N : N * N>(vectors, stage,
                                    reinterpret_cast<int16_t*>(c.scratch) + k * s.chunk + tile * kFixedChunk,
@@ -171,80 +144,7 @@ void fixed_input(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile
   }
 }
 
-// R tiles of NV vectors of output channels at one point. numbers: of the first tile and chunk; scale: of the
-// first tile and chunk.
-template <int NV, int R>
-void fixed_multiply(const FixedWinogradCall& c, const FixedScratch& s, const int16_t* numbers,
-                    const float* scale, const int16_t* weight, float* out, bool fetches) {
-  const FixedChunks chunks(c.in_channels);
-  for (int64_t k = 0; k < chunks.count; ++k, numbers += s.chunk, scale += s.scale_chunk) {
-    const int64_t left = c.in_channels - k * chunks.length;
-    const int64_t pairs = ((left < chunks.length ? left : chunks.length) + 1) / 2;
-    __m512i acc[R][NV];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[r][j] = _mm512_setzero_si512();
-    const int16_t* b = weight + k * chunks.length * NV * Vec::kWidth;
-    for (int64_t p = 0; p < pairs; ++p, b += 2 * NV * Vec::kWidth) {
-      __m512i w[NV];
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) {
-        if (fetches) __builtin_prefetch(b + kAheadNumbers + 2 * j * Vec::kWidth, 0, 2);
-        w[j] = Fixed::load(b + 2 * j * Vec::kWidth);
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const __m512i pair = Fixed::spread(numbers + r * kFixedChunk + 2 * p);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) Fixed::add_pairs(acc[r][j], pair, w[j]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec back = Vec::set1(scale[r * s.scale_tile]);
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) {
-        float* to = out + r * s.product_row + j * Vec::kWidth;
-        const Vec sums = Fixed::value(acc[r][j]);
-        (k == 0 ? sums * back : Vec::fma(sums, back, Vec::load(to))).store(to);
-      }
-    }
-  }
-}
-
-template <int NV, int R = kFixedTiles>
-void fixed_multiply_rows(int64_t rows, const FixedWinogradCall& c, const FixedScratch& s,
-                         const int16_t* numbers, const float* scale, const int16_t* weight, float* out,
-                         bool fetches) {
-  if (rows == R) return fixed_multiply<NV, R>(c, s, numbers, scale, weight, out, fetches);
-  if constexpr (R > 1) fixed_multiply_rows<NV, R - 1>(rows, c, s, numbers, scale, weight, out, fetches);
-}
-
-// Panels [begin, end) of all points and tiles of a block.
-void fixed_products(const FixedWinogradCall& c, const FixedScratch& s, int points, int64_t tiles,
-                    int64_t begin, int64_t end, bool fetches) {
-  const int64_t w = Vec::kWidth, vectors = (c.channels + w - 1) / w,
-                depth = FixedChunks(c.in_channels).channels();
-  const int64_t blocks = (tiles + kFixedTiles - 1) / kFixedTiles;
-  const auto* numbers = reinterpret_cast<const int16_t*>(c.scratch);
-  for (int point = 0; point < points; ++point)
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * c.panel_vectors;
-      const int64_t used = vectors - first < c.panel_vectors ? vectors - first : c.panel_vectors;
-      const int16_t* weight = c.weight + (point * vectors + first) * w * depth;
-      float* product = c.scratch + s.products + point * s.product_point + (panel - begin) * s.product_panel;
-      for (int64_t t = 0; t < blocks; ++t) {
-        const int64_t from = tiles * t / blocks, to = tiles * (t + 1) / blocks;
-        const auto run = used == 1 ? fixed_multiply_rows<1> : fixed_multiply_rows<2>;
-        run(to - from, c, s, numbers + point * s.point + from * kFixedChunk,
-            c.scratch + s.scales + from * s.scale_tile + point, weight, product + from * s.product_row,
-            fetches && t == 0);
-      }
-    }
-}
-
-template <int N, int M, bool kLine>
+template <class Side, int N, int M, bool kLine>
 void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t tile, const TilePlace& at,
                   const TilePlace* next, const float* product, int64_t panel_channel) {
   constexpr int kRows = kLine ? 1 : M;
@@ -262,19 +162,20 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
     const int64_t lanes = end - channel < Vec::kWidth ? end - channel : Vec::kWidth;
     const float* from = product + tile * s.product_row + channel;
     const float* scale = c.weight_scale + panel_channel + channel;
-    const auto product_at = [&](int point) {
-      return Vec::load(from + point * s.product_point) * Vec::load(scale + point * padded);
+    const auto product_at = [&](int y, int x) {
+      const int kernel = Side::kernel_of(y) * Side::kKernels + Side::kernel_of(x);
+      return Vec::load(from + (y * N + x) * s.product_point) * Vec::load(scale + kernel * padded);
     };
     Vec t[kRows * N];
 #pragma GCC unroll 16
     for (int x = 0; x < N; ++x) {
       if constexpr (kLine) {
-        t[x] = product_at(x);
+        t[x] = product_at(0, x);
       } else {
         Vec m[N];
 #pragma GCC unroll 16
-        for (int y = 0; y < N; ++y) m[y] = product_at(y * N + x);
-        transform_output<N, M>(m, 1, t + x, N);
+        for (int y = 0; y < N; ++y) m[y] = product_at(y, x);
+        Side::transform_back(m, 1, t + x, N);
       }
     }
     const Vec shift = c.shift ? Vec::load(c.shift + panel_channel + channel) : Vec::zero();
@@ -282,7 +183,7 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
     for (int y = 0; y < kRows; ++y) {
       if (y >= rows) break;
       Vec v[M];
-      transform_output<N, M>(t + y * N, 1, v, 1);
+      Side::transform_back(t + y * N, 1, v, 1);
       auto* out = to + y * c.output.row + channel;
       const auto* residual = added ? added + y * c.residual.row + channel : nullptr;
 #pragma GCC unroll 16
@@ -296,13 +197,15 @@ void fixed_output(const FixedWinogradCall& c, const FixedScratch& s, int64_t til
   }
 }
 
-template <int N, int M, bool kLine = false>
+template <int N, int M, bool kLine = false, int S = 1>
 void fixed_tiles(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_end, int64_t panel_begin,
                  int64_t panel_end) {
+  using Side = TileSide<N, M, S>;
   constexpr int kPoints = kLine ? N : N * N;
   const FixedScratch s(c, kPoints);
   const bool fetches = (panel_end - panel_begin) * s.product_row * c.in_channels * kPoints > kResidentNumbers;
-  const bool far = (tile_end - tile_begin) * c.tile * c.tile_height * c.in_channels > kResidentPixels;
+  const int64_t pixels = (tile_end - tile_begin) * c.tile * c.tile_height * S * S;
+  const bool far = pixels * c.in_channels > kResidentPixels;
   for (int64_t begin = tile_begin; begin < tile_end; begin += c.block_tiles) {
     const int64_t tiles = tile_end - begin < c.block_tiles ? tile_end - begin : c.block_tiles;
     const TilePlace first(c, begin);
@@ -315,17 +218,17 @@ void fixed_tiles(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile_en
       }
     };
     for_tiles([&](int64_t t, const TilePlace& at, const TilePlace* next) {
-      c.in_scale ? fixed_input<N, kLine, true>(c, s, t, at, next)
-                 : fixed_input<N, kLine, false>(c, s, t, at, next);
+      c.in_scale ? fixed_input<Side, N, kLine, true>(c, s, t, at, next)
+                 : fixed_input<Side, N, kLine, false>(c, s, t, at, next);
     });
     for (int64_t from = panel_begin; from < panel_end; from += c.block_panels) {
       const int64_t to = panel_end - from < c.block_panels ? panel_end : from + c.block_panels;
-      fixed_products(c, s, kPoints, tiles, from, to, fetches);
+      fixed_products<Side, kLine>(c, s, tiles, from, to, fetches);
       for_tiles([&](int64_t t, const TilePlace& at, const TilePlace* next) {
         for (int64_t panel = from; panel < to; ++panel)
-          fixed_output<N, M, kLine>(c, s, t, at, next,
-                                    c.scratch + s.products + (panel - from) * s.product_panel,
-                                    panel * s.product_row);
+          fixed_output<Side, N, M, kLine>(c, s, t, at, next,
+                                          c.scratch + s.products + (panel - from) * s.product_panel,
+                                          panel * s.product_row);
       });
     }
   }
@@ -365,47 +268,19 @@ void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile
       return fixed_tiles<8, 6>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 8 * 16 + 4:
       return fixed_tiles<8, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 9 * 16 + 4:
+      return fixed_tiles<9, 4, false, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 11 * 16 + 5:
+      return fixed_tiles<11, 5, false, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 13 * 16 + 6:
+      return fixed_tiles<13, 6, false, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 15 * 16 + 7:
+      return fixed_tiles<15, 7, false, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
   }
 }
 
 int64_t fixed_scratch(const FixedWinogradCall& c) {
   return FixedScratch(c, static_cast<int>(is_line(c) ? c.points : c.points * c.points)).floats;
-}
-
-// A vector of channels of FixedWeightsCall.
-void fixed_weight_vector(const FixedWeightsCall& c, int64_t first) {
-  const FixedChunks chunks(c.inputs);
-  const float* from = c.weights + first;
-  const auto size_at = [&](int64_t i) { return Fixed::size(Vec::load(from + i * c.lanes)); };
-  Vec largest = Vec::zero(), most = Vec::zero(), all = Vec::zero();
-  for (int64_t k = 0; k < c.inputs; k += chunks.length) {
-    const int64_t end = k + chunks.length < c.inputs ? k + chunks.length : c.inputs;
-    Vec sum = Vec::zero();
-    for (int64_t i = k; i < end; ++i) {
-      const Vec size = size_at(i);
-      sum = sum + size;
-      largest = Vec::at_least(largest, size);
-    }
-    most = Vec::at_least(most, sum);
-    all = all + sum;
-  }
-  // The largest number fits 16 bits, a chunk's sum 32, where every number may be rounded up by a half.
-  const float room =
-      2147483647.0f / static_cast<float>(kFixedLimit) - static_cast<float>(chunks.length) / 2.0f;
-  const Vec bound = Vec::at_least(largest * Vec::set1(1.0f / 32767.0f), most * Vec::set1(1.0f / room));
-  const Vec scale = Vec::at_least(bound * Vec::set1(1.00001f), Vec::set1(1e-30f)) + (all - all);
-  scale.store(c.scales + first);
-  const Vec to_fixed = Vec::set1(1.0f) / scale;
-  int16_t* to = c.numbers + 2 * first;
-  for (int64_t i = 0; i < chunks.channels(); i += 2, to += 2 * c.lanes) {
-    const Vec even = i < c.inputs ? Vec::load(from + i * c.lanes) : Vec::zero();
-    const Vec odd = i + 1 < c.inputs ? Vec::load(from + (i + 1) * c.lanes) : Vec::zero();
-    Fixed::store_pairs(even, odd, to_fixed, to);
-  }
-}
-
-void fixed_weights(const FixedWeightsCall& c) {
-  for (int64_t first = 0; first < c.lanes; first += Vec::kWidth) fixed_weight_vector(c, first);
 }
 
 constexpr FixedWinograd kFixedWinograd = {fixed_winograd, fixed_scratch, fixed_weights};

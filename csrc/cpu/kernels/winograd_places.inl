@@ -66,6 +66,12 @@ struct Inside {
   bool holds_all(int64_t count) const { return begin <= 0 && end >= count; }
 };
 
+// The first pixel that a tile reads, before padding is taken off.
+template <class V>
+inline auto* read_from(const V& v, const TilePlace& at, int64_t stride) {
+  return v.data + at.image * v.image + at.y * stride * v.row + at.x * stride * v.pixel;
+}
+
 template <class V>
 inline auto* at_place(const V& v, const TilePlace& at) {
   // Rows and pixels of the view are those of one tile.
