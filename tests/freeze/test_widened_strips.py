@@ -21,8 +21,8 @@ pytestmark = [
 ]
 
 LAYERS = {
-    "direct": lambda: nn.Conv2d(24, 40, 3, stride=2, padding=1),
-    "direct_far": lambda: nn.Conv2d(320, 320, 3, stride=2, padding=1),
+    "direct": lambda: nn.Conv2d(24, 40, 3, stride=(2, 1), padding=1),
+    "direct_far": lambda: nn.Conv2d(320, 320, 3, stride=(2, 1), padding=1),
     "winograd": lambda: nn.Conv2d(40, 40, 3, padding=1),
     "winograd_far": lambda: nn.Conv2d(128, 144, 3, padding=1),
     "winograd_5x5": lambda: nn.Conv2d(16, 40, 5, padding=2),

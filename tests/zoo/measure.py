@@ -14,6 +14,7 @@ from cnnfast.freeze import FrozenNet
 from cnnfast.report import Coverage, Report, Row
 
 from .calibrate import calibrate
+from .half import errors_in_bfloat16
 from .networks import Entry, unlike_images
 from .smooth import Smooth, smooth_twin
 
@@ -36,6 +37,8 @@ class Result:
     spread: float  # over images, as a share of the largest value
     frozen_error: float
     fused_error: float
+    half_error: float  # frozen in bfloat16
+    autocast_error: float  # eager under autocast to bfloat16
     gradient_error: float
     eager_gradient_error: float
     gradient_jump: float
@@ -82,6 +85,7 @@ def examine(entry: Entry) -> Result:
         min(spreads),
         errors["frozen"],
         errors["fused"],
+        *errors_in_bfloat16(model, entry),
         *_gradient_errors_of(fused, model, entry, parameters),
         len(frozen.plans()) if hasattr(frozen, "plans") else 1,
         frozen.report().coverage,

@@ -2,6 +2,7 @@
 
 import math
 
+from .half import TIMES
 from .measure import LARGEST, LIMIT, SMOOTH_LIMIT
 from .speed import geometric_mean
 
@@ -9,7 +10,8 @@ _INTRODUCTION = """# Networks that were tried
 
 `make zoo` writes this page. Weights are random, of He's scale, with batch-norm statistics of real batches;
 images are noise, stripes and spots. Errors of values are the largest difference from eager PyTorch relative
-to the spread over the three images (the mean over outputs of their range). Gradients are those of the fused
+to the spread over the three images (the mean over outputs of their range); those of eager autocast are in
+brackets, and frozen networks in bfloat16 may have twice as much. Gradients are those of the fused
 network in evaluation mode: the largest relative difference (2-norm) of a parameter's gradient from eager's.
 Coverage counts layers and multiply-adds, those of matrix products in attention too, at the first size. Plans:
 how many the frozen network calls; one and no eager layer means that it saves to a file.
@@ -29,6 +31,8 @@ def problem(record: dict) -> str:
     if "failed" in record:
         return record["failed"]
     wrong = [kind for kind in ("frozen", "fused") if not record[f"{kind}_error"] <= LIMIT]
+    if not record["half_error"] <= TIMES * record["autocast_error"]:
+        wrong.append("bfloat16")
     if record["parameters"] <= LARGEST and not (
         record["gradient_error"] <= LIMIT or _only_decisions_differ(record)
     ):
@@ -55,7 +59,7 @@ def page(records: list[dict], times: list[dict]) -> str:
 
 def _table(records: list[dict]) -> list[str]:
     header = (
-        "network", "sizes", "spread", "frozen: layers", "multiply-adds", "plans", "error",
+        "network", "sizes", "spread", "frozen: layers", "multiply-adds", "plans", "error", "bfloat16",
         "fused: layers", "multiply-adds", "error", "gradients", "",
     )  # fmt: skip
     rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
@@ -75,7 +79,7 @@ def _eager(records: list[dict]) -> list[str]:
 def _cells(r: dict) -> list[str]:
     name = r["name"].split("/")[1]
     if "failed" in r:
-        return [name, *[""] * 10, r["failed"].replace("|", "/")]
+        return [name, *[""] * 11, r["failed"].replace("|", "/")]
     gradient = _error(r["gradient_error"])
     if not math.isnan(r["eager_gradient_error"]):
         others = ("eager_gradient_error", "gradient_jump", "smooth_gradient_error")
@@ -87,6 +91,7 @@ def _cells(r: dict) -> list[str]:
         *_coverage(r["frozen"]),
         str(r["plans"]),
         _error(r["frozen_error"]),
+        f"{_error(r['half_error'])} ({_error(r['autocast_error'])})",
         *_coverage(r["fused"]),
         _error(r["fused_error"]),
         gradient,

@@ -37,6 +37,7 @@ def test_page_says_what_is_wrong():
     good = {
         "name": "timm/net", "sizes": (64,), "parameters": 1000, "spread": 0.2,
         "frozen_error": 1e-5, "fused_error": 1e-6, "gradient_error": 1e-5,
+        "half_error": 2e-2, "autocast_error": 2e-2,
         "eager_gradient_error": nan, "gradient_jump": nan, "smooth_gradient_error": nan,
         "plans": 1, "frozen": {"layers": 1.0, "multiply_adds": 1.0},
         "fused": {"layers": 0.5, "multiply_adds": 0.99},
@@ -44,11 +45,14 @@ def test_page_says_what_is_wrong():
     assert page.problem(good) == ""
     assert page.problem(good | {"frozen_error": 2e-3}) == "frozen error"
     assert page.problem(good | {"frozen_error": nan}) == "frozen error"
+    assert page.problem(good | {"half_error": 3.9e-2}) == ""
+    assert page.problem(good | {"half_error": 4.1e-2}) == "bfloat16 error"
+    assert page.problem(good | {"half_error": nan}) == "bfloat16 error"
     assert page.problem(good | {"gradient_error": nan}) == "gradient error"
     assert page.problem(good | {"gradient_error": nan, "parameters": 10**9}) == ""  # not compared
     stays = {"eager": ["Linear (2; 30.0% of the multiply-adds): its input has shape ..."]}
     text = page.page([good | stays, {"name": "timm/other", "failed": "ValueError: no"}], [])
-    assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 50% | 99.0% |" in text
+    assert "| net | 64 | 0.20 | 100% | 100.0% | 1 | 1e-05 | 2e-02 (2e-02) | 50% | 99.0% |" in text
     assert "* net\n  - Linear (2; 30.0% of the multiply-adds): its input has shape ..." in text
     assert "| other |" in text and "ValueError: no" in text
 
@@ -68,6 +72,7 @@ def test_page_takes_flipped_decisions_only_with_exact_kernels():
     flipped = {
         "parameters": 1000, "frozen_error": 1e-5, "fused_error": 1e-6, "gradient_error": 2e-2,
         "eager_gradient_error": 1e-6, "gradient_jump": 3e-2, "smooth_gradient_error": 1e-5,
+        "half_error": 1e-2, "autocast_error": 1e-2,
     }  # fmt: skip
     assert page.problem(flipped) == ""
     assert page.problem(flipped | {"gradient_jump": 5e-3}) == "gradient error"
