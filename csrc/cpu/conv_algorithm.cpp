@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/conv_job.h"
+#include "cpu/first_winograd.h"
 #include "cpu/fixed_pack.h"
 #include "cpu/winograd_points.h"
 
@@ -18,15 +19,16 @@ constexpr std::array<ConvAlgorithm, 8> kWinograd{
     {{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}, {10, 6}}};
 
 // See kernels/winograd_fixed.inl.
-constexpr std::array<ConvAlgorithm, 9> kFixed{{{5, 3, true},
-                                               {6, 4, true},
-                                               {7, 5, true},
-                                               {8, 6, true},
-                                               {8, 4, true},
-                                               {9, 4, true, 2},
-                                               {11, 5, true, 2},
-                                               {13, 6, true, 2},
-                                               {15, 7, true, 2}}};
+constexpr std::array<ConvAlgorithm, 10> kFixed{{{5, 3, true},
+                                                {6, 4, true},
+                                                {7, 5, true},
+                                                {8, 6, true},
+                                                {8, 4, true},
+                                                {FirstWinograd::kPoints, FirstWinograd::kTile, true, 2},
+                                                {9, 4, true, 2},
+                                                {11, 5, true, 2},
+                                                {13, 6, true, 2},
+                                                {15, 7, true, 2}}};
 
 // For kernels of one row or column.
 constexpr std::array<ConvAlgorithm, 8> kLines{
@@ -39,7 +41,8 @@ constexpr int64_t kMorePoints = 2;
 bool can_serve(const ConvGeometry& g, const ConvAlgorithm& a) {
   // Of dilated kernels every dilation-th pixel is in the same tile.
   const bool plain = g.stride_h == a.stride && g.stride_w == a.stride && g.dilation_h == g.dilation_w;
-  const int64_t kernel = a.stride == 1 ? a.points - a.tile + 1 : 3;
+  const int64_t kernel = a.stride == 1 ? a.points - a.tile + 1 : a.first_layer() ? FirstWinograd::kKernel : 3;
+  if (a.first_layer() && (g.groups > 1 || g.in_channels > FirstWinograd::kMostChannels)) return false;
   const bool dilates = !a.fixed && !g.line();
   return plain && (g.dilation_h == 1 || dilates) && !g.narrow_groups() &&
          std::max(g.kernel_h, g.kernel_w) == kernel &&
@@ -78,6 +81,17 @@ double fixed_out_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   if (a.stride == 2) return a.tile >= 6 ? 10 : 7;
   return g.line() ? 14 : a.points >= 8 ? 18 : 13;
 }
+// kernels/winograd_first.inl: a block's tile and a vector of its output channels, and what a channel of the
+// image adds to them.
+constexpr double kFirstTileCycles = 100, kFirstTileChannelCycles = 160;
+constexpr double kFirstVectorCycles = 200, kFirstVectorChannelCycles = 101;
+double first_cycles(const ConvGeometry& g, int64_t tiles) {
+  const auto channels = static_cast<double>(g.in_channels);
+  const auto vectors = static_cast<double>(divide_up(g.out_channels, kernels().vector_width));
+  const double vector = kFirstVectorCycles + kFirstVectorChannelCycles * channels;
+  return static_cast<double>(tiles) *
+         (kFirstTileCycles + kFirstTileChannelCycles * channels + vectors * vector);
+}
 // Larger tiles have larger errors: they must be worth it.
 double error_factor(const ConvGeometry& g, const ConvAlgorithm& a) {
   const int64_t points = a.stride == 2 ? a.tile + 1 : a.points - (g.line() ? kMorePoints : 0);
@@ -107,6 +121,7 @@ double fixed_cycles(const ConvGeometry& g, const ConvAlgorithm& a) {
   const auto in_vectors = static_cast<double>(divide_up(g.group_in(), kernels().vector_width));
   const auto out_vectors = static_cast<double>(divide_up(g.group_out(), kernels().vector_width));
   const ConvGeometry tiled = by(g, a);
+  if (a.first_layer()) return first_cycles(g, winograd_tiles(tiled));
   const auto points = static_cast<double>(g.groups * tiled.products());
   const auto tiles = static_cast<double>(winograd_tiles(tiled));
   const double product = in / 2 * out_vectors / kFixedEfficiency;
@@ -204,10 +219,11 @@ struct KernelMatrix {
 };
 
 const std::vector<double>& kernel_matrix_of(const ConvAlgorithm& a) {
-  static const std::array<KernelMatrix, 18> matrices{{{4, 2, kernel_matrix<4>(3)},
+  static const std::array<KernelMatrix, 19> matrices{{{4, 2, kernel_matrix<4>(3)},
                                                       {5, 3, kernel_matrix<5>(3)},
                                                       {6, 4, kernel_matrix<6>(3)},
                                                       {7, 5, kernel_matrix<7>(3)},
+                                                      {7, 4, kernel_matrix<7>(4)},
                                                       {8, 6, kernel_matrix<8>(3)},
                                                       {9, 7, kernel_matrix<9>(3)},
                                                       {6, 2, kernel_matrix<6>(5)},

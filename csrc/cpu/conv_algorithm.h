@@ -13,14 +13,15 @@ struct ConvGeometry;
 // whole numbers (cpu/fixed_winograd.h), from bfloat16 values. stride 2, of 3x3 kernels: outer taps meet
 // pixels at even places alone and middle taps those at odd ones, so that an even half is a convolution of
 // stride 1 with two taps, by Winograd's algorithm with tile + 1 points, and an odd half has one tap, the same
-// for `tile` points.
+// for `tile` points. Of 7x7 kernels first layers alone, see first_layer().
 struct ConvAlgorithm {
   int64_t points = 0, tile = 0;
   bool fixed = false;
   int64_t stride = 1;
   bool direct() const { return tile == 0; }
+  bool first_layer() const { return fixed && stride == 2 && points == 7; }  // cpu/first_winograd.h
   // Points with kernels of their own, from one side.
-  int64_t kernel_points() const { return stride == 1 ? points : tile + 2; }
+  int64_t kernel_points() const { return stride == 1 || first_layer() ? points : tile + 2; }
   bool operator==(const ConvAlgorithm&) const = default;
 };
 

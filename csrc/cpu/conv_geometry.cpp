@@ -19,7 +19,8 @@ double ConvGeometry::flops() const {
 int64_t ConvGeometry::packed_bytes() const {
   const int64_t taps = algorithm.direct() ? kernel_h * kernel_w : kernel_products();
   const auto value = static_cast<int64_t>(algorithm.fixed ? sizeof(int16_t) : sizeof(float));
-  return groups * round_up(group_out(), kernels().vector_width) * group_in() * taps * value;
+  const int64_t channels = algorithm.first_layer() ? 4 * in_channels : group_in();
+  return groups * round_up(group_out(), kernels().vector_width) * channels * taps * value;
 }
 
 namespace {

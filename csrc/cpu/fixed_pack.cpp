@@ -5,6 +5,7 @@
 
 #include "cpu/aligned_floats.h"
 #include "cpu/bf16_table.h"
+#include "cpu/first_pack.h"
 #include "cpu/parallel.h"
 
 namespace cnnfast::cpu {
@@ -17,12 +18,7 @@ constexpr int64_t kPackBlock = 16;
 
 int64_t padded_out(const ConvGeometry& g) { return round_up(g.group_out(), kernels().vector_width); }
 
-// Kernels of some output channels, from `first` of the group on.
-struct Panel {
-  const float* weight;
-  WeightStrides strides;
-  int64_t first, used, stored;
-};
+using Panel = KernelsOfPanel;
 
 // All points of a panel, transformed: point, input channel, output channel.
 void transform_panel(const ConvGeometry& g, const Panel& p, float* to) {
@@ -47,6 +43,8 @@ void transform_panel(const ConvGeometry& g, const Panel& p, float* to) {
 }
 
 void pack_panel(const ConvGeometry& g, const Panel& p, float* packed) {
+  if (g.algorithm.first_layer())
+    return pack_first_layer(g, p, reinterpret_cast<int16_t*>(packed), packed + fixed_numbers(g));
   const int64_t in = g.group_in(), padded = padded_out(g), depth = FixedChunks(in).channels();
   float* transformed = thread_scratch(ScratchSlot::kTransformed, g.kernel_products() * in * p.stored);
   transform_panel(g, p, transformed);
@@ -63,10 +61,11 @@ void pack_panel(const ConvGeometry& g, const Panel& p, float* packed) {
 bool has_fixed_winograd() { return bf16_kernels().fixed != nullptr; }
 
 int64_t fixed_numbers(const ConvGeometry& g) {
+  if (g.algorithm.first_layer()) return first_layer_pairs(g) * padded_out(g);
   return g.kernel_products() * padded_out(g) * FixedChunks(g.group_in()).channels() / 2;
 }
 int64_t fixed_group_floats(const ConvGeometry& g) {
-  return fixed_numbers(g) + g.kernel_products() * padded_out(g);
+  return fixed_numbers(g) + (g.algorithm.first_layer() ? 1 : g.kernel_products()) * padded_out(g);
 }
 
 void pack_fixed_into(const ConvGeometry& g, const float* weight, WeightStrides strides, float* packed) {

@@ -30,7 +30,8 @@ struct FixedChunks {
 // y = act(conv(act'(x * in_scale + in_shift)) + shift + residual) for one group of channels, rounded once.
 // weight: kernel point (of ConvAlgorithm), panel of output channels, pair of input channels, output channel,
 // channel of the pair; zero up to channels() of FixedChunks. weight_scale: kernel point, output channel up to
-// whole vectors.
+// whole vectors. First layers (cpu/first_winograd.h): vector of output channels, column of points, pair of
+// channels, row of points, output channel, channel of the pair; a scale for each output channel.
 struct FixedWinogradCall {
   View16 input, output, residual;  // residual.data may be null
   int64_t stride, top,

@@ -21,6 +21,7 @@ class FixedConv : public Writes16<RowStep> {
         constants_(std::move(constants)),
         behind_(std::move(behind)),
         has_prologue_(prologue.scale != nullptr),
+        pad_top_(pad_top),
         job_(g, {pad_top, pad_left, reads_[0].size.height, reads_[0].size.width}, reads_[0].strides16(),
              behind_ ? strip_view(nullptr, g) : writes_.strides16(),
              reads_.size() == 2 ? reads_[1].strides16() : View16{}, prologue) {}
@@ -37,14 +38,21 @@ class FixedConv : public Writes16<RowStep> {
   Constants first_constants(int, int) const override {
     return {constants_->weight.data(), constants_->weight.size()};
   }
-  // Where rows are cut decides how tiles lie: whole images alone.
-  std::optional<RowWindow> window_of(size_t) const override { return std::nullopt; }
+  // Where rows are cut decides how tiles lie: whole images alone. First layers have no weights to speak of
+  // and large images, which are cut between tiles.
+  std::optional<RowWindow> window_of(size_t operand) const override {
+    if (!is_cut()) return std::nullopt;
+    const cpu::ConvGeometry& g = job_.geometry();
+    return operand == 0 ? RowWindow{g.stride_h, pad_top_, g.kernel_h} : RowWindow{1, 0, 1};
+  }
+  int64_t rows_together() const override { return is_cut() ? job_.geometry().tile_height() : 1; }
   int64_t constant_bytes() const override {
     return constants_->weight.size() * static_cast<int64_t>(sizeof(float));
   }
   bool shares_constants() const override { return !behind_ && job_.split_by_channels(2); }
   void compute_rows(const Memory& memory, int64_t begin, int64_t end) const override {
     const int64_t height = writes_.size.height, first = begin / height, images = (end - begin) / height;
+    if (images == 0) return compute_rows_of(memory, first, begin % height, end - first * height);
     if (behind_) {
       const auto strips = static_cast<int64_t>(behind_->strips.size());
       return run_strips(memory, first * strips, (first + images) * strips);
@@ -66,6 +74,13 @@ class FixedConv : public Writes16<RowStep> {
   }
 
  private:
+  bool is_cut() const { return job_.geometry().algorithm.first_layer() && !behind_; }
+  void compute_rows_of(const Memory& memory, int64_t image, int64_t begin, int64_t end) const {
+    cpu::FixedMemory at = memory_of(memory);
+    at.output += image * writes_.image() + begin * writes_.row();
+    if (at.residual) at.residual += image * reads_[1].image() + begin * reads_[1].row();
+    job_.run_rows(constants_->weight.data(), constants_->shift, at, {image, 1, begin, end});
+  }
   static View16 strip_view(uint16_t* data, const cpu::ConvGeometry& g) {
     return {data, 0, g.out_width * g.out_channels, g.out_channels};
   }
@@ -96,6 +111,7 @@ class FixedConv : public Writes16<RowStep> {
   std::shared_ptr<const ConvConstants> constants_;
   std::optional<PoolBehind> behind_;
   bool has_prologue_;
+  int64_t pad_top_;
   cpu::FixedConvJob job_;
 };
 

@@ -191,10 +191,11 @@ class GroupFinder {
   }
 
   // Whether steps [begin, end) read rows of each other's values and values from before them, and all but the
-  // last write for these steps alone, one value each.
+  // last write for these steps alone, one value each. Rows that come together are not the last's.
   bool hands_on_rows(size_t begin, size_t end) const {
     for (size_t i = begin; i < end; ++i) {
       const RowStep& step = *steps_[i];
+      if (step.rows_together() > 1 && i + 1 == end) return false;
       for (size_t k = 0; k < step.reads().size(); ++k) {
         const int buffer = step.reads()[k].buffer;
         if (uses_.at(buffer).first < begin) continue;
@@ -223,8 +224,7 @@ class GroupFinder {
     for (StepGroup::Inside& inside : group.inside_) inside.keeps = may_keep(group, inside);
     const int64_t wanted = std::max<int64_t>(1, kParts / std::max<int64_t>(1, group.images_));
     const auto bytes_of = [&](int64_t rows) {
-      const auto all =
-          group.rows_of_steps({group.height_ / 2, std::min(group.height_ / 2 + rows, group.height_)});
+      const auto all = most_rows(group, rows);
       return read_again_bytes(group, all) + place_inside(group, [&](const Place& p, size_t writer) {
                return (all[writer].end - all[writer].begin + p.border.top + p.border.bottom) * p.row();
              });
@@ -242,6 +242,23 @@ class GroupFinder {
     }
     if (GroupWorth::repeated(group, rows) <= kMostRepeated) group.rows_at_once_ = rows;
     return group;
+  }
+
+  // Of a strip of so many rows, every step's most. Strips in the middle want equally many, unless some rows
+  // come together.
+  static std::vector<StepGroup::Rows> most_rows(const StepGroup& group, int64_t rows) {
+    const auto of_strip = [&](int64_t begin) {
+      return group.rows_of_steps({begin, std::min(begin + rows, group.height_)});
+    };
+    auto most = of_strip(group.height_ / 2);
+    const bool equal = std::all_of(group.steps_.begin(), group.steps_.end(),
+                                   [](const RowStep* step) { return step->rows_together() == 1; });
+    for (int64_t begin = 0; begin < group.height_ && !equal; begin += rows) {
+      const auto all = of_strip(begin);
+      for (size_t i = 0; i < all.size(); ++i)
+        if (all[i].end - all[i].begin > most[i].end - most[i].begin) most[i] = all[i];
+    }
+    return most;
   }
 
   // Whether a buffer's rows may stay for the next strip: those are wanted there again, and no step writes

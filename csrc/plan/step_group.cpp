@@ -103,9 +103,14 @@ void StepGroup::Rows::add(const Rows& other) {
 std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows last) const {
   std::vector<Rows> all(steps_.size(), Rows{0, 0});
   all.back() = last;
+  const auto whole = [&](size_t step) {
+    const int64_t rows = steps_[step]->rows_together(), height = steps_[step]->writes().size.height;
+    all[step] = {all[step].begin / rows * rows, std::min((all[step].end + rows - 1) / rows * rows, height)};
+  };
   for (size_t reader = steps_.size(); reader-- > 1;) {
+    if (all[reader].none()) continue;
+    whole(reader);
     const Rows& rows = all[reader];
-    if (rows.none()) continue;
     const std::vector<Place>& reads = steps_[reader]->reads();
     for (size_t operand = 0; operand < reads.size(); ++operand) {
       for (size_t writer = 0; writer < reader; ++writer) {
@@ -118,6 +123,7 @@ std::vector<StepGroup::Rows> StepGroup::rows_of_steps(Rows last) const {
       }
     }
   }
+  if (!all[0].none()) whole(0);
   return all;
 }
 

@@ -101,6 +101,8 @@ class RowStep : public Step {
   virtual void compute_rows(const Memory& memory, int64_t begin, int64_t end) const = 0;
   // None: all rows of the image. The default goes by the operand's height.
   virtual std::optional<RowWindow> window_of(size_t operand) const;
+  // Rows are computed so many at a time from an image's first on.
+  virtual int64_t rows_together() const { return 1; }
   // Of what is read again for every part of the rows that is computed by itself.
   virtual int64_t constant_bytes() const { return 0; }
   // Whether threads rather share the constants than the rows.

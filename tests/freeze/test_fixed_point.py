@@ -71,6 +71,19 @@ CASES = {
     "stride 2, groups": (Conv(256, 256, stride=2, groups=2), (2, 256, 28, 28)),
     "stride 2, sigmoid": (Conv(128, 128, stride=2, activation=nn.Sigmoid()), (3, 128, 28, 28)),
     "stride 2, max pooling": (Conv(64, 128, stride=2, behind=nn.MaxPool2d(2)), (4, 64, 56, 56)),
+    "first layer": (Conv(3, 64, kernel=7, stride=2), (2, 3, 64, 64)),
+    "first layer, odd sizes": (Conv(3, 64, kernel=7, stride=2), (3, 3, 61, 47)),
+    "first layer, few pixels": (Conv(3, 40, kernel=7, stride=2), (40, 3, 7, 6)),
+    "first layer of grey images": (Conv(1, 64, kernel=7, stride=2), (3, 1, 45, 70)),
+    "first layer of two channels": (Conv(2, 24, kernel=7, stride=2), (2, 2, 50, 50)),
+    "first layer of four channels": (Conv(4, 70, kernel=7, stride=2), (2, 4, 33, 90)),
+    "first layer, sigmoid": (Conv(3, 33, kernel=7, stride=2, activation=nn.Sigmoid()), (2, 3, 40, 40)),
+    "first layer, max pooling": (
+        Conv(3, 64, kernel=7, stride=2, activation=nn.ReLU(), behind=nn.MaxPool2d(3, 2, 1)),
+        (2, 3, 224, 200),
+    ),
+    "first layer, no padding": (nn.Sequential(nn.Conv2d(3, 64, 7, 2)), (2, 3, 70, 66)),
+    "first layer, much padding": (nn.Sequential(nn.Conv2d(3, 64, 7, 2, (9, 5))), (2, 3, 40, 36)),
     "one image": (Conv(64, 64), (1, 64, 56, 56)),
     "three rows": (Conv(64, 64), (4, 64, 3, 90)),
 }
@@ -116,6 +129,52 @@ def test_batch_norm_on_the_way_in():
     assert relative_error(result(x), truth(network, x)) < 2 * ALLOWED
 
 
+def test_batch_norm_in_front_of_a_first_layer():
+    torch.manual_seed(3)
+
+    class Normed(nn.Module):
+        """Two readers of the first convolution keep the norm out of it; padding must not have its shift."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(8, 3, 1), nn.BatchNorm2d(3)
+            self.second, self.beside = nn.Conv2d(3, 32, 7, 2, 3), nn.Conv2d(3, 32, 1, 2)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.second(torch.relu(self.norm(y))) + self.beside(y)
+
+    network = Normed().eval()
+    with torch.no_grad():
+        network.norm.weight.uniform_(0.5, 1.5)
+        network.norm.bias.uniform_(0.5, 1.0)
+        network.norm.running_mean.normal_()
+    x = images(3, 8, 45, 40)
+    result = frozen(network, x)
+    assert any("affine" in line and FIXED in line for line in steps_of(result, x).splitlines())
+    assert relative_error(result(x), truth(network, x)) < 2 * ALLOWED
+
+
+def test_channels_of_a_concatenation_as_an_image():
+    """Pixels then lie further apart than they are long."""
+    torch.manual_seed(5)
+
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 13, 1)
+            self.conv, self.beside = nn.Conv2d(3, 32, 7, 2, 3), nn.Conv2d(16, 32, 1, 2)
+
+        def forward(self, x):
+            y = self.one(x)
+            return self.conv(y) + self.beside(torch.cat([y, self.other(x)], 1))
+
+    network = Part().eval()
+    x = images(2, 8, 45, 40)
+    result = frozen(network, x)
+    assert relative_error(result(x), truth(network, x)) < 2 * ALLOWED
+
+
 def test_images_do_not_depend_on_each_other():
     model = Conv(64, 64)
     x = images(5, 64, 28, 28)
@@ -143,7 +202,23 @@ def test_an_outlier_costs_its_neighbours_alone():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_so_and_in_its_image(value):
+def test_what_is_not_finite_in_front_of_a_first_layer(value):
+    model = Conv(3, 32, kernel=7, stride=2)
+    x = images(3, 3, 64, 60)
+    result = frozen(model, x)
+    y = result(x)
+    for row, column in ((0, 0), (7, 9), (12, 12), (13, 13), (62, 59)):
+        z = x.clone()
+        z[1, 2, row, column] = value
+        z = result(z)
+        rows, columns = ([i for i in range(32) if abs(2 * i - place) <= 3] for place in (row, column))
+        assert not torch.isfinite(z[1][:, rows][:, :, [i for i in columns if i < 30]]).any()
+        assert torch.equal(z[0], y[0]) and torch.equal(z[2], y[2])
+        assert torch.isfinite(z[1]).sum() > 32 * 31 * 29 - 32 * 9 * 9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_stays_so_and_in_its_image(value):
     model = Conv(64, 64)
     x = images(3, 64, 20, 20)
     result = frozen(model, x)
@@ -154,22 +229,27 @@ def test_what_is_not_finite_stays_so_and_in_its_image(value):
     assert torch.equal(z[0], y[0]) and torch.equal(z[2], y[2])
 
 
-def test_weights_that_are_not_finite_reach_their_channel():
-    model = Conv(64, 64)
+@pytest.mark.parametrize("channels, kernel, stride", [(64, 3, 1), (3, 7, 2)])
+def test_weights_that_are_not_finite_reach_their_channel(channels, kernel, stride):
+    model = Conv(channels, 64, kernel, stride)
     with torch.no_grad():
-        model.conv.weight[7, 3, 1, 1] = float("nan")
-    x = images(2, 64, 20, 20)
+        model.conv.weight[7, 2, 1, 1] = float("nan")
+    x = images(2, channels, 20, 20)
     y = frozen(model, x)(x)
     finite = torch.isfinite(y).all(dim=(0, 2, 3))
     assert not torch.isfinite(y[:, 7]).any() and finite.sum() == 63
 
 
+LAYERS = pytest.mark.parametrize("channels, settings", [(64, (3, 1, 1)), (3, (7, 2, 3))])
+
+
+@LAYERS
 @pytest.mark.parametrize("size", [0.0, 1e-36, 1e-20, 1e20])
-def test_sizes_of_values(size):
+def test_sizes_of_values(channels, settings, size):
     """Far from one nothing is lost, down to 2^-100, below which values count as zero."""
     torch.manual_seed(4)
-    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False))
-    x = images(2, 64, 20, 20).mul(size).bfloat16().float()
+    model = nn.Sequential(nn.Conv2d(channels, 64, *settings, bias=False))
+    x = images(2, channels, 20, 20).mul(size).bfloat16().float()
     y, wanted = frozen(model, x)(x), truth(model, x)
     if size < 1e-30:
         assert (y.double() - wanted).abs().max() <= 64 * 9 * 2**-100
@@ -177,13 +257,14 @@ def test_sizes_of_values(size):
         assert relative_error(y, wanted) < ALLOWED
 
 
-def test_largest_sums_stay_in_32_bits():
+@pytest.mark.parametrize("channels, settings", [(128, (3, 1, 1)), (3, (7, 2, 3)), (4, (7, 2, 3))])
+def test_largest_sums_stay_in_32_bits(channels, settings):
     """Every product as large as it can be, all of one sign: what scales are made for."""
-    model = nn.Sequential(nn.Conv2d(128, 32, 3, padding=1, bias=False))
+    model = nn.Sequential(nn.Conv2d(channels, 32, *settings, bias=False))
     with torch.no_grad():
         model[0].weight.fill_(1.0)
         model[0].weight[1::2] = -1.0
-    x = torch.full((2, 128, 24, 24), 3.0)
+    x = torch.full((2, channels, 24, 24), 3.0)
     y, wanted = frozen(model, x)(x), truth(model, x)
     assert (y.double() - wanted).abs().max() < 2**-8 * wanted.abs().max()
 

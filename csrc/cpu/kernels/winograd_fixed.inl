@@ -1,6 +1,7 @@
 // The kernels behind cpu/fixed_winograd.h. A block of tiles is transformed and scaled to whole numbers,
 // multiplied point by point, and transformed back, while it is in the second-level cache.
 #pragma once
+#include "cpu/kernels/winograd_first.inl"
 #include "cpu/kernels/winograd_fixed_products.inl"
 #include "cpu/kernels/winograd_fixed_weights.inl"
 #include "cpu/kernels/winograd_places.inl"
@@ -9,17 +10,6 @@ namespace {
 
 // Pixels of more values come from far memory: those of the next tile are asked for while one is worked on.
 constexpr int64_t kResidentPixels = 1 << 17;
-
-// Values of a pixel, `lanes` of them where those are fewer than a vector holds.
-inline Vec load_pixel(const uint16_t* p, int64_t lanes) {
-  return lanes >= Vec::kWidth ? Bf16::load(p) : Bf16::load_first(p, lanes);
-}
-inline Vec load_pixel(const float* p, int64_t lanes) {
-  return lanes >= Vec::kWidth ? Vec::load(p) : Vec::load_first(p, lanes);
-}
-inline void store_pixel(Vec x, uint16_t* p, int64_t lanes) {
-  lanes >= Vec::kWidth ? Bf16::store_sum(x, p) : Bf16::store_first(x, p, lanes);
-}
 
 // Pixels of some rows and columns, `channels` values each.
 template <int kWrites>
@@ -268,6 +258,8 @@ void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile
       return fixed_tiles<8, 6>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 8 * 16 + 4:
       return fixed_tiles<8, 4>(c, tile_begin, tile_end, panel_begin, panel_end);
+    case 7 * 16 + 4:
+      return fixed_first(c, tile_begin, tile_end, panel_begin, panel_end);
     case 9 * 16 + 4:
       return fixed_tiles<9, 4, false, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 11 * 16 + 5:
@@ -280,6 +272,7 @@ void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile
 }
 
 int64_t fixed_scratch(const FixedWinogradCall& c) {
+  if (is_first_layer(c)) return FirstScratch(static_cast<int>(c.in_channels)).floats;
   return FixedScratch(c, static_cast<int>(is_line(c) ? c.points : c.points * c.points)).floats;
 }
 

@@ -22,6 +22,7 @@ inline bool is_line(const Call& c) {
 struct TilePlace {
   int64_t image, y, x;  // output pixel at the top left
   int64_t step;
+  TilePlace() = default;
   template <class Call>
   TilePlace(const Call& c, int64_t tile) : step(step_of(c)) {
     const int64_t line = tile / c.tile_columns;

@@ -10,6 +10,13 @@ struct Fixed {
   static void add_pairs(__m512i& acc, __m512i a, __m512i b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
   }
+  // The same with one pair of numbers sixteen times.
+  static void add_spread(__m512i& acc, const int16_t* pair, __m512i b) {
+    struct Both {
+      int16_t numbers[2];
+    };
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*reinterpret_cast<const Both*>(pair)));
+  }
   // Two numbers, sixteen times.
   static __m512i spread(const int16_t* pair) {
     int32_t both;
