@@ -19,7 +19,8 @@ constexpr std::array<ConvAlgorithm, 8> kWinograd{
     {{4, 2}, {5, 3}, {6, 4}, {8, 6}, {9, 7}, {6, 2}, {8, 4}, {10, 6}}};
 
 // See kernels/winograd_fixed.inl.
-constexpr std::array<ConvAlgorithm, 10> kFixed{{{5, 3, true},
+constexpr std::array<ConvAlgorithm, 11> kFixed{{{4, 2, true},
+                                                {5, 3, true},
                                                 {6, 4, true},
                                                 {7, 5, true},
                                                 {8, 6, true},

@@ -52,6 +52,7 @@ CASES = {
     "tiles of 4": (Conv(64, 64), (2, 64, 28, 28)),
     "tiles of 5": (Conv(64, 96), (3, 64, 14, 15)),
     "tiles of 6": (Conv(128, 128), (2, 128, 12, 12)),
+    "tiles of 2": (Conv(512, 96), (1, 512, 7, 7)),
     "tiles of 3": (Conv(256, 256), (8, 256, 3, 3)),
     "5x5": (Conv(48, 64, kernel=5), (2, 48, 27, 26)),
     "odd channels": (Conv(67, 45), (3, 67, 21, 20)),
@@ -153,6 +154,24 @@ def test_batch_norm_in_front_of_a_first_layer():
     result = frozen(network, x)
     assert any("affine" in line and FIXED in line for line in steps_of(result, x).splitlines())
     assert relative_error(result(x), truth(network, x)) < 2 * ALLOWED
+
+
+@pytest.mark.parametrize("size", [(224, 200), (223, 224)])
+def test_strips_of_a_first_layer_are_cut_between_tiles(size):
+    """Rows that the pooling wants twice, at ends of strips that are no ends of tiles, have one value."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(64, 8, 1))
+    x = images(16, 3, *size)
+    result = frozen(model, x)
+    steps = steps_of(result, x).splitlines()
+    strips = next(i for i, line in enumerate(steps) if "depth first" in line and "rows at a time" in line)
+    assert any(FIXED in line for line in steps[strips : strips + 3]), steps
+    y = result(x)
+    assert relative_error(y, truth(model, x)) < 2 * ALLOWED
+    assert "rows at a time" not in steps_of(result, x[:1])
+    for i in (0, 7, 15):
+        assert torch.equal(result(x[i : i + 1]), y[i : i + 1])
+    assert_independent_of_threads(result, x)
 
 
 def test_channels_of_a_concatenation_as_an_image():

@@ -248,6 +248,8 @@ void fixed_winograd(const FixedWinogradCall& c, int64_t tile_begin, int64_t tile
                     int64_t panel_end) {
   if (is_line(c)) return fixed_lines(c, tile_begin, tile_end, panel_begin, panel_end);
   switch (c.points * 16 + c.tile) {
+    case 4 * 16 + 2:
+      return fixed_tiles<4, 2>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 5 * 16 + 3:
       return fixed_tiles<5, 3>(c, tile_begin, tile_end, panel_begin, panel_end);
     case 6 * 16 + 4:
